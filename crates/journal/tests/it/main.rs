@@ -1,0 +1,6 @@
+//! The journal under every fault its disks can have.
+
+mod crash;
+mod damage;
+mod kit;
+mod use_it;
