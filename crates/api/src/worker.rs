@@ -1,0 +1,249 @@
+//! What server and worker say to each other over their link: JSON frames.
+//!
+//! The server tells a worker its whole desired set under a generation and which leases have ended; a lease that is in
+//! neither list is left alone until what is paid for runs out, so a server restored from an old backup kills nothing.
+
+use std::net::Ipv4Addr;
+
+use ionet_domain::device::{Measured, Resources};
+use ionet_domain::market::{EngineKind, Program};
+use ionet_domain::meter::Receipt;
+use ionet_domain::order::WipeReceipt;
+use ionet_domain::{Address, DeviceId, EndpointId, LeaseId, OrderId};
+use serde::{Deserialize, Serialize};
+
+use crate::secret::Secret;
+
+/// Orders what a worker is told: the server's term first, then a number within it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
+pub struct Generation {
+    /// Grows with every start of a server.
+    pub term: u64,
+    /// Events folded when it was said.
+    pub n: u64,
+}
+
+/// Server to worker.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum ToWorker {
+    /// Who is speaking and for which network; the first frame.
+    Welcome(Welcome),
+    /// Everything that should run.
+    Desired(Desired),
+    /// Measure yourself and report.
+    Check,
+    /// Answer at once with the same bytes: measures round trip and bandwidth to the worker.
+    Ping {
+        /// Echoed.
+        n: u64,
+        /// Filler to measure bandwidth with.
+        payload: String,
+    },
+}
+
+/// The server's first words.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Welcome {
+    /// Names the network in signed statements.
+    pub network: String,
+    /// The key that signs quotes, member lists and grants.
+    pub server: Address,
+    /// How often telemetry is wanted, in milliseconds.
+    pub telemetry_ms: u64,
+}
+
+/// The whole desired set of one worker.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Desired {
+    /// Older ones are refused.
+    pub generation: Generation,
+    /// Leases that should have a box.
+    pub leases: Vec<DesiredLease>,
+    /// Leases that the server knows have ended: their boxes go and are wiped.
+    pub ended: Vec<LeaseId>,
+}
+
+/// One lease as it should be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DesiredLease {
+    /// Which lease.
+    pub lease: LeaseId,
+    /// What runs in the box.
+    pub engine: EngineKind,
+    /// What exactly.
+    pub program: Program,
+    /// What the box gets.
+    pub resources: Resources,
+    /// The secret of this cluster's services.
+    pub token: Secret,
+    /// Grows when the engine must start anew.
+    pub engine_epoch: u32,
+    /// Whether paid time is running.
+    pub running: bool,
+    /// Milliseconds that are paid for in all; the box runs on until then without any server.
+    pub paid_ms: u64,
+    /// Milliseconds beyond that before the box is ended by itself; they cost nothing.
+    pub grace_ms: u64,
+    /// The members, signed by the server.
+    pub members: MemberList,
+    /// The server's signature over the list, in hex.
+    pub members_signature: String,
+}
+
+/// Who belongs to a cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MemberList {
+    /// Which cluster.
+    pub cluster: OrderId,
+    /// Newer lists have higher numbers.
+    pub generation: u64,
+    /// In the order of slots; slot 0 is the head.
+    pub members: Vec<Member>,
+}
+
+/// One member of a cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Member {
+    /// Its lease.
+    pub lease: LeaseId,
+    /// Its place.
+    pub slot: u32,
+    /// Its address on the overlay.
+    pub ip: Ipv4Addr,
+    /// Its supervisor's endpoint and how to reach it, once it has said so: the transport's own JSON.
+    pub endpoint: Option<MemberEndpoint>,
+}
+
+/// How a supervisor is reached.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MemberEndpoint {
+    /// Its key.
+    pub id: EndpointId,
+    /// Addresses and relays, as the transport writes them.
+    pub addr: serde_json::Value,
+}
+
+/// Worker to server.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum FromWorker {
+    /// The first frame of a link.
+    Hello {
+        /// Which device.
+        device: DeviceId,
+        /// The agent's release.
+        version: String,
+        /// The last desired set that it carried out.
+        generation: Generation,
+        /// What runs.
+        observed: Vec<ObservedLease>,
+    },
+    /// What runs, whenever it changes and every few seconds.
+    Observed(Vec<ObservedLease>),
+    /// How the machine is.
+    Telemetry(Telemetry),
+    /// The result of a check, or why it could not be made.
+    Checked(Result<Measured, String>),
+    /// The echo of a ping.
+    Pong {
+        /// As it was sent.
+        n: u64,
+        /// As it was sent.
+        payload: String,
+    },
+    /// The machine is in its owner's own use, or free again.
+    Yielding(bool),
+}
+
+/// One lease as it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ObservedLease {
+    /// Which lease.
+    pub lease: LeaseId,
+    /// Where it stands.
+    pub phase: BoxPhase,
+    /// How long each part of the start took, in milliseconds.
+    pub parts_ms: Vec<(String, u64)>,
+    /// The newest receipt.
+    pub receipt: Option<Receipt>,
+    /// How the supervisor is reached.
+    pub endpoint: Option<MemberEndpoint>,
+    /// Restarts of the engine inside the box.
+    pub engine_restarts: u32,
+}
+
+/// Where a box stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum BoxPhase {
+    /// The environment is being prepared.
+    Preparing {
+        /// 0 to 100, if it can be told.
+        percent: Option<u8>,
+        /// What is being done.
+        detail: String,
+    },
+    /// Box, overlay and engine are starting.
+    Starting,
+    /// Up.
+    Ready,
+    /// The program ended by itself.
+    Exited {
+        /// With this code.
+        exit_code: i32,
+    },
+    /// The box is gone without having been asked to go, or could not be started.
+    Lost {
+        /// What happened.
+        reason: String,
+    },
+    /// Removed as asked.
+    Removed {
+        /// The evidence.
+        wipe: WipeReceipt,
+    },
+}
+
+/// How the machine is. In memory and disposable at the server.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Telemetry {
+    /// Milliseconds since 1970 by the worker's clock.
+    pub at_ms: u64,
+    /// Share of all CPU threads in use, in percent.
+    pub cpu_percent: u8,
+    /// The part of that which is not leases.
+    pub foreign_cpu_percent: u8,
+    /// Memory in use.
+    pub memory_used_bytes: u64,
+    /// Free on the data directory's disk.
+    pub disk_free_bytes: u64,
+    /// Each GPU.
+    pub gpus: Vec<GpuTelemetry>,
+}
+
+/// How a GPU is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GpuTelemetry {
+    /// Which.
+    pub uuid: String,
+    /// In percent.
+    pub utilisation_percent: u32,
+    /// In use.
+    pub memory_used_bytes: u64,
+    /// Of its memory.
+    pub memory_bytes: u64,
+    /// In degrees Celsius.
+    pub temperature_c: u32,
+    /// In milliwatts.
+    pub power_mw: u32,
+}

@@ -1,0 +1,233 @@
+//! What happened: the effects of a command, each with a public part and, where needed, a private one.
+//!
+//! The public part alone keeps the books and the stages; the private part (a program, a machine's name, the hash
+//! of a key's secret) may be erased and the state still folds. Fields are named, never positional; new ones are
+//! optional, so that every old journal still folds.
+
+use serde::{Deserialize, Serialize};
+
+use crate::account::{Activity, ApiKey};
+use crate::device::{Contact, DeviceChange, Enrolment, HardwareClass, Measured, Tier};
+use crate::id::{Address, CommandId, DeviceId, EndpointId, KeyId, LeaseId, OrderId, PayoutId};
+use crate::ledger::Transfer;
+use crate::market::{Program, Quote};
+use crate::meter::{Charge, Receipt, Witness};
+use crate::order::{Bill, CloseReason, NewLease, WipeReceipt};
+use crate::payout::Payout;
+use crate::state::Params;
+
+/// A thing that happened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Event {
+    /// When it was decided, in milliseconds since 1970.
+    pub at_ms: u64,
+    /// The command that it came from, if it had a name; on the first of its events only.
+    pub command: Option<CommandId>,
+    /// What everybody may see.
+    pub public: PublicBody,
+    /// What only the network's own server sees.
+    pub private: Option<PrivateBody>,
+}
+
+/// The public part as it stands in the journal.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PublicPart<B> {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    command: Option<CommandId>,
+    event: B,
+}
+
+/// A body that is no event of any release.
+#[derive(Debug, thiserror::Error)]
+#[error("the {part} part is not an event that this release knows: {source}")]
+pub struct UnknownEvent {
+    part: &'static str,
+    source: serde_json::Error,
+}
+
+impl Event {
+    /// The public part as JSON.
+    pub fn public_json(&self) -> Vec<u8> {
+        json(&PublicPart { command: self.command, event: &self.public })
+    }
+
+    /// The private part as JSON.
+    pub fn private_json(&self) -> Option<Vec<u8>> {
+        self.private.as_ref().map(json)
+    }
+
+    /// Reads an event back; `private` is absent if there was none or it was erased.
+    pub fn read(at_ms: u64, public: &[u8], private: Option<&[u8]>) -> Result<Self, UnknownEvent> {
+        let wrong = |part| move |source| UnknownEvent { part, source };
+        let PublicPart { command, event } = serde_json::from_slice(public).map_err(wrong("public"))?;
+        let private = private.map(serde_json::from_slice).transpose().map_err(wrong("private"))?;
+        Ok(Self { at_ms, command, public: event, private })
+    }
+}
+
+fn json<T: Serialize>(body: &T) -> Vec<u8> {
+    // Bodies are plain data with text keys: writing them to memory has no way to fail.
+    serde_json::to_vec(body).unwrap_or_default()
+}
+
+/// Public bodies.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+#[expect(missing_docs, reason = "each variant says what its fields are for")]
+pub enum PublicBody {
+    /// The network was founded with these parameters.
+    Founded { params: Params },
+    /// A server began to write; generations are compared under its term first.
+    TermBegun { term: u64 },
+    /// A key was made.
+    KeyMade { account: Address, key: ApiKey },
+    /// A key was revoked.
+    KeyRevoked { account: Address, key: KeyId },
+    /// A line of the activity log; the particulars are private.
+    Active(Activity),
+    /// Tokens arrived from the chain, under the chain's own reference.
+    Deposited { reference: String, transfer: Transfer },
+    /// Money moved between wallets.
+    Sent { transfer: Transfer },
+    /// A device enrolled.
+    DeviceEnrolled { enrolment: Enrolment },
+    /// Its owner bound it to another endpoint key.
+    DeviceRebound { device: DeviceId, endpoint: EndpointId },
+    /// Its check began.
+    DeviceChecking { device: DeviceId },
+    /// It passed.
+    DevicePooled { device: DeviceId, measured: Measured, class: HardwareClass, tier: Tier },
+    /// It was turned away.
+    DeviceRefused { device: DeviceId, measured: Option<Measured>, reason: String },
+    /// It was connected or lost contact.
+    DeviceContact { device: DeviceId, contact: Contact },
+    /// Its owner changed it.
+    DeviceChanged { device: DeviceId, change: DeviceChange },
+    /// Its owner deleted it.
+    DeviceArchived { device: DeviceId },
+    /// An order was taken in.
+    OrderAccepted { order: OrderId, account: Address, key: Option<KeyId>, quote: Quote },
+    /// Its money was set aside.
+    OrderFunded { order: OrderId, transfer: Transfer },
+    /// It got leases: all of them, or replacements for lost ones.
+    OrderPlaced { order: OrderId, leases: Vec<NewLease> },
+    /// The devices are being told.
+    OrderStarted { order: OrderId },
+    /// A lease's box and engine are up; how long each part took, in milliseconds.
+    LeaseReady { lease: LeaseId, parts_ms: Vec<(String, u64)> },
+    /// A lease's program ended by itself.
+    LeaseExited { lease: LeaseId, exit_code: i32 },
+    /// A lease's box is gone without having been asked to go.
+    LeaseLost { lease: LeaseId, reason: String },
+    /// Every member is up.
+    OrderRunning { order: OrderId },
+    /// Time was added.
+    OrderExtended { order: OrderId, duration_ms: u64, transfer: Transfer },
+    /// A period was charged.
+    LeaseMetered { receipt: Receipt, witness: Witness, charge: Charge },
+    /// Held charges were proven and posted, the oldest `count` of the lease.
+    ChargesProven { lease: LeaseId, count: u32, transfers: Vec<Transfer> },
+    /// Held charges were disproven and voided, the oldest `count` of the lease.
+    ChargesVoided { lease: LeaseId, count: u32, transfers: Vec<Transfer>, reason: String },
+    /// It was closed.
+    OrderClosing { order: OrderId, reason: CloseReason },
+    /// A lease's box was removed as asked, with the evidence if the device answered.
+    LeaseRemoved { lease: LeaseId, wipe: Option<WipeReceipt> },
+    /// What was not used went back.
+    OrderSettled { order: OrderId, refund: Option<Transfer>, bill: Bill },
+    /// A supplier's earnings are on their way.
+    PayoutOpened { payout: PayoutId, #[serde(flatten)] content: Payout },
+    /// They arrived.
+    PayoutPaid { payout: PayoutId, transfer: Transfer, reference: String },
+    /// All suppliers of an order were paid.
+    OrderPaid { order: OrderId },
+    /// What has ended leaves the live state.
+    Retired { orders: Vec<OrderId>, forget_ids_before_ms: u64 },
+}
+
+/// Private bodies.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum PrivateBody {
+    /// What an order runs.
+    Program(Program),
+    /// The name that its owner gave a machine.
+    MachineName(String),
+    /// A key's label and the SHA-256 of its secret in hex.
+    KeySecret {
+        /// The owner's words for it.
+        label: String,
+        /// The hash.
+        sha256: String,
+    },
+    /// Particulars of an activity: from where, with what.
+    Particulars(String),
+}
+
+impl PublicBody {
+    /// The things that this is part of the history of, as the subject index names them.
+    pub fn subjects(&self) -> Vec<String> {
+        let lease = |id: &LeaseId| vec![id.order.to_string(), id.to_string()];
+        let touched = |t: &Transfer| {
+            [t.debit, t.credit].into_iter().filter_map(|key| match key.owner {
+                crate::ledger::Owner::Wallet(a) | crate::ledger::Owner::Earned(a) => Some(a.to_string()),
+                _ => None,
+            })
+        };
+        match self {
+            Self::Founded { .. } | Self::TermBegun { .. } => vec!["network".into()],
+            Self::KeyMade { account, key } => vec![account.to_string(), key.id.to_string()],
+            Self::KeyRevoked { account, key } => vec![account.to_string(), key.to_string()],
+            Self::Active(activity) => vec![activity.account.to_string()],
+            Self::Deposited { transfer, .. } | Self::Sent { transfer } => touched(transfer).collect(),
+            Self::DeviceEnrolled { enrolment } => {
+                vec![enrolment.device.to_string(), enrolment.owner.to_string()]
+            }
+            Self::DeviceRebound { device, .. }
+            | Self::DeviceChecking { device }
+            | Self::DevicePooled { device, .. }
+            | Self::DeviceRefused { device, .. }
+            | Self::DeviceContact { device, .. }
+            | Self::DeviceChanged { device, .. }
+            | Self::DeviceArchived { device } => vec![device.to_string()],
+            Self::OrderAccepted { order, account, .. } => vec![order.to_string(), account.to_string()],
+            Self::OrderPlaced { order, leases } => {
+                let devices = leases.iter().map(|lease| lease.device.to_string());
+                std::iter::once(order.to_string()).chain(devices).collect()
+            }
+            Self::OrderFunded { order, transfer } | Self::OrderExtended { order, transfer, .. } => {
+                std::iter::once(order.to_string()).chain(touched(transfer)).collect()
+            }
+            Self::OrderSettled { order, refund, .. } => {
+                std::iter::once(order.to_string()).chain(refund.iter().flat_map(touched)).collect()
+            }
+            Self::OrderStarted { order }
+            | Self::OrderRunning { order }
+            | Self::OrderClosing { order, .. }
+            | Self::OrderPaid { order } => vec![order.to_string()],
+            Self::LeaseReady { lease: id, .. }
+            | Self::LeaseExited { lease: id, .. }
+            | Self::LeaseLost { lease: id, .. }
+            | Self::ChargesProven { lease: id, .. }
+            | Self::ChargesVoided { lease: id, .. }
+            | Self::LeaseRemoved { lease: id, .. } => lease(id),
+            Self::LeaseMetered { receipt, charge, .. } => {
+                lease(&receipt.lease).into_iter().chain(charge.transfers.iter().flat_map(touched)).collect()
+            }
+            Self::PayoutOpened { payout, content } => vec![payout.to_string(), content.account.to_string()],
+            Self::PayoutPaid { payout, transfer, .. } => {
+                std::iter::once(payout.to_string()).chain(touched(transfer)).collect()
+            }
+            Self::Retired { orders, .. } => orders.iter().map(ToString::to_string).collect(),
+        }
+    }
+
+    /// The event's stable name.
+    pub fn name(&self) -> String {
+        match serde_json::to_value(self) {
+            Ok(serde_json::Value::Object(object)) => object.keys().next().cloned().unwrap_or_default(),
+            _ => String::new(),
+        }
+    }
+}

@@ -1,0 +1,8 @@
+//! The market: what is asked for, what it costs and where it goes.
+
+pub mod place;
+pub mod price;
+pub mod request;
+
+pub use price::{Quote, QuoteItem};
+pub use request::{EngineKind, Program, Request};

@@ -1,0 +1,212 @@
+//! Placement: all members of a request or none, on the cheapest devices that fit; and the count of what each
+//! constraint removed when it does not work out.
+//!
+//! The same state gives the same answer: ties go to the older device.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::price::member_rate;
+use super::request::Request;
+use crate::device::{Contact, Device, DeviceStage, HardwareClass, Resources};
+use crate::id::DeviceId;
+use crate::money::Rate;
+use crate::refusal::Refusal;
+use crate::state::State;
+
+/// How many devices one constraint removed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Removed {
+    /// The constraint, in words.
+    pub constraint: String,
+    /// Devices that met every constraint before it and not this one.
+    pub devices: u32,
+}
+
+/// Why a request cannot be placed, in numbers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Shortfall {
+    /// Members asked for.
+    pub wanted: u32,
+    /// Members that would fit now.
+    pub possible: u32,
+    /// Devices in the network.
+    pub devices: u32,
+    /// What removed the others, in the order in which it was applied.
+    pub removed: Vec<Removed>,
+    /// When the next matching capacity comes free at the latest, in milliseconds since 1970.
+    pub free_at_ms: Option<u64>,
+}
+
+impl fmt::Display for Shortfall {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of {} members fit now, on {} devices", self.possible, self.wanted, self.devices)?;
+        for removed in &self.removed {
+            write!(f, "; {} removed by: {}", removed.devices, removed.constraint)?;
+        }
+        match (self.possible, self.free_at_ms) {
+            (0, None) => write!(f, "; ask for less, or wait for more devices"),
+            (0, Some(at)) => write!(f, "; capacity comes free by {at} ms (unix) at the latest"),
+            (n, None) => write!(f, "; {n} members would be placed at once"),
+            (n, Some(at)) => {
+                write!(f, "; {n} members would be placed at once, more by {at} ms (unix) at the latest")
+            }
+        }
+    }
+}
+
+/// What a replacement or an order under a quote adds to the request.
+#[derive(Debug, Clone, Default)]
+pub struct Limits {
+    /// Devices that failed this order or are taken by its other members under `spread`.
+    pub avoid: BTreeSet<DeviceId>,
+    /// The promised prices, cheapest first: the i-th device may cost at most the i-th.
+    pub rates: Option<Vec<Rate>>,
+    /// Promised to orders that are paid for and not yet placed.
+    pub promised: BTreeMap<DeviceId, Resources>,
+}
+
+/// Chooses a device for every member, cheapest first; the answer's order is the members' order.
+pub fn plan(state: &State, request: &Request, limits: &Limits, now_ms: u64) -> Result<Vec<DeviceId>, Refusal> {
+    let mut sieve = Sieve { request, limits, now_ms, removed: BTreeMap::new() };
+    let mut open: Vec<Slot> =
+        state.devices.iter().filter_map(|(id, device)| sieve.slot(*id, device)).collect();
+    open.sort_by_key(|slot| (slot.rate, slot.id));
+    let chosen = fill(&open, request.members as usize, limits.rates.as_deref());
+    if chosen.len() < request.members as usize {
+        let short = sieve.shortfall(state, u32::try_from(chosen.len()).unwrap_or(0));
+        return Err(Refusal::NoCapacity(short));
+    }
+    Ok(chosen)
+}
+
+/// How many members of the request a device takes, at which price each.
+struct Slot {
+    rate: Rate,
+    id: DeviceId,
+    members: u32,
+}
+
+/// Takes members from the cheapest devices on; a promised price ends the run when it is passed.
+fn fill(open: &[Slot], wanted: usize, promised: Option<&[Rate]>) -> Vec<DeviceId> {
+    let each = open.iter().flat_map(|slot| (0..slot.members).map(move |_| slot));
+    let mut chosen = Vec::with_capacity(wanted);
+    for slot in each.take(wanted) {
+        if promised.is_some_and(|rates| rates.get(chosen.len()).is_none_or(|most| slot.rate > *most)) {
+            break;
+        }
+        chosen.push(slot.id);
+    }
+    chosen
+}
+
+struct Sieve<'a> {
+    request: &'a Request,
+    limits: &'a Limits,
+    now_ms: u64,
+    removed: BTreeMap<(u8, String), u32>,
+}
+
+impl Sieve<'_> {
+    fn slot(&mut self, id: DeviceId, device: &Device) -> Option<Slot> {
+        if let Some(constraint) = self.misses(id, device) {
+            *self.removed.entry(constraint).or_insert(0) += 1;
+            return None;
+        }
+        let rate = member_rate(device, self.request.per_member, self.request.duration_ms);
+        Some(Slot { rate, id, members: self.members_on(id, device) })
+    }
+
+    fn free(&self, id: DeviceId, device: &Device) -> Resources {
+        match self.limits.promised.get(&id) {
+            None => device.free(),
+            Some(_) if device.measured.as_ref().is_some_and(|m| m.enforcement.is_none()) => Resources::default(),
+            Some(promised) => device.free().less(*promised),
+        }
+    }
+
+    fn members_on(&self, id: DeviceId, device: &Device) -> u32 {
+        let one_tenant = device.measured.as_ref().is_none_or(|m| m.enforcement.is_none());
+        if self.request.spread || one_tenant {
+            return 1;
+        }
+        let (wanted, mut free, mut members) = (self.request.per_member, self.free(id, device), 0);
+        while free.holds(wanted) && members < self.request.members {
+            free = free.less(wanted);
+            members += 1;
+        }
+        members
+    }
+
+    /// The first constraint that the device does not meet, with its place in the order.
+    fn misses(&self, id: DeviceId, device: &Device) -> Option<(u8, String)> {
+        let r = self.request;
+        let enrolment = &device.enrolment;
+        let tag = r.tags.iter().find(|tag| !enrolment.tags.contains(*tag));
+        let other_network = r.network.as_ref().filter(|network| **network != enrolment.network);
+        let other_model = r.gpu_model.as_ref().filter(|model| device.class != HardwareClass::Gpu((*model).clone()));
+        let wanted = r.per_member;
+        let missing = if device.stage != DeviceStage::Pooled {
+            (0, format!("not pooled ({})", device.stage))
+        } else if let Some(model) = other_model {
+            (1, format!("GPU model {model}"))
+        } else if let Some(network) = other_network {
+            (2, format!("supply network {network}"))
+        } else if let Some(tag) = tag {
+            (3, format!("tag {tag}"))
+        } else if !enrolment.offered.holds(wanted) {
+            (4, format!("size ({})", size(enrolment.offered, wanted)))
+        } else if self.limits.avoid.contains(&id) {
+            (5, "a device that this cluster already uses or that failed it".into())
+        } else if device.contact != Contact::Connected {
+            (6, "not heard from at present".into())
+        } else if let Some(why) = device.rules.closed(self.now_ms) {
+            (7, why.into())
+        } else if !self.free(id, device).holds(wanted) {
+            (8, "hired by others now".into())
+        } else {
+            return self.too_dear(device);
+        };
+        Some(missing)
+    }
+
+    fn too_dear(&self, device: &Device) -> Option<(u8, String)> {
+        let most = self.limits.rates.as_ref()?.iter().max()?;
+        let rate = member_rate(device, self.request.per_member, self.request.duration_ms);
+        (rate > *most).then(|| (9, format!("a price above the promised {most}")))
+    }
+
+    fn shortfall(self, state: &State, possible: u32) -> Shortfall {
+        let free_at_ms = state.orders.values().filter_map(crate::order::Order::ends_ms).min();
+        let busy = self.removed.keys().any(|(order, _)| *order == 8);
+        Shortfall {
+            wanted: self.request.members,
+            possible,
+            devices: u32::try_from(state.devices.len()).unwrap_or(u32::MAX),
+            removed: self
+                .removed
+                .into_iter()
+                .map(|((_, constraint), devices)| Removed { constraint, devices })
+                .collect(),
+            free_at_ms: free_at_ms.filter(|_| busy || possible > 0),
+        }
+    }
+}
+
+/// Which of the sizes is too large, with both numbers.
+fn size(offered: Resources, wanted: Resources) -> String {
+    const MIB: u64 = 1 << 20;
+    if wanted.gpus > offered.gpus {
+        format!("{} GPUs wanted, {} offered", wanted.gpus, offered.gpus)
+    } else if wanted.cpu_millis > offered.cpu_millis {
+        format!("{} CPU millis wanted, {} offered", wanted.cpu_millis, offered.cpu_millis)
+    } else if wanted.memory_bytes > offered.memory_bytes {
+        format!("{} MiB memory wanted, {} offered", wanted.memory_bytes / MIB, offered.memory_bytes / MIB)
+    } else {
+        format!("{} MiB disk wanted, {} offered", wanted.disk_bytes / MIB, offered.disk_bytes / MIB)
+    }
+}

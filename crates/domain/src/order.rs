@@ -1,0 +1,582 @@
+//! The whole life of an order: its stages, the moves between them and what each move decides.
+//!
+//! | move | from | to | who makes it |
+//! |---|---|---|---|
+//! | accept | - | Accepted | the renter |
+//! | fund | Accepted | Funded | the engine, with the acceptance |
+//! | place | Funded | Placed | reconcile/place |
+//! | start | Placed | Starting | reconcile/lease |
+//! | ready | Starting | Running | reconcile/ready |
+//! | meter, extend, replace | Running (and where [`after`] says) | the same | reconcile/meter, renter, reconcile/place |
+//! | close | anything before Closing | Closing | renter, time, money, failure |
+//! | settle | Closing | Settled | reconcile/settle |
+//! | pay | Settled | Paid | reconcile/payout |
+//!
+//! Always holds: a stage is the to-do list of whoever moves it on; a lease's number is never used again.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::Ipv4Addr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::{Address, DeviceId, KeyId, LeaseId, OrderId, TransferId, TransferKind};
+use crate::ledger::{AccountKey, Owner, Step, Transfer};
+use crate::market::place::{self, Limits};
+use crate::market::{Program, Quote, price};
+use crate::meter::HeldCharge;
+use crate::money::{Asset, Rate};
+use crate::refusal::Refusal;
+use crate::state::State;
+
+/// Where an order stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stage {
+    /// Taken in.
+    Accepted,
+    /// Its money is set aside.
+    Funded,
+    /// It has leases on devices.
+    Placed,
+    /// The devices were told.
+    Starting,
+    /// Every member is up; time is metered.
+    Running,
+    /// Boxes are being removed and wiped.
+    Closing,
+    /// What was not used went back.
+    Settled,
+    /// Its suppliers were paid.
+    Paid,
+}
+
+/// What can be done to an order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Move {
+    /// Set the money aside.
+    Fund,
+    /// Commit devices.
+    Place,
+    /// Tell the devices.
+    Start,
+    /// All members are up.
+    Ready,
+    /// Charge for a period.
+    Meter,
+    /// Add time.
+    Extend,
+    /// Put a lost member on another device.
+    Replace,
+    /// End it.
+    Close,
+    /// Give back the rest.
+    Settle,
+    /// Its suppliers are paid.
+    Pay,
+}
+
+macro_rules! show_as_debug_lowercase {
+    ($($name:ident),*) => {$(
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&format!("{self:?}").to_lowercase())
+            }
+        }
+    )*};
+}
+show_as_debug_lowercase!(Stage, Move);
+
+/// The stage after a move; `None` where the move is not allowed. This is the table of all legal moves.
+pub fn after(stage: Stage, wanted: Move) -> Option<Stage> {
+    use Move as M;
+    use Stage as S;
+    match (stage, wanted) {
+        (S::Accepted, M::Fund) => Some(S::Funded),
+        (S::Funded, M::Place) => Some(S::Placed),
+        (S::Placed, M::Start) => Some(S::Starting),
+        (S::Starting, M::Ready) => Some(S::Running),
+        (S::Running | S::Closing, M::Meter) => Some(stage),
+        (S::Running, M::Extend) => Some(S::Running),
+        (S::Placed | S::Starting | S::Running, M::Replace) => Some(stage),
+        (S::Accepted | S::Funded | S::Placed | S::Starting | S::Running, M::Close) => Some(S::Closing),
+        (S::Closing, M::Settle) => Some(S::Settled),
+        (S::Settled, M::Pay) => Some(S::Paid),
+        _ => None,
+    }
+}
+
+/// Why an order ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "code", rename_all = "snake_case")]
+pub enum CloseReason {
+    /// The renter closed it.
+    Renter,
+    /// Its time is over.
+    Time,
+    /// No device was left when it came to placement.
+    NoCapacity,
+    /// A member was lost and no other device fits.
+    MemberLost {
+        /// Which lease.
+        lease: LeaseId,
+        /// What happened to it.
+        reason: String,
+    },
+    /// A member could not be started, again and again.
+    StartFailed {
+        /// What the last one said.
+        reason: String,
+    },
+    /// The program of every member ended.
+    Finished {
+        /// The highest exit code.
+        exit_code: i32,
+    },
+    /// The operator closed it.
+    Operator {
+        /// Why.
+        reason: String,
+    },
+}
+
+impl CloseReason {
+    /// The stable name of this reason.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Renter => "renter",
+            Self::Time => "time",
+            Self::NoCapacity => "no_capacity",
+            Self::MemberLost { .. } => "member_lost",
+            Self::StartFailed { .. } => "start_failed",
+            Self::Finished { .. } => "finished",
+            Self::Operator { .. } => "operator",
+        }
+    }
+}
+
+/// Evidence that a lease's files and processes are gone.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WipeReceipt {
+    /// Files removed.
+    pub files: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Processes that were still there and were ended.
+    pub processes_killed: u32,
+    /// What was done to the bytes.
+    pub method: String,
+}
+
+/// Where a lease stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LeasePhase {
+    /// Committed; the box may be on its way up.
+    Placed,
+    /// The box and its engine are up.
+    Ready,
+    /// Command engine: the program ended by itself.
+    Exited {
+        /// With this code.
+        exit_code: i32,
+    },
+    /// The box is gone without having been asked to go.
+    Lost {
+        /// What happened.
+        reason: String,
+    },
+    /// Removed as asked; without a receipt if the device never answered.
+    Removed {
+        /// The evidence.
+        wipe: Option<WipeReceipt>,
+    },
+}
+
+/// Part of one device committed to one order for a time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Lease {
+    /// The member that it fills: price and overlay address go with the slot, not with the device.
+    pub slot: u32,
+    /// The device.
+    pub device: DeviceId,
+    /// Who is paid.
+    pub supplier: Address,
+    /// The quoted price of the slot.
+    pub rate: Rate,
+    /// Where it stands.
+    pub phase: LeasePhase,
+    /// When charging began, in milliseconds since 1970.
+    pub charging_since_ms: Option<u64>,
+    /// Charged so far for this much time in all.
+    pub elapsed_ms: u64,
+    /// Periods charged so far.
+    pub periods: u32,
+    /// Charged in all before fees, in micro-USD; includes what is held.
+    pub charged_micro_usd: u64,
+    /// Charged and then disproven.
+    pub voided_micro_usd: u64,
+    /// The renter's fee charged in all, without what was disproven.
+    pub renter_fee_micro_usd: u64,
+    /// Charges that wait for proof.
+    pub held: Vec<HeldCharge>,
+}
+
+impl Lease {
+    /// Whether the device should have a box for it, as long as the order lives.
+    pub fn live(&self) -> bool {
+        matches!(self.phase, LeasePhase::Placed | LeasePhase::Ready | LeasePhase::Exited { .. })
+    }
+
+    /// Whether nothing more will come of it.
+    pub fn ended(&self) -> bool {
+        matches!(self.phase, LeasePhase::Lost { .. } | LeasePhase::Removed { .. })
+    }
+}
+
+/// A request with money behind it, and the cluster that it gets.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Order {
+    /// Its name.
+    pub id: OrderId,
+    /// Who pays.
+    pub account: Address,
+    /// The API key it was made with, if any.
+    pub key: Option<KeyId>,
+    /// The promise.
+    pub quote: Quote,
+    /// Where it stands.
+    pub stage: Stage,
+    /// Grows with every change to its leases; members take the newest list.
+    pub generation: u32,
+    /// Grows when the engine must start anew on the surviving leases (its head was lost).
+    pub engine_epoch: u32,
+    /// All its leases by number, ended ones included.
+    pub leases: BTreeMap<u32, Lease>,
+    /// When it was accepted, in milliseconds since 1970.
+    pub accepted_ms: u64,
+    /// When every member was up for the first time.
+    pub running_since_ms: Option<u64>,
+    /// When it was closed.
+    pub closed_ms: Option<u64>,
+    /// Why.
+    pub reason: Option<CloseReason>,
+    /// Set aside in all, extensions included, in micro-USD.
+    pub escrow_micro_usd: u64,
+    /// Times that money was set aside.
+    pub escrows: u32,
+    /// Given back, in micro-USD.
+    pub refund_micro_usd: u64,
+    /// Suppliers who have earned from it and were not paid since.
+    pub unpaid: BTreeSet<Address>,
+}
+
+/// What was paid for and what came back. In micro-USD.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Bill {
+    /// One line a lease.
+    pub lines: Vec<BillLine>,
+    /// All lines.
+    pub compute_micro_usd: u64,
+    /// The renter's fee.
+    pub fee_micro_usd: u64,
+    /// What the renter pays.
+    pub total_micro_usd: u64,
+    /// What was set aside, so the most it could have been.
+    pub escrow_micro_usd: u64,
+    /// What came back.
+    pub refund_micro_usd: u64,
+}
+
+/// One lease's part of the bill.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BillLine {
+    /// Which lease.
+    pub lease: LeaseId,
+    /// On which device.
+    pub device: DeviceId,
+    /// At the quoted rate.
+    pub rate: Rate,
+    /// For this metered time.
+    pub elapsed_ms: u64,
+    /// `floor(rate x elapsed / 1 h)` less what was disproven.
+    pub compute_micro_usd: u64,
+    /// The renter's fee on it.
+    pub fee_micro_usd: u64,
+}
+
+/// Most leases that one order may use up before it is given up.
+pub const MAX_REPLACEMENTS: u32 = 8;
+
+impl Order {
+    /// An order as it is accepted.
+    pub fn accepted(id: OrderId, account: Address, key: Option<KeyId>, quote: Quote, now_ms: u64) -> Self {
+        Self {
+            id,
+            account,
+            key,
+            quote,
+            stage: Stage::Accepted,
+            generation: 0,
+            engine_epoch: 0,
+            leases: BTreeMap::new(),
+            accepted_ms: now_ms,
+            running_since_ms: None,
+            closed_ms: None,
+            reason: None,
+            escrow_micro_usd: 0,
+            escrows: 0,
+            refund_micro_usd: 0,
+            unpaid: BTreeSet::new(),
+        }
+    }
+
+    /// Whether `wanted` is allowed now; the stage after it.
+    pub fn may(&self, wanted: Move) -> Result<Stage, Refusal> {
+        after(self.stage, wanted).ok_or(Refusal::WrongStage { order: self.id, stage: self.stage, wanted })
+    }
+
+    /// When its paid time is over, once it runs.
+    pub fn ends_ms(&self) -> Option<u64> {
+        Some(self.running_since_ms?.saturating_add(self.quote.request.duration_ms))
+    }
+
+    /// The order's own account.
+    pub fn purse(&self) -> AccountKey {
+        AccountKey { owner: Owner::Order(self.id), asset: self.quote.request.asset }
+    }
+
+    /// The lease that fills a slot now, with its number.
+    pub fn member(&self, slot: u32) -> Option<(u32, &Lease)> {
+        self.leases.iter().find(|(_, lease)| lease.slot == slot && lease.live()).map(|(n, lease)| (*n, lease))
+    }
+
+    /// Slots without a live lease.
+    pub fn vacant(&self) -> Vec<u32> {
+        (0..self.quote.request.members).filter(|slot| self.member(*slot).is_none()).collect()
+    }
+
+    /// A lease of this order.
+    pub fn lease(&self, n: u32) -> Result<&Lease, Refusal> {
+        self.leases.get(&n).ok_or(Refusal::UnknownLease { lease: LeaseId { order: self.id, n } })
+    }
+
+    /// The itemised bill as it stands.
+    pub fn bill(&self) -> Bill {
+        let lines: Vec<_> = self.leases.iter().map(|(n, lease)| self.bill_line(*n, lease)).collect();
+        let compute_micro_usd = lines.iter().map(|line| line.compute_micro_usd).sum();
+        let fee_micro_usd = lines.iter().map(|line| line.fee_micro_usd).sum();
+        Bill {
+            compute_micro_usd,
+            fee_micro_usd,
+            total_micro_usd: compute_micro_usd + fee_micro_usd,
+            escrow_micro_usd: self.escrow_micro_usd,
+            refund_micro_usd: self.refund_micro_usd,
+            lines,
+        }
+    }
+
+    fn bill_line(&self, n: u32, lease: &Lease) -> BillLine {
+        let compute_micro_usd = lease.charged_micro_usd - lease.voided_micro_usd;
+        BillLine {
+            lease: LeaseId { order: self.id, n },
+            device: lease.device,
+            rate: lease.rate,
+            elapsed_ms: lease.elapsed_ms,
+            compute_micro_usd,
+            fee_micro_usd: lease.renter_fee_micro_usd,
+        }
+    }
+}
+
+/// The overlay address of a slot, the same for every lease that ever fills it. Clusters are separate networks,
+/// so all of them use `10.77.0.0/16`.
+pub fn overlay_ip(slot: u32) -> Ipv4Addr {
+    let host = u16::try_from(slot + 1).unwrap_or(u16::MAX);
+    let [high, low] = host.to_be_bytes();
+    Ipv4Addr::new(10, 77, high, low)
+}
+
+/// A lease as placement makes it: its number and the slot, device and price that go with it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewLease {
+    /// Its number.
+    pub n: u32,
+    /// Which member it fills.
+    pub slot: u32,
+    /// The device.
+    pub device: DeviceId,
+    /// Who is paid.
+    pub supplier: Address,
+    /// At the quoted price of the slot.
+    pub rate: Rate,
+}
+
+/// What `accept` needs to know.
+#[derive(Debug, Clone, Copy)]
+pub struct Acceptance<'a> {
+    /// The order's name.
+    pub order: OrderId,
+    /// Who pays.
+    pub account: Address,
+    /// By which key.
+    pub key: Option<KeyId>,
+    /// The promise, its signature already checked.
+    pub quote: &'a Quote,
+    /// What runs.
+    pub program: &'a Program,
+}
+
+/// Whether an order may be accepted: the quote is good, the program fits the engine, the money is there and all
+/// members fit beside what is already promised. Answers with the transfer that funds it.
+pub fn accept(state: &State, order: &Acceptance<'_>, now_ms: u64) -> Result<Transfer, Refusal> {
+    let quote = order.quote;
+    if quote.account != order.account {
+        return Err(Refusal::QuoteNotYours);
+    }
+    if now_ms >= quote.expires_ms {
+        return Err(Refusal::QuoteExpired { ago_ms: now_ms - quote.expires_ms });
+    }
+    if state.orders.contains_key(&order.order) {
+        return Err(Refusal::Exists { what: order.order.to_string() });
+    }
+    order.program.check(quote.request.engine)?;
+    let fund = escrow(order.order, 0, order.account, quote.request.asset, quote.total_micro_usd);
+    state.ledger.check(&[fund])?;
+    if let Some(key) = order.key {
+        state.key(order.account, key)?.affords(quote.total_micro_usd)?;
+    }
+    let limits = Limits { promised: promised(state, now_ms), ..promise(quote) };
+    place::plan(state, &quote.request, &limits, now_ms)?;
+    Ok(fund)
+}
+
+fn promise(quote: &Quote) -> Limits {
+    let rates = quote.items.iter().map(|item| item.rate).collect();
+    Limits { rates: Some(rates), ..Limits::default() }
+}
+
+/// What orders that are paid for and not yet placed will take.
+fn promised(state: &State, now_ms: u64) -> BTreeMap<DeviceId, crate::device::Resources> {
+    let mut promised = BTreeMap::new();
+    for order in state.orders.values().filter(|order| order.stage == Stage::Funded) {
+        let limits = Limits { promised: promised.clone(), ..promise(&order.quote) };
+        for device in place::plan(state, &order.quote.request, &limits, now_ms).unwrap_or_default() {
+            let taken: &mut crate::device::Resources = promised.entry(device).or_default();
+            *taken = taken.plus(order.quote.request.per_member);
+        }
+    }
+    promised
+}
+
+fn escrow(order: OrderId, n: u32, account: Address, asset: Asset, amount: u64) -> Transfer {
+    Transfer {
+        id: TransferId { scope: order.bits(), kind: TransferKind::Escrow, n: n.into() },
+        step: Step::Post,
+        debit: AccountKey { owner: Owner::Wallet(account), asset },
+        credit: AccountKey { owner: Owner::Order(order), asset },
+        amount,
+    }
+}
+
+/// Chooses devices for every member: all leases or none.
+pub fn place(state: &State, order: &Order, now_ms: u64) -> Result<Vec<NewLease>, Refusal> {
+    order.may(Move::Place)?;
+    let devices = place::plan(state, &order.quote.request, &promise(&order.quote), now_ms)?;
+    let slots: Vec<u32> = (0..order.quote.request.members).collect();
+    new_leases(state, order, &slots, &devices)
+}
+
+/// Chooses devices for the members that were lost; the rest keep running and what failed is avoided.
+pub fn replace(state: &State, order: &Order, now_ms: u64) -> Result<Vec<NewLease>, Refusal> {
+    order.may(Move::Replace)?;
+    let vacant = order.vacant();
+    if vacant.is_empty() {
+        return Err(Refusal::NoChange { what: format!("{} has all its members", order.id) });
+    }
+    let spread = order.quote.request.spread;
+    let avoid = order.leases.values().filter(|l| !l.live() || spread).map(|lease| lease.device).collect();
+    let rates = vacant.iter().filter_map(|slot| order.quote.items.get(*slot as usize)).map(|item| item.rate);
+    let limits = Limits { avoid, rates: Some(rates.collect()), ..Limits::default() };
+    let members = u32::try_from(vacant.len()).unwrap_or(u32::MAX);
+    let request = crate::market::Request { members, ..order.quote.request.clone() };
+    let devices = place::plan(state, &request, &limits, now_ms)?;
+    new_leases(state, order, &vacant, &devices)
+}
+
+fn new_leases(
+    state: &State,
+    order: &Order,
+    slots: &[u32],
+    devices: &[DeviceId],
+) -> Result<Vec<NewLease>, Refusal> {
+    let first = order.leases.keys().next_back().map_or(0, |n| n + 1);
+    let numbered = (first..).zip(slots.iter().zip(devices));
+    numbered
+        .map(|(n, (slot, device))| {
+            let supplier = state.device(*device)?.enrolment.owner;
+            let rate = order.quote.items.get(*slot as usize).map(|item| item.rate).unwrap_or_default();
+            Ok(NewLease { n, slot: *slot, device: *device, supplier, rate })
+        })
+        .collect()
+}
+
+/// Whether every member is up.
+pub fn ready(order: &Order) -> Result<(), Refusal> {
+    order.may(Move::Ready)?;
+    let up = |slot: &u32| order.member(*slot).is_some_and(|(_, lease)| lease.phase != LeasePhase::Placed);
+    let missing = (0..order.quote.request.members).filter(|slot| !up(slot)).count();
+    if missing > 0 {
+        return Err(Refusal::NoChange { what: format!("{missing} members of {} are not up yet", order.id) });
+    }
+    Ok(())
+}
+
+/// The time and the money that an extension adds: the same members at the same rates.
+pub fn extend(state: &State, order: &Order, added_ms: u64) -> Result<(u64, Transfer), Refusal> {
+    order.may(Move::Extend)?;
+    let mut longer = order.quote.clone();
+    longer.request.duration_ms = longer.request.duration_ms.saturating_add(added_ms);
+    longer.request.check()?;
+    longer.add_up();
+    let more = longer.total_micro_usd - order.quote.total_micro_usd;
+    let fund = escrow(order.id, order.escrows, order.account, longer.request.asset, more);
+    state.ledger.check(&[fund])?;
+    if let Some(key) = order.key {
+        state.key(order.account, key)?.affords(more)?;
+    }
+    Ok((longer.request.duration_ms, fund))
+}
+
+/// What goes back to the renter, once nothing more can be charged. `None` if all was used.
+pub fn settle(state: &State, order: &Order) -> Result<Option<Transfer>, Refusal> {
+    order.may(Move::Settle)?;
+    let open = order.leases.values().filter(|lease| !lease.ended() || !lease.held.is_empty()).count();
+    if open > 0 {
+        return Err(Refusal::NoChange { what: format!("{open} leases of {} are not closed yet", order.id) });
+    }
+    let purse = order.purse();
+    let amount = state.ledger.balance(purse.owner, purse.asset).available();
+    let refund = Transfer {
+        id: TransferId { scope: order.id.bits(), kind: TransferKind::Refund, n: 0 },
+        step: Step::Post,
+        debit: purse,
+        credit: AccountKey { owner: Owner::Wallet(order.account), asset: purse.asset },
+        amount,
+    };
+    Ok((amount > 0).then_some(refund))
+}
+
+/// The quote's duration factor must match its request: a quote is rebuilt from its items when it is read back.
+pub fn quote_adds_up(quote: &Quote) -> bool {
+    let mut again = quote.clone();
+    again.add_up();
+    again == *quote && quote.duration_factor_percent == price::duration_factor_percent(quote.request.duration_ms)
+}

@@ -1,0 +1,485 @@
+//! The state: a fold of the events, and nothing else.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use crate::account::{Account, ApiKey};
+use crate::device::{Contact, Device, DeviceStage, Resources};
+use crate::event::{Event, PrivateBody, PublicBody};
+use crate::id::{Address, CommandId, DeviceId, KeyId, LeaseId, OrderId, PayoutId};
+use crate::ledger::{Ledger, Step, Transfer};
+use crate::market::Program;
+use crate::meter::{Charge, HeldCharge};
+use crate::money::{BasisPoints, HOUR_MS};
+use crate::order::{Lease, LeasePhase, Move, NewLease, Order};
+use crate::payout::Payout;
+use crate::refusal::Refusal;
+
+/// What a network is founded with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Params {
+    /// Names the network in every signed statement, so that none is good on another one.
+    pub network: String,
+    /// From the renter, of every posted charge.
+    pub renter_fee: BasisPoints,
+    /// From the supplier, of every posted charge.
+    pub supplier_fee: BasisPoints,
+    /// A payout a supplier and epoch at most.
+    pub epoch_ms: u64,
+    /// A charge at least this often while a lease runs.
+    pub meter_period_ms: u64,
+    /// How long a charge with one witness waits.
+    pub dispute_window_ms: u64,
+    /// How long a closed order waits for a silent device before it is settled without a wipe receipt.
+    pub removal_grace_ms: u64,
+    /// How long an ended order stays in the live state.
+    pub retention_ms: u64,
+}
+
+impl Default for Params {
+    fn default() -> Self {
+        Self {
+            network: "ionet".into(),
+            renter_fee: BasisPoints(25),
+            supplier_fee: BasisPoints(25),
+            epoch_ms: HOUR_MS,
+            meter_period_ms: 60_000,
+            dispute_window_ms: HOUR_MS,
+            removal_grace_ms: 15 * 60_000,
+            retention_ms: 24 * HOUR_MS,
+        }
+    }
+}
+
+/// Ids older than this are refused instead of being remembered.
+pub const REMEMBERED_MS: u64 = 24 * HOUR_MS;
+
+/// An event that contradicts the state it is folded into: the journal is not one of these rules.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("event '{event}' contradicts the state: {why}")]
+pub struct Broken {
+    /// Which event.
+    pub event: String,
+    /// What is wrong with it.
+    pub why: String,
+}
+
+/// What only the network's own server knows. Losing it loses no money and no stage.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Private {
+    /// What each live order runs.
+    pub programs: BTreeMap<OrderId, Program>,
+    /// The name of each machine.
+    pub machine_names: BTreeMap<DeviceId, String>,
+    /// Label and hash of each key's secret.
+    pub key_secrets: BTreeMap<KeyId, (String, String)>,
+}
+
+/// Everything live.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct State {
+    /// Events folded so far; with the term it is the generation of what workers are told.
+    pub events: u64,
+    /// Whether it is a network yet.
+    pub founded: bool,
+    /// What it was founded with.
+    pub params: Params,
+    /// The server's term.
+    pub term: u64,
+    /// Accounts with keys.
+    pub accounts: BTreeMap<Address, Account>,
+    /// Devices, archived ones included.
+    pub devices: BTreeMap<DeviceId, Device>,
+    /// Orders that are not retired.
+    pub orders: BTreeMap<OrderId, Order>,
+    /// Payouts under way.
+    pub payouts: BTreeMap<PayoutId, Payout>,
+    /// The money.
+    pub ledger: Ledger,
+    /// Command ids that were carried out.
+    pub commands: BTreeSet<CommandId>,
+    /// What is not public.
+    pub private: Private,
+}
+
+impl State {
+    /// A device.
+    pub fn device(&self, device: DeviceId) -> Result<&Device, Refusal> {
+        self.devices.get(&device).ok_or(Refusal::UnknownDevice { device })
+    }
+
+    /// An order.
+    pub fn order(&self, order: OrderId) -> Result<&Order, Refusal> {
+        self.orders.get(&order).ok_or(Refusal::UnknownOrder { order })
+    }
+
+    /// A lease with its order.
+    pub fn lease(&self, lease: LeaseId) -> Result<(&Order, &Lease), Refusal> {
+        let order = self.orders.get(&lease.order).ok_or(Refusal::UnknownLease { lease })?;
+        Ok((order, order.lease(lease.n)?))
+    }
+
+    /// A key of an account.
+    pub fn key(&self, account: Address, key: KeyId) -> Result<&ApiKey, Refusal> {
+        let unknown = || Refusal::KeyUnusable { key, state: "unknown".into() };
+        self.accounts.get(&account).and_then(|a| a.keys.get(&key)).ok_or_else(unknown)
+    }
+
+    /// Folds an event. Reads nothing but the two, so it always gives the same state.
+    pub fn apply(&mut self, event: &Event) -> Result<(), Broken> {
+        let broken = |why: String| Broken { event: event.public.name(), why };
+        self.fold(event).map_err(|refusal| broken(refusal.to_string()))?;
+        if let Some(command) = event.command {
+            self.commands.insert(command);
+        }
+        self.events += 1;
+        Ok(())
+    }
+
+    fn fold(&mut self, event: &Event) -> Result<(), Refusal> {
+        use PublicBody as B;
+        match &event.public {
+            B::Founded { params } => {
+                self.founded = true;
+                self.params = params.clone();
+            }
+            B::TermBegun { term } => self.term = *term,
+            B::KeyMade { account, key } => self.fold_key(*account, key, event.private.as_ref()),
+            B::KeyRevoked { account, key } => self.fold_key_revoked(*account, *key),
+            B::Active(_) => {}
+            B::Deposited { transfer, .. } | B::Sent { transfer } => self.ledger.post(&[*transfer])?,
+            B::DeviceEnrolled { .. }
+            | B::DeviceRebound { .. }
+            | B::DeviceChecking { .. }
+            | B::DevicePooled { .. }
+            | B::DeviceRefused { .. }
+            | B::DeviceContact { .. }
+            | B::DeviceChanged { .. }
+            | B::DeviceArchived { .. } => self.fold_device(event)?,
+            B::LeaseReady { lease, .. } => self.fold_ready(*lease, event.at_ms)?,
+            B::LeaseExited { lease, exit_code } => {
+                self.lease_mut(*lease)?.phase = LeasePhase::Exited { exit_code: *exit_code };
+            }
+            B::LeaseLost { lease, reason } => {
+                self.end_lease(*lease, LeasePhase::Lost { reason: reason.clone() })?;
+            }
+            B::LeaseRemoved { lease, wipe } => {
+                self.end_lease(*lease, LeasePhase::Removed { wipe: wipe.clone() })?;
+            }
+            B::LeaseMetered { receipt, charge, .. } => self.fold_charge(receipt.lease, charge)?,
+            B::ChargesProven { lease, count, transfers } => self.fold_held(*lease, *count, transfers)?,
+            B::ChargesVoided { lease, count, transfers, .. } => self.fold_held(*lease, *count, transfers)?,
+            B::PayoutOpened { payout, content } => {
+                self.ledger.post(&[content.transfer])?;
+                self.payouts.insert(*payout, content.clone());
+            }
+            B::PayoutPaid { payout, transfer, .. } => self.fold_payout(*payout, transfer)?,
+            B::Retired { orders, forget_ids_before_ms } => self.fold_retired(orders, *forget_ids_before_ms),
+            _ => self.fold_order(event)?,
+        }
+        Ok(())
+    }
+
+    fn fold_key(&mut self, account: Address, key: &ApiKey, private: Option<&PrivateBody>) {
+        self.accounts.entry(account).or_default().keys.insert(key.id, key.clone());
+        if let Some(PrivateBody::KeySecret { label, sha256 }) = private {
+            self.private.key_secrets.insert(key.id, (label.clone(), sha256.clone()));
+        }
+    }
+
+    fn fold_key_revoked(&mut self, account: Address, key: KeyId) {
+        if let Some(key) = self.accounts.get_mut(&account).and_then(|a| a.keys.get_mut(&key)) {
+            key.revoked = true;
+        }
+    }
+
+    fn fold_device(&mut self, event: &Event) -> Result<(), Refusal> {
+        use PublicBody as B;
+        if let B::DeviceEnrolled { enrolment } = &event.public {
+            let device = Device::enrolled(enrolment.clone(), event.at_ms);
+            self.devices.insert(enrolment.device, device);
+            if let Some(PrivateBody::MachineName(name)) = &event.private {
+                self.private.machine_names.insert(enrolment.device, name.clone());
+            }
+            return Ok(());
+        }
+        match &event.public {
+            B::DeviceRebound { device, endpoint } => self.device_mut(*device)?.enrolment.endpoint = *endpoint,
+            B::DeviceChecking { device } => self.device_mut(*device)?.stage = DeviceStage::Checking,
+            B::DevicePooled { device, measured, class, tier } => {
+                let device = self.device_mut(*device)?;
+                device.stage = DeviceStage::Pooled;
+                device.measured = Some(measured.clone());
+                device.class = class.clone();
+                device.tier = Some(*tier);
+            }
+            B::DeviceRefused { device, measured, reason } => {
+                let device = self.device_mut(*device)?;
+                device.stage = DeviceStage::Refused { reason: reason.clone() };
+                device.measured.clone_from(measured);
+            }
+            B::DeviceContact { device, contact } => self.device_mut(*device)?.contact = *contact,
+            B::DeviceChanged { device, change } => {
+                let device = self.device_mut(*device)?;
+                if let Some(ask) = change.ask_per_unit {
+                    device.enrolment.ask_per_unit = ask;
+                }
+                if let Some(tags) = &change.tags {
+                    device.enrolment.tags.clone_from(tags);
+                }
+                if let Some(rules) = &change.rules {
+                    device.rules.clone_from(rules);
+                }
+            }
+            B::DeviceArchived { device } => self.device_mut(*device)?.stage = DeviceStage::Archived,
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn fold_order(&mut self, event: &Event) -> Result<(), Refusal> {
+        use PublicBody as B;
+        match &event.public {
+            B::OrderAccepted { order, account, key, quote } => {
+                let accepted = Order::accepted(*order, *account, *key, quote.clone(), event.at_ms);
+                self.orders.insert(*order, accepted);
+                if let Some(PrivateBody::Program(program)) = &event.private {
+                    self.private.programs.insert(*order, program.clone());
+                }
+            }
+            B::OrderFunded { order, transfer } => self.fold_escrow(*order, Move::Fund, transfer)?,
+            B::OrderExtended { order, duration_ms, transfer } => {
+                self.fold_escrow(*order, Move::Extend, transfer)?;
+                let quote = &mut self.order_mut(*order)?.quote;
+                quote.request.duration_ms = *duration_ms;
+                quote.add_up();
+            }
+            B::OrderPlaced { order, leases } => self.fold_placed(*order, leases)?,
+            B::OrderStarted { order } => self.step(*order, Move::Start)?,
+            B::OrderRunning { order } => self.fold_running(*order, event.at_ms)?,
+            B::OrderClosing { order, reason } => {
+                self.step(*order, Move::Close)?;
+                let order = self.order_mut(*order)?;
+                order.closed_ms = Some(event.at_ms);
+                order.reason = Some(reason.clone());
+                order.generation += 1;
+            }
+            B::OrderSettled { order, refund, .. } => self.fold_settled(*order, refund.as_ref())?,
+            B::OrderPaid { order } => self.step(*order, Move::Pay)?,
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn fold_escrow(&mut self, order: OrderId, wanted: Move, transfer: &Transfer) -> Result<(), Refusal> {
+        self.step(order, wanted)?;
+        self.ledger.post(&[*transfer])?;
+        let order = self.order_mut(order)?;
+        order.escrow_micro_usd += transfer.amount;
+        order.escrows += 1;
+        let (account, key) = (order.account, order.key);
+        if let Some(key) = self.key_mut(account, key) {
+            key.spent_micro_usd += transfer.amount;
+        }
+        Ok(())
+    }
+
+    fn fold_placed(&mut self, id: OrderId, leases: &[NewLease]) -> Result<(), Refusal> {
+        let order = self.order_mut(id)?;
+        let first = order.leases.is_empty();
+        order.stage = order.may(if first { Move::Place } else { Move::Replace })?;
+        order.generation += 1;
+        if !first && leases.iter().any(|lease| lease.slot == 0) {
+            order.engine_epoch += 1;
+        }
+        let wanted = order.quote.request.per_member;
+        order.leases.extend(leases.iter().map(|new| (new.n, new.lease())));
+        for lease in leases {
+            let device = self.device_mut(lease.device)?;
+            device.committed = device.committed.plus(wanted);
+            device.leases += 1;
+        }
+        Ok(())
+    }
+
+    fn fold_ready(&mut self, lease: LeaseId, at_ms: u64) -> Result<(), Refusal> {
+        let running = self.order(lease.order)?.running_since_ms.is_some();
+        let lease = self.lease_mut(lease)?;
+        lease.phase = LeasePhase::Ready;
+        if running && lease.charging_since_ms.is_none() {
+            lease.charging_since_ms = Some(at_ms);
+        }
+        Ok(())
+    }
+
+    fn fold_running(&mut self, order: OrderId, at_ms: u64) -> Result<(), Refusal> {
+        self.step(order, Move::Ready)?;
+        let order = self.order_mut(order)?;
+        order.running_since_ms = Some(at_ms);
+        for lease in order.leases.values_mut().filter(|lease| lease.live()) {
+            lease.charging_since_ms = Some(at_ms);
+        }
+        Ok(())
+    }
+
+    fn fold_charge(&mut self, id: LeaseId, charge: &Charge) -> Result<(), Refusal> {
+        self.ledger.post(&charge.transfers)?;
+        let lease = self.lease_mut(id)?;
+        lease.elapsed_ms = charge.elapsed_ms;
+        lease.periods += 1;
+        lease.charged_micro_usd += charge.charge_micro_usd;
+        lease.renter_fee_micro_usd += charge.renter_fee_micro_usd;
+        if let Some(due_ms) = charge.held_until_ms {
+            lease.held.push(HeldCharge {
+                due_ms,
+                charge_micro_usd: charge.charge_micro_usd,
+                renter_fee_micro_usd: charge.renter_fee_micro_usd,
+                transfers: charge.transfers.clone(),
+            });
+        }
+        Ok(())
+    }
+
+    fn fold_held(&mut self, id: LeaseId, count: u32, transfers: &[Transfer]) -> Result<(), Refusal> {
+        self.ledger.post(transfers)?;
+        let voided = transfers.iter().any(|transfer| transfer.step == Step::VoidHeld);
+        let lease = self.lease_mut(id)?;
+        let count = usize::try_from(count).unwrap_or(usize::MAX).min(lease.held.len());
+        for held in lease.held.drain(..count).filter(|_| voided) {
+            lease.voided_micro_usd += held.charge_micro_usd;
+            lease.renter_fee_micro_usd -= held.renter_fee_micro_usd;
+        }
+        Ok(())
+    }
+
+    fn end_lease(&mut self, id: LeaseId, phase: LeasePhase) -> Result<(), Refusal> {
+        let (order, lease) = self.lease(id)?;
+        let (wanted, device, held) = (order.quote.request.per_member, lease.device, !lease.ended());
+        let lease = self.lease_mut(id)?;
+        lease.phase = phase;
+        if held {
+            let device = self.device_mut(device)?;
+            device.committed = device.committed.less(wanted);
+            device.leases = device.leases.saturating_sub(1);
+            if device.leases == 0 {
+                device.committed = Resources::default();
+            }
+        }
+        self.order_mut(id.order)?.generation += 1;
+        Ok(())
+    }
+
+    fn fold_settled(&mut self, id: OrderId, refund: Option<&Transfer>) -> Result<(), Refusal> {
+        self.step(id, Move::Settle)?;
+        self.ledger.post(refund.map(std::slice::from_ref).unwrap_or_default())?;
+        let amount = refund.map_or(0, |transfer| transfer.amount);
+        let order = self.order_mut(id)?;
+        order.refund_micro_usd = amount;
+        let earners = order.leases.values().filter(|lease| lease.charged_micro_usd > lease.voided_micro_usd);
+        order.unpaid = earners.map(|lease| lease.supplier).collect();
+        let (account, key) = (order.account, order.key);
+        if let Some(key) = self.key_mut(account, key) {
+            key.spent_micro_usd = key.spent_micro_usd.saturating_sub(amount);
+        }
+        Ok(())
+    }
+
+    fn fold_payout(&mut self, id: PayoutId, transfer: &Transfer) -> Result<(), Refusal> {
+        self.ledger.post(&[*transfer])?;
+        if let Some(payout) = self.payouts.remove(&id) {
+            for order in payout.orders {
+                if let Some(order) = self.orders.get_mut(&order) {
+                    order.unpaid.remove(&payout.account);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn fold_retired(&mut self, orders: &[OrderId], before_ms: u64) {
+        for order in orders {
+            self.orders.remove(order);
+            self.private.programs.remove(order);
+            self.ledger.forget_account(crate::ledger::Owner::Order(*order));
+            self.ledger.forget_scope(order.bits());
+        }
+        self.ledger.forget_before(before_ms);
+        self.commands = self.commands.split_off(&CommandId::from_parts(before_ms, 0));
+    }
+
+    fn step(&mut self, order: OrderId, wanted: Move) -> Result<(), Refusal> {
+        let order = self.order_mut(order)?;
+        order.stage = order.may(wanted)?;
+        Ok(())
+    }
+
+    fn order_mut(&mut self, order: OrderId) -> Result<&mut Order, Refusal> {
+        self.orders.get_mut(&order).ok_or(Refusal::UnknownOrder { order })
+    }
+
+    fn device_mut(&mut self, device: DeviceId) -> Result<&mut Device, Refusal> {
+        self.devices.get_mut(&device).ok_or(Refusal::UnknownDevice { device })
+    }
+
+    fn lease_mut(&mut self, lease: LeaseId) -> Result<&mut Lease, Refusal> {
+        let order = self.order_mut(lease.order)?;
+        order.leases.get_mut(&lease.n).ok_or(Refusal::UnknownLease { lease })
+    }
+
+    fn key_mut(&mut self, account: Address, key: Option<KeyId>) -> Option<&mut ApiKey> {
+        self.accounts.get_mut(&account)?.keys.get_mut(&key?)
+    }
+
+    /// Checks the books: every sum zero, nobody below zero, no device over-committed. The first fault in words.
+    pub fn audit(&self) -> Result<(), String> {
+        if let Some((asset, sum)) = self.ledger.sums().into_iter().find(|(_, sum)| *sum != 0) {
+            return Err(format!("the accounts in {asset} add up to {sum} minor units instead of 0"));
+        }
+        if let Some(account) = self.ledger.overdrawn() {
+            return Err(format!("account {account} is below zero"));
+        }
+        for (id, device) in &self.devices {
+            let committed = self.committed_on(*id);
+            if committed != device.committed || !device.enrolment.offered.holds(committed) {
+                return Err(format!("device {id} has {committed:?} committed and counts {:?}", device.committed));
+            }
+        }
+        Ok(())
+    }
+
+    fn committed_on(&self, device: DeviceId) -> Resources {
+        let orders = self.orders.values();
+        let leases = orders.flat_map(|order| order.leases.values().map(move |lease| (order, lease)));
+        leases
+            .filter(|(_, lease)| lease.device == device && !lease.ended())
+            .fold(Resources::default(), |sum, (order, _)| sum.plus(order.quote.request.per_member))
+    }
+
+    /// Live devices by contact: connected ones that are pooled.
+    pub fn connected(&self) -> impl Iterator<Item = (&DeviceId, &Device)> {
+        self.devices.iter().filter(|(_, device)| device.contact == Contact::Connected)
+    }
+}
+
+impl NewLease {
+    fn lease(&self) -> Lease {
+        Lease {
+            slot: self.slot,
+            device: self.device,
+            supplier: self.supplier,
+            rate: self.rate,
+            phase: LeasePhase::Placed,
+            charging_since_ms: None,
+            elapsed_ms: 0,
+            periods: 0,
+            charged_micro_usd: 0,
+            voided_micro_usd: 0,
+            renter_fee_micro_usd: 0,
+            held: Vec::new(),
+        }
+    }
+}
