@@ -1,0 +1,366 @@
+//! One endpoint per process, and the protocols served on it.
+//!
+//! What always holds: only relays the node was told of are used, no name is looked up, no port is mapped; a connection
+//! reaches a protocol only after its `admit` rule said yes to the proven endpoint id. Works without any relay, and
+//! without any network but the loopback, as long as an address of the peer is given.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError, RwLock, RwLockWriteGuard},
+    time::Duration,
+};
+
+use iroh::{
+    Endpoint, EndpointAddr, RelayMap, RelayMode, Watcher,
+    endpoint::{
+        ConnectOptions, Connection, ConnectionError, Incoming, PortmapperConfig, QuicTransportConfig, VarInt,
+        presets,
+    },
+    tls::CaTlsConfig,
+};
+use serde::{Deserialize, Serialize};
+use tokio::{sync::watch, task::JoinHandle};
+
+use crate::{EndpointId, EndpointKey, NetError, RelayInfo, overlay, pins::Pins, relay::Admit, tunnel};
+
+/// Names of the protocols, as agreed in the handshake.
+pub(crate) const ALPN_LINK: &[u8] = b"ionet/link/1";
+pub(crate) const ALPN_TUNNEL: &[u8] = b"ionet/tunnel/1";
+pub(crate) const ALPN_OVERLAY: &[u8] = b"ionet/overlay/1";
+
+/// Codes a connection is closed with.
+pub(crate) const CLOSE_DONE: u32 = 0;
+pub(crate) const CLOSE_NOT_ADMITTED: u32 = 403;
+pub(crate) const CLOSE_NO_SERVICE: u32 = 404;
+pub(crate) const CLOSE_REPLACED: u32 = 409;
+
+const KEEP_ALIVE: Duration = Duration::from_secs(5);
+const DEAD_AFTER_MS: u32 = 15_000;
+/// UDP payload that carries an inner packet of 1280 bytes: 38 bytes of headers and seal, and some room.
+const OVERLAY_UDP_PAYLOAD_BYTES: u16 = 1340;
+
+/// How to open a node.
+#[derive(Clone, Debug, Default)]
+pub struct NodeConfig {
+    /// Relays to use; the nearest becomes the home. May be empty.
+    pub relays: Vec<RelayInfo>,
+    /// UDP addresses to bind; empty means every interface on a free port.
+    pub bind: Vec<SocketAddr>,
+    /// Use relays only, never a direct path. For tests, and for hiding addresses.
+    pub relay_only: bool,
+}
+
+/// Where an endpoint can be reached.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct NodeAddr {
+    /// Who it is.
+    pub id: EndpointId,
+    /// Direct UDP addresses, best effort.
+    #[serde(default)]
+    pub direct: BTreeSet<SocketAddr>,
+    /// URLs of the relays it is at home on.
+    #[serde(default)]
+    pub relays: BTreeSet<String>,
+}
+
+impl NodeAddr {
+    /// An endpoint at the given addresses, without a relay.
+    pub fn direct(id: EndpointId, addrs: impl IntoIterator<Item = SocketAddr>) -> Self {
+        Self { id, direct: addrs.into_iter().collect(), relays: BTreeSet::new() }
+    }
+
+    fn from_iroh(addr: &EndpointAddr) -> Self {
+        Self {
+            id: addr.id.into(),
+            direct: addr.ip_addrs().copied().collect(),
+            relays: addr.relay_urls().map(ToString::to_string).collect(),
+        }
+    }
+
+    fn to_iroh(&self) -> Result<EndpointAddr, NetError> {
+        let mut addr = EndpointAddr::new(self.id.public()?);
+        for ip in &self.direct {
+            addr = addr.with_ip_addr(*ip);
+        }
+        for url in &self.relays {
+            addr = addr.with_relay_url(parse_url(url)?);
+        }
+        Ok(addr)
+    }
+}
+
+fn parse_url(url: &str) -> Result<iroh::RelayUrl, NetError> {
+    url.parse().map_err(|_| NetError::Malformed { what: format!("the relay url {url:?}") })
+}
+
+/// A protocol served on a node.
+#[derive(Clone)]
+pub(crate) struct Protocol {
+    pub(crate) admit: Admit,
+    pub(crate) handle: Arc<dyn Fn(Connection) + Send + Sync>,
+}
+
+type ProtocolMap = BTreeMap<&'static [u8], Protocol>;
+type Protocols = Arc<RwLock<ProtocolMap>>;
+
+/// This process on the network. Cheap to clone; the last clone dropped ends it.
+#[derive(Clone)]
+pub struct Node(Arc<Inner>);
+
+struct Inner {
+    endpoint: Endpoint,
+    protocols: Protocols,
+    pins: Arc<Pins>,
+    relays: tokio::sync::Mutex<BTreeSet<String>>,
+    addr: watch::Receiver<NodeAddr>,
+    overlays: overlay::Registry,
+    tunnels: tunnel::Pool,
+    tasks: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        for task in self.tasks.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            task.abort();
+        }
+    }
+}
+
+impl Node {
+    /// Opens the endpoint. Returns as soon as the local addresses are known; see [`Node::online`] for relays.
+    ///
+    /// # Errors
+    /// If an address cannot be bound or a relay's data is malformed.
+    pub async fn bind(key: &EndpointKey, config: NodeConfig) -> Result<Self, NetError> {
+        let pins = Pins::new(&config.relays)?;
+        let endpoint = open(key, &config, pins.clone()).await?;
+        let protocols = Protocols::default();
+        let overlays = overlay::Registry::default();
+        lock_write(&protocols).insert(ALPN_OVERLAY, overlays.protocol());
+        let (sender, addr) = watch::channel(NodeAddr::from_iroh(&endpoint.addr()));
+        let tasks = vec![
+            tokio::spawn(accept_all(endpoint.clone(), protocols.clone())),
+            tokio::spawn(follow_addr(endpoint.clone(), sender)),
+        ];
+        let urls = config.relays.into_iter().map(|relay| relay.url).collect();
+        Ok(Self(Arc::new(Inner {
+            endpoint,
+            protocols,
+            pins,
+            relays: tokio::sync::Mutex::new(urls),
+            addr,
+            overlays,
+            tunnels: tunnel::Pool::default(),
+            tasks: Mutex::new(tasks),
+        })))
+    }
+
+    /// Who we are.
+    pub fn id(&self) -> EndpointId {
+        self.0.endpoint.id().into()
+    }
+
+    /// Where we can be reached now. Grows when a relay is connected or an interface appears.
+    pub fn addr(&self) -> NodeAddr {
+        NodeAddr::from_iroh(&self.0.endpoint.addr())
+    }
+
+    /// Follows [`Node::addr`].
+    pub fn watch_addr(&self) -> watch::Receiver<NodeAddr> {
+        self.0.addr.clone()
+    }
+
+    /// The UDP sockets bound.
+    pub fn bound(&self) -> Vec<SocketAddr> {
+        self.0.endpoint.bound_sockets()
+    }
+
+    /// Waits until a relay is connected; never returns if there is none. Wrap it in a timeout.
+    pub async fn online(&self) {
+        self.0.endpoint.online().await;
+    }
+
+    /// Uses these relays from now on, and no others.
+    ///
+    /// # Errors
+    /// If a relay's data is malformed; then nothing was changed.
+    pub async fn set_relays(&self, relays: &[RelayInfo]) -> Result<(), NetError> {
+        let configs = relays.iter().map(relay_config).collect::<Result<Vec<_>, _>>()?;
+        let mut known = self.0.relays.lock().await;
+        self.0.pins.replace(relays)?;
+        let wanted: BTreeSet<String> = relays.iter().map(|relay| relay.url.clone()).collect();
+        for gone in known.difference(&wanted) {
+            self.0.endpoint.remove_relay(&parse_url(gone)?).await;
+        }
+        for config in configs {
+            self.0.endpoint.insert_relay(config.url.clone(), Arc::new(config)).await;
+        }
+        *known = wanted;
+        Ok(())
+    }
+
+    /// Closes every connection, telling the peers, and frees the ports.
+    pub async fn close(&self) {
+        self.0.endpoint.close().await;
+    }
+
+    pub(crate) fn overlays(&self) -> &overlay::Registry {
+        &self.0.overlays
+    }
+
+    pub(crate) fn tunnels(&self) -> &tunnel::Pool {
+        &self.0.tunnels
+    }
+
+    pub(crate) fn serve(&self, alpn: &'static [u8], protocol: Protocol) {
+        lock_write(&self.0.protocols).insert(alpn, protocol);
+    }
+
+    pub(crate) fn stop_serving(&self, alpn: &'static [u8]) {
+        lock_write(&self.0.protocols).remove(alpn);
+    }
+
+    /// Dials a peer for one protocol.
+    pub(crate) async fn connect(&self, addr: &NodeAddr, alpn: &'static [u8]) -> Result<Connection, NetError> {
+        let target = addr.to_iroh()?;
+        let unreachable = |reason: String| NetError::Unreachable { peer: addr.id, reason };
+        let options = ConnectOptions::new().with_transport_config(transport(alpn));
+        let connecting = self
+            .0
+            .endpoint
+            .connect_with_opts(target, alpn, options)
+            .await
+            .map_err(|e| unreachable(format!("{e:#}")))?;
+        connecting.await.map_err(|e| unreachable(format!("{e:#}")))
+    }
+}
+
+impl std::fmt::Debug for Node {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Node({})", self.id())
+    }
+}
+
+fn relay_config(relay: &RelayInfo) -> Result<iroh::RelayConfig, NetError> {
+    let quic = iroh_relay::RelayQuicConfig::new(relay.quic_port);
+    Ok(iroh::RelayConfig::new(parse_url(&relay.url)?, Some(quic)))
+}
+
+async fn open(key: &EndpointKey, config: &NodeConfig, pins: Arc<Pins>) -> Result<Endpoint, NetError> {
+    let failed = |reason: String| NetError::Bind { reason };
+    let relays = config.relays.iter().map(relay_config).collect::<Result<Vec<_>, _>>()?;
+    let mut probes = iroh::NetReportConfig::minimal();
+    probes.https_probes = true;
+    let mut builder = Endpoint::builder(presets::Minimal)
+        .secret_key(key.secret())
+        .alpns(vec![ALPN_LINK.to_vec(), ALPN_TUNNEL.to_vec(), ALPN_OVERLAY.to_vec()])
+        .transport_config(transport(ALPN_OVERLAY))
+        .relay_mode(RelayMode::Custom(RelayMap::from_iter(relays)))
+        .ca_tls_config(CaTlsConfig::custom_server_cert_verifier(Arc::new(move |_| Ok(pins.clone()))))
+        .portmapper_config(PortmapperConfig::Disabled)
+        .net_report_config(probes);
+    if config.relay_only || !config.bind.is_empty() {
+        builder = builder.clear_ip_transports();
+    }
+    for addr in config.bind.iter().filter(|_| !config.relay_only) {
+        builder = builder.bind_addr(*addr).map_err(|e| failed(format!("{e:#}")))?;
+    }
+    builder.bind().await.map_err(|e| failed(format!("{e:#}")))
+}
+
+/// Limits of a connection. Windows stay at 1 MiB or below: the QUIC library drops the whole connection when a wider
+/// stream window leaves too many gaps.
+fn transport(alpn: &[u8]) -> QuicTransportConfig {
+    let (streams, stream_window, window) = match alpn {
+        ALPN_TUNNEL => (512, 1 << 20, 64 << 20),
+        ALPN_LINK => (4, 1 << 20, 2 << 20),
+        _ => (4, 64 << 10, 256 << 10),
+    };
+    let config = QuicTransportConfig::builder()
+        .max_concurrent_bidi_streams(VarInt::from_u32(streams))
+        .max_concurrent_uni_streams(VarInt::from_u32(0))
+        .stream_receive_window(VarInt::from_u32(stream_window))
+        .receive_window(VarInt::from_u32(window))
+        .send_window(u64::from(window))
+        .keep_alive_interval(KEEP_ALIVE)
+        .max_idle_timeout(Some(VarInt::from_u32(DEAD_AFTER_MS).into()));
+    match alpn {
+        ALPN_OVERLAY => config
+            .initial_mtu(OVERLAY_UDP_PAYLOAD_BYTES)
+            .min_mtu(OVERLAY_UDP_PAYLOAD_BYTES)
+            .datagram_receive_buffer_size(Some(2 << 20))
+            .datagram_send_buffer_size(512 << 10)
+            .build(),
+        _ => config.datagram_receive_buffer_size(None).build(),
+    }
+}
+
+async fn follow_addr(endpoint: Endpoint, sender: watch::Sender<NodeAddr>) {
+    let mut addrs = endpoint.watch_addr();
+    while let Ok(addr) = addrs.updated().await {
+        sender.send_replace(NodeAddr::from_iroh(&addr));
+    }
+}
+
+async fn accept_all(endpoint: Endpoint, protocols: Protocols) {
+    while let Some(incoming) = endpoint.accept().await {
+        let (endpoint, protocols) = (endpoint.clone(), protocols.clone());
+        tokio::spawn(async move {
+            if let Err(error) = accept_one(incoming, &endpoint, &protocols).await {
+                tracing::debug!(error, "an incoming connection failed");
+            }
+        });
+    }
+}
+
+async fn accept_one(incoming: Incoming, endpoint: &Endpoint, protocols: &Protocols) -> Result<(), String> {
+    let limits = transport(wanted_protocol(&incoming));
+    let all = vec![ALPN_LINK.to_vec(), ALPN_TUNNEL.to_vec(), ALPN_OVERLAY.to_vec()];
+    let server = endpoint.create_server_config_builder(all).set_transport_config(limits).build();
+    let accepting = incoming.accept_with(Arc::new(server)).map_err(|e| e.to_string())?;
+    let connection = accepting.await.map_err(|e| format!("{e:#}"))?;
+    let known = protocols.read().unwrap_or_else(PoisonError::into_inner).get(connection.alpn()).cloned();
+    match known {
+        None => connection.close(VarInt::from_u32(CLOSE_NO_SERVICE), b"no_service"),
+        Some(protocol) if !(protocol.admit)(connection.remote_id().into()) => {
+            connection.close(VarInt::from_u32(CLOSE_NOT_ADMITTED), b"not_admitted");
+        }
+        Some(protocol) => (protocol.handle)(connection),
+    }
+    Ok(())
+}
+
+/// The protocol a peer asks for, read early as it decides the connection's limits; the handshake proper checks it.
+fn wanted_protocol(incoming: &Incoming) -> &'static [u8] {
+    let first = incoming.decrypt().and_then(|hello| hello.alpns()?.next()?.ok());
+    match first.as_deref() {
+        Some(ALPN_LINK) => ALPN_LINK,
+        Some(ALPN_TUNNEL) => ALPN_TUNNEL,
+        _ => ALPN_OVERLAY,
+    }
+}
+
+/// Says in our words why a connection ended.
+fn explain(error: &ConnectionError) -> NetError {
+    if let ConnectionError::ApplicationClosed(close) = error {
+        let code = u32::try_from(close.error_code.into_inner()).unwrap_or(u32::MAX);
+        match code {
+            CLOSE_NOT_ADMITTED => return NetError::NotAdmitted,
+            CLOSE_NO_SERVICE => return NetError::NoService,
+            CLOSE_REPLACED => return NetError::Replaced,
+            CLOSE_DONE => return NetError::closed("the other side ended it"),
+            _ => {}
+        }
+    }
+    NetError::closed(error)
+}
+
+/// Why this connection ended, or `otherwise` if it has not.
+pub(crate) fn explain_end(connection: &Connection, otherwise: NetError) -> NetError {
+    connection.close_reason().map_or(otherwise, |error| explain(&error))
+}
+
+fn lock_write(protocols: &RwLock<ProtocolMap>) -> RwLockWriteGuard<'_, ProtocolMap> {
+    protocols.write().unwrap_or_else(PoisonError::into_inner)
+}

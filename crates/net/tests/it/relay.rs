@@ -1,0 +1,97 @@
+//! Our own relay: pinned, gated, and enough to connect without any direct path.
+
+use std::{net::Ipv4Addr, time::Duration};
+
+use ionet_net::{
+    Node, NodeConfig, Relay, RelayConfig, RelayInfo,
+    link::{LinkListener, connect_link},
+    relay::{Admit, admit_all},
+};
+
+use crate::{admit, key, run, soon, until};
+
+async fn relay(dir: &tempfile::TempDir, admit: Admit) -> Relay {
+    let config = RelayConfig {
+        bind: Ipv4Addr::LOCALHOST.into(),
+        host: None,
+        https_port: 0,
+        http_port: 0,
+        quic_port: 0,
+        dir: dir.path().to_path_buf(),
+        admit,
+    };
+    Relay::spawn(config).await.expect("relay")
+}
+
+async fn behind(number: u8, relay: RelayInfo) -> Node {
+    let config = NodeConfig { relays: vec![relay], relay_only: true, ..NodeConfig::default() };
+    Node::bind(&key(number), config).await.expect("bind")
+}
+
+#[test]
+fn two_nodes_meet_through_the_relay_alone() {
+    run(async {
+        let dir = tempfile::tempdir().expect("dir");
+        let relay = relay(&dir, admit_all()).await;
+        let (server, worker) = (behind(1, relay.info()).await, behind(2, relay.info()).await);
+        soon("online", server.online()).await;
+        soon("online", worker.online()).await;
+        let addr = server.addr();
+        assert!(addr.direct.is_empty(), "{addr:?}");
+        assert_eq!(addr.relays.len(), 1);
+        let mut listener = LinkListener::start(&server, admit_all());
+        let (ours, theirs) = tokio::join!(connect_link(&worker, &addr), soon("link", listener.accept()));
+        let (ours, mut theirs) = (ours.expect("link"), theirs.expect("link"));
+        ours.send(b"sealed".to_vec()).await.expect("send");
+        assert_eq!(soon("frame", theirs.recv()).await.expect("recv"), b"sealed");
+        let metrics = relay.metrics();
+        assert!(metrics.accepted >= 2 && metrics.received_bytes > 0, "{metrics:?}");
+    });
+}
+
+#[test]
+fn a_relay_with_another_authority_is_not_believed() {
+    run(async {
+        let (dir, other) = (tempfile::tempdir().expect("dir"), tempfile::tempdir().expect("dir"));
+        let relay = relay(&dir, admit_all()).await;
+        let impostor = self::relay(&other, admit_all()).await;
+        let wrong = RelayInfo { ca_der: impostor.info().ca_der, ..relay.info() };
+        let node = behind(1, wrong).await;
+        let online = tokio::time::timeout(Duration::from_secs(2), node.online()).await;
+        assert!(online.is_err(), "believed a wrong certificate");
+        assert_eq!(relay.metrics().accepted, 0);
+        node.set_relays(&[relay.info()]).await.expect("set relays");
+        soon("online with the right authority", node.online()).await;
+    });
+}
+
+#[test]
+fn a_relay_turns_strangers_away() {
+    run(async {
+        let dir = tempfile::tempdir().expect("dir");
+        let relay = relay(&dir, admit(&[2])).await;
+        let friend = behind(2, relay.info()).await;
+        soon("online", friend.online()).await;
+        let stranger = behind(3, relay.info()).await;
+        let online = tokio::time::timeout(Duration::from_secs(2), stranger.online()).await;
+        assert!(online.is_err(), "admitted a stranger");
+        assert_eq!(relay.metrics().accepted, 1);
+    });
+}
+
+#[test]
+fn a_restarted_relay_keeps_its_authority() {
+    run(async {
+        let dir = tempfile::tempdir().expect("dir");
+        let first = relay(&dir, admit_all()).await;
+        let ca_der = first.info().ca_der;
+        first.shutdown().await;
+        let second = relay(&dir, admit_all()).await;
+        assert_eq!(second.info().ca_der, ca_der);
+        let json = serde_json::to_string(&second.info()).expect("json");
+        assert_eq!(serde_json::from_str::<RelayInfo>(&json).expect("json"), second.info());
+        let node = behind(1, second.info()).await;
+        soon("online", node.online()).await;
+        until("the home relay shows in the address", || !node.addr().relays.is_empty()).await;
+    });
+}

@@ -1,0 +1,188 @@
+//! Tunnels to real TCP services.
+
+use std::net::SocketAddr;
+
+use data_encoding::HEXLOWER;
+use ionet_net::{
+    NetError, Node, NodeAddr,
+    relay::admit_all,
+    tunnel::{Refused, TunnelRequest, TunnelServer, forward_local, open, serve},
+};
+use sha2::{Digest, Sha256};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+};
+
+use crate::{admit, node, run, soon};
+
+fn request(port: u16) -> TunnelRequest {
+    TunnelRequest { cluster: "c1".into(), port, auth: b"secret".to_vec() }
+}
+
+fn addr(node: &Node) -> NodeAddr {
+    NodeAddr::direct(node.id(), node.bound())
+}
+
+/// Lets requests with the right word through to the loopback.
+fn serve_loopback(node: &Node) -> TunnelServer {
+    serve(node, admit_all(), |_, request: TunnelRequest| async move {
+        if request.auth != b"secret" {
+            return Err(Refused { code: "wrong_word".into(), message: "say the word".into() });
+        }
+        TcpStream::connect(("127.0.0.1", request.port))
+            .await
+            .map_err(|e| Refused { code: "no_service".into(), message: e.to_string() })
+    })
+}
+
+/// A service that reads to the end, then answers with the count and hash of what it read.
+async fn hashing_service() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+    let addr = listener.local_addr().expect("addr");
+    tokio::spawn(async move {
+        while let Ok((mut tcp, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let (count, hash) = digest(&mut tcp).await;
+                let _ = tcp.write_all(format!("{count} {hash}").as_bytes()).await;
+            });
+        }
+    });
+    addr
+}
+
+async fn digest(stream: &mut (impl AsyncReadExt + Unpin)) -> (u64, String) {
+    let (mut count, mut hash, mut buffer) = (0, Sha256::new(), vec![0; 64 << 10]);
+    loop {
+        let read = stream.read(&mut buffer).await.expect("read");
+        if read == 0 {
+            return (count, HEXLOWER.encode(&hash.finalize()));
+        }
+        count += read as u64;
+        hash.update(&buffer[..read]);
+    }
+}
+
+#[test]
+fn the_way_back_stays_open_after_half_close() {
+    run(async {
+        let (server, client) = (node(1).await, node(2).await);
+        let _serving = serve_loopback(&server);
+        let service = hashing_service().await;
+        let mut stream = open(&client, &addr(&server), &request(service.port())).await.expect("open");
+        stream.write_all(b"hello").await.expect("write");
+        stream.shutdown().await.expect("half-close");
+        let mut answer = String::new();
+        soon("answer", stream.read_to_string(&mut answer)).await.expect("read");
+        assert!(answer.starts_with("5 2cf24dba"), "{answer}");
+    });
+}
+
+#[test]
+fn the_service_may_end_its_direction_first() {
+    run(async {
+        let (server, client) = (node(1).await, node(2).await);
+        let _serving = serve_loopback(&server);
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+        let port = listener.local_addr().expect("addr").port();
+        let service = tokio::spawn(async move {
+            let (mut tcp, _) = listener.accept().await.expect("accept");
+            tcp.shutdown().await.expect("half-close");
+            let mut text = String::new();
+            tcp.read_to_string(&mut text).await.expect("read");
+            text
+        });
+        let mut stream = open(&client, &addr(&server), &request(port)).await.expect("open");
+        let mut text = String::new();
+        soon("end", stream.read_to_string(&mut text)).await.expect("a clean end");
+        stream.write_all(b"after the end").await.expect("write");
+        stream.shutdown().await.expect("half-close");
+        assert_eq!(soon("service", service).await.expect("join"), "after the end");
+    });
+}
+
+#[test]
+fn refusals_carry_code_and_message() {
+    run(async {
+        let (server, client, stranger) = (node(1).await, node(2).await, node(3).await);
+        let serving = serve(&server, admit(&[2]), |_, _| async {
+            Err::<TcpStream, _>(Refused { code: "paused".into(), message: "resume it first".into() })
+        });
+        match soon("refusal", open(&client, &addr(&server), &request(1))).await {
+            Err(NetError::Refused { code, message }) => {
+                assert_eq!((code.as_str(), message.as_str()), ("paused", "resume it first"));
+            }
+            other => panic!("{other:?}"),
+        }
+        let stranger = soon("refusal", open(&stranger, &addr(&server), &request(1))).await;
+        assert_eq!(stranger.expect_err("stranger").code(), "net_not_admitted");
+        drop(serving);
+        assert!(!format!("{:?}", request(1)).contains("secret"));
+    });
+}
+
+#[test]
+fn a_broken_service_shows_as_a_reset() {
+    run(async {
+        let (server, client) = (node(1).await, node(2).await);
+        let _serving = serve_loopback(&server);
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+        let port = listener.local_addr().expect("addr").port();
+        let forward = forward_local(&client, addr(&server), 0, request(port)).await.expect("forward");
+        let mut tcp = TcpStream::connect(forward.local_addr).await.expect("connect");
+        let (service, _) = soon("service", listener.accept()).await.expect("accept");
+        service.set_zero_linger().expect("linger");
+        drop(service);
+        let error = soon("reset", tcp.read(&mut [0; 8])).await.expect_err("not a clean end");
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+        assert!(forward.last_error().is_some());
+    });
+}
+
+#[test]
+fn two_hundred_connections_at_once() {
+    run(async {
+        let (server, client) = (node(1).await, node(2).await);
+        let _serving = serve_loopback(&server);
+        let service = hashing_service().await;
+        let forward =
+            forward_local(&client, addr(&server), 0, request(service.port())).await.expect("forward");
+        let mut open = Vec::new();
+        for number in 0..200 {
+            let mut tcp = TcpStream::connect(forward.local_addr).await.expect("connect");
+            tcp.write_all(&vec![1; number]).await.expect("write");
+            open.push(tcp);
+        }
+        for (number, mut tcp) in open.into_iter().enumerate() {
+            tcp.shutdown().await.expect("half-close");
+            let mut answer = String::new();
+            soon("answer", tcp.read_to_string(&mut answer)).await.expect("read");
+            assert!(answer.starts_with(&format!("{number} ")), "{answer}");
+        }
+        assert_eq!(forward.last_error(), None);
+    });
+}
+
+#[test]
+fn sixty_four_mebibytes_arrive_unchanged() {
+    run(async {
+        let (server, client) = (node(1).await, node(2).await);
+        let _serving = serve_loopback(&server);
+        let service = hashing_service().await;
+        let forward =
+            forward_local(&client, addr(&server), 0, request(service.port())).await.expect("forward");
+        let chunk: Vec<u8> =
+            (0..1_u32 << 18).flat_map(|n| n.wrapping_mul(2_654_435_761).to_be_bytes()).collect();
+        let mut expected = Sha256::new();
+        let mut tcp = TcpStream::connect(forward.local_addr).await.expect("connect");
+        for _ in 0..64 {
+            expected.update(&chunk);
+            soon("write", tcp.write_all(&chunk)).await.expect("write");
+        }
+        tcp.shutdown().await.expect("half-close");
+        let mut answer = String::new();
+        soon("answer", tcp.read_to_string(&mut answer)).await.expect("read");
+        let hash = HEXLOWER.encode(&expected.finalize());
+        assert_eq!(answer, format!("{} {hash}", 64 << 20));
+    });
+}
