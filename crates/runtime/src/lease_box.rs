@@ -1,0 +1,466 @@
+//! One lease's box from start to wipe, as the lease's own process drives it.
+//!
+//! Always holds: `poll` never blocks; the TUN is handed out before anything of the customer runs; when
+//! this value or its process goes, everything in the box goes; `remove` looks afterwards whether that is
+//! true and says so in the receipt. Not here: packets, paid time, reports to the agent.
+
+use std::{
+    fs::{self, File},
+    io::{BufRead as _, BufReader, Read, Write as _},
+    net::Ipv4Addr,
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::fs::{MetadataExt as _, PermissionsExt as _},
+    },
+    path::{Path, PathBuf},
+    sync::mpsc::{self, Receiver, RecvTimeoutError, Sender},
+    thread,
+    time::{Duration, Instant},
+};
+
+use rustix::process::geteuid;
+
+use crate::{
+    bwrap::{self, BoxView, ENVIRONMENT, HOME},
+    engine::{Program, Running, command, ray},
+    environment::{self, Environment},
+    error::{During, Result},
+    holder::{Connector, HelperExe, Holder, RunId},
+    limits::{BoxGroup, Enforcement, Hierarchy},
+    netns::Setup,
+    sandbox::{BoxReport, BoxSpec, Engine, Phase, Timeline, WipeReceipt},
+    wipe,
+};
+
+/// Where a box is to live on the host.
+#[derive(Clone, Debug)]
+pub struct BoxConfig {
+    /// What to run.
+    pub spec: BoxSpec,
+    /// The lease's own folder; made if absent, wiped at the end.
+    pub lease_dir: PathBuf,
+    /// The worker's folder of prepared environments.
+    pub environments_dir: PathBuf,
+    /// The executable with the helper's sub-commands.
+    pub helper: HelperExe,
+    /// The TUN device, `/dev/net/tun` unless a test makes its own.
+    pub tun_device: PathBuf,
+    /// Where limits are enforced.
+    pub hierarchy: Hierarchy,
+}
+
+/// The kernel's TUN device.
+pub const TUN_DEVICE: &str = "/dev/net/tun";
+/// Boxes of a root worker run as users from here on, one each.
+const FIRST_BOX_UID: u32 = 1_879_048_192;
+const NOBODY: u32 = 65534;
+/// Logs of a box: two files of this size.
+const LOG_BYTES: u64 = 4 << 20;
+const DISK_CHECK_EVERY: Duration = Duration::from_secs(5);
+
+/// A box that is being prepared, is running, or has ended.
+pub struct LeaseBox {
+    config: BoxConfig,
+    view: BoxView,
+    holder: Holder,
+    group: BoxGroup,
+    started: Instant,
+    timeline: Timeline,
+    stage: Stage,
+    ready_ms: Option<u64>,
+    disk: Receiver<u64>,
+    /// Dropping it ends the disk watch.
+    disk_stop: Sender<()>,
+}
+
+enum Stage {
+    Preparing { news: Receiver<Preparation>, progress: u8, detail: String },
+    Running { run: RunId, engine: Running, lines: Receiver<String> },
+    Broken { code: String, message: String },
+}
+
+enum Preparation {
+    Step(u8, String),
+    Done(Result<PathBuf>),
+}
+
+impl LeaseBox {
+    /// Makes the box with its namespaces and TUN and begins to prepare what its engine needs. Gives the
+    /// TUN's descriptor: whole IP packets, no header.
+    pub fn start(config: BoxConfig, now: Instant) -> Result<(Self, OwnedFd)> {
+        config.spec.check()?;
+        let mut view = view_of(&config)?;
+        view.make_files(&format!("{} {}\n", config.spec.ip, view.hostname))?;
+        write_files(&config, &mut view)?;
+        let uid = give_folders(&config.lease_dir)?;
+        let group = BoxGroup::create(&config.hierarchy, &config.spec.lease, &config.spec.limits)?;
+        let holder = Holder::spawn(&config.helper)?;
+        group.attach(holder.pid())?;
+        let tun = holder.setup(Setup {
+            tun_device: config.tun_device.clone(),
+            ip: config.spec.ip,
+            prefix: config.spec.prefix,
+            mtu: config.spec.mtu,
+            binds: view.binds(),
+            uid,
+        })?;
+        let (disk_stop, disk) = watch_disk(&config.lease_dir)?;
+        let timeline = Timeline { boxes_ms: Some(ms_since(now, Instant::now())), ..Timeline::default() };
+        let stage = begin(&config)?;
+        let ready_ms = None;
+        let started = now;
+        let this = Self { config, view, holder, group, started, timeline, stage, ready_ms, disk, disk_stop };
+        Ok((this, tun))
+    }
+
+    /// Moves on and says where the box is. Call it a few times a second.
+    pub fn poll(&mut self, now: Instant) -> BoxReport {
+        let now_ms = ms_since(self.started, now);
+        self.take_preparation(now_ms);
+        self.take_lines(now_ms);
+        self.check_disk();
+        let phase = self.phase();
+        if phase == Phase::Ready {
+            self.ready_ms.get_or_insert(now_ms);
+        }
+        BoxReport {
+            lease: self.config.spec.lease.clone(),
+            phase,
+            timeline: self.timeline(),
+            enforcement: self.group.enforcement().clone(),
+            started_ms: 0,
+            ready_ms: self.ready_ms,
+        }
+    }
+
+    /// The supervisor says that packets flow.
+    pub fn overlay_is_up(&mut self, now: Instant) {
+        self.timeline.overlay_ms.get_or_insert(ms_since(self.started, now));
+    }
+
+    /// Reaches services in the box, for tunnels.
+    pub fn connector(&self) -> Connector {
+        self.holder.connector()
+    }
+
+    /// The member's address in the overlay.
+    pub fn ip(&self) -> Ipv4Addr {
+        self.config.spec.ip
+    }
+
+    /// How the limits are enforced.
+    pub fn enforcement(&self) -> &Enforcement {
+        self.group.enforcement()
+    }
+
+    /// Times that the kernel killed a process of the box for lack of memory.
+    pub fn memory_kills(&self) -> u64 {
+        self.group.memory_kills()
+    }
+
+    /// Why plain `ray start` was used although the fast start was asked for.
+    pub fn fallback(&self) -> Option<&str> {
+        match &self.stage {
+            Stage::Running { engine: Running::Ray(run), .. } => run.fallback(),
+            _ => None,
+        }
+    }
+
+    /// The last `bytes` of the box's output.
+    pub fn log_tail(&self, bytes: usize) -> String {
+        log_tail(&self.config.lease_dir, bytes)
+    }
+
+    /// Ends everything in the box and wipes it. Repeating it after a failure is [`reap`].
+    pub fn remove(self) -> Result<WipeReceipt> {
+        let Self { config, holder, group, stage, disk, disk_stop, .. } = self;
+        if let Stage::Running { run, .. } = stage {
+            // A helper that is gone has taken the box with it.
+            let _ = holder.kill(run);
+        }
+        // The helper itself is no process of the customer.
+        let helper = i32::try_from(holder.pid()).unwrap_or(0);
+        let left = group.pids().into_iter().filter(|pid| *pid != helper).count() as u64;
+        holder.stop()?;
+        drop((disk, disk_stop));
+        finish(&config.spec.lease, &config.lease_dir, &group, left)
+    }
+
+    fn take_preparation(&mut self, now_ms: u64) {
+        let mut done = None;
+        if let Stage::Preparing { news, progress, detail } = &mut self.stage {
+            for step in news.try_iter() {
+                match step {
+                    Preparation::Step(percent, text) => (*progress, *detail) = (percent, text),
+                    Preparation::Done(result) => done = Some(result),
+                }
+            }
+        }
+        if let Some(result) = done {
+            self.stage = match result.and_then(|_| self.launch(now_ms)) {
+                Ok(stage) => stage,
+                Err(error) => Stage::Broken { code: error.code().into(), message: error.full_message() },
+            };
+        }
+    }
+
+    /// Starts the engine's program in the box.
+    fn launch(&self, now_ms: u64) -> Result<Stage> {
+        let program = program_of(&self.config.spec);
+        let mut view = self.view.clone();
+        view.variables.extend(program.variables.clone());
+        let (argv, extras) = view.command(&program.argv)?;
+        let extras: Vec<_> = extras.iter().map(|fd| fd.as_fd()).collect();
+        let null = File::open("/dev/null").during("open /dev/null")?;
+        let (log_end, log_start) =
+            rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).during("make a pipe")?;
+        let (lines_end, lines_start) =
+            rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).during("make a pipe")?;
+        let stdout = if program.reports_progress { &lines_start } else { &log_start };
+        let run = self.holder.run(argv, [null.as_fd(), stdout.as_fd(), log_start.as_fd()], &extras)?;
+        spawn_named("box-log", {
+            let folder = self.config.lease_dir.join("log");
+            move || keep_log(File::from(log_end), &folder)
+        })?;
+        let (tell, lines) = mpsc::channel();
+        spawn_named("box-lines", move || read_lines(File::from(lines_end), &tell))?;
+        let engine = match &self.config.spec.engine {
+            Engine::Command { .. } => Running::Command(command::CommandRun::started(now_ms)),
+            Engine::Ray { role, .. } => Running::Ray(ray::RayRun::new(*role)),
+        };
+        Ok(Stage::Running { run, engine, lines })
+    }
+
+    fn take_lines(&mut self, now_ms: u64) {
+        let Stage::Running { run, engine, lines } = &mut self.stage else { return };
+        for line in lines.try_iter() {
+            engine.line(&line, now_ms);
+        }
+        if let Some(code) = self.holder.exit_code(*run) {
+            engine.exited(code);
+        } else if !self.holder.is_alive() {
+            let message = "the process that holds the box ended; the box is gone".to_owned();
+            self.stage = Stage::Broken { code: "box_lost".into(), message };
+        }
+    }
+
+    fn check_disk(&mut self) {
+        let limit = self.config.spec.limits.disk_bytes;
+        let Some(used) = self.disk.try_iter().last().filter(|used| *used > limit) else { return };
+        if let Stage::Running { run, .. } = self.stage {
+            let _ = self.holder.kill(run);
+        }
+        let message = format!("the box keeps {used} bytes on disk, the lease allows {limit}; rent more disk");
+        self.stage = Stage::Broken { code: "disk_limit_exceeded".into(), message };
+    }
+
+    fn phase(&self) -> Phase {
+        match &self.stage {
+            Stage::Preparing { progress, detail, .. } => {
+                Phase::Preparing { progress: *progress, detail: detail.clone() }
+            }
+            Stage::Running { engine, .. } => engine.state().phase,
+            Stage::Broken { code, message } => Phase::Failed { code: code.clone(), message: message.clone() },
+        }
+    }
+
+    fn timeline(&self) -> Timeline {
+        let Timeline { boxes_ms, overlay_ms, .. } = self.timeline;
+        match &self.stage {
+            Stage::Running { engine, .. } => Timeline { boxes_ms, overlay_ms, ..engine.state().timeline },
+            _ => self.timeline.clone(),
+        }
+    }
+}
+
+/// Ends and wipes what a lease left whose own process is gone. Safe to repeat.
+pub fn reap(lease: &str, lease_dir: &Path, hierarchy: &Hierarchy) -> Result<WipeReceipt> {
+    let group = BoxGroup::existing(hierarchy, lease);
+    let left = group.pids().len() as u64;
+    finish(lease, lease_dir, &group, left)
+}
+
+/// The last `bytes` of the output of the box in `lease_dir`.
+pub fn log_tail(lease_dir: &Path, bytes: usize) -> String {
+    let read = |name: &str| fs::read(lease_dir.join("log").join(name)).unwrap_or_default();
+    let mut all = read("output.log.1");
+    all.extend(read("output.log"));
+    String::from_utf8_lossy(&all[all.len().saturating_sub(bytes)..]).into_owned()
+}
+
+/// Kills what is in the groups until nothing is, then wipes.
+fn finish(lease: &str, lease_dir: &Path, group: &BoxGroup, left: u64) -> Result<WipeReceipt> {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !group.remove() && Instant::now() < deadline {
+        group.kill();
+        thread::sleep(Duration::from_millis(5));
+    }
+    wipe::wipe(lease, lease_dir, left, group.remove())
+}
+
+fn ms_since(start: Instant, now: Instant) -> u64 {
+    u64::try_from(now.saturating_duration_since(start).as_millis()).unwrap_or(u64::MAX)
+}
+
+fn spawn_named(name: &str, work: impl FnOnce() + Send + 'static) -> Result<()> {
+    thread::Builder::new()
+        .name(name.into())
+        .stack_size(256 << 10)
+        .spawn(work)
+        .during("start a thread")
+        .map(drop)
+}
+
+fn view_of(config: &BoxConfig) -> Result<BoxView> {
+    let spec = &config.spec;
+    let environment = match &spec.engine {
+        Engine::Ray { environment, .. } => {
+            fs::create_dir_all(&config.environments_dir).during("make the environments folder")?;
+            Environment::resolve(environment)?;
+            Some((config.environments_dir.clone(), environment::folder_name(environment)))
+        }
+        Engine::Command { .. } => None,
+    };
+    let HelperExe(exe, before) = &config.helper;
+    let before = before.iter().map(|arg| arg.to_string_lossy().into_owned()).collect();
+    let variables = [
+        ("PATH", format!("{ENVIRONMENT}/bin:/usr/local/bin:/usr/bin:/bin")),
+        ("HOME", HOME.into()),
+        ("USER", "work".into()),
+        ("LANG", "C.UTF-8".into()),
+        ("TMPDIR", "/tmp".into()),
+        ("IONET_MEMBER_IP", spec.ip.to_string()),
+        ("IONET_HEAD_IP", spec.head_ip.to_string()),
+        ("IONET_MEMBERS", spec.members.to_string()),
+    ];
+    Ok(BoxView {
+        lease_dir: config.lease_dir.clone(),
+        launcher: (exe.clone(), before),
+        environment,
+        files: Vec::new(),
+        hostname: format!("member-{}", spec.ip.octets()[3]),
+        // The object store and what else a program shares; it counts as the box's memory anyway.
+        shm_bytes: spec.limits.memory_bytes / 2 + (16 << 20),
+        devices: bwrap::gpu_devices(Path::new("/proc/driver/nvidia"), &spec.limits.gpus)?,
+        variables: variables.map(|(name, value)| (name.to_owned(), value)).into(),
+    })
+}
+
+fn program_of(spec: &BoxSpec) -> Program {
+    match &spec.engine {
+        Engine::Command { argv, env } => command::program(argv, env),
+        Engine::Ray { role, jupyter, token, failure_detection, fast_start, .. } => {
+            let node = ray::Node {
+                role: *role,
+                jupyter: *jupyter,
+                token,
+                failure_detection: *failure_detection,
+                fast_start: *fast_start,
+            };
+            ray::program(spec, &node)
+        }
+    }
+}
+
+/// Puts the engine's own files where the box will see them.
+fn write_files(config: &BoxConfig, view: &mut BoxView) -> Result<()> {
+    for (n, (place, text)) in program_of(&config.spec).files.into_iter().enumerate() {
+        let path = config.lease_dir.join("etc").join(format!("engine-{n}"));
+        fs::write(&path, text).during("write the engine's files")?;
+        view.files.push((path, place.to_owned()));
+    }
+    Ok(())
+}
+
+/// As root: makes the box's own unprivileged user the owner of its folders. Gives that user.
+fn give_folders(lease_dir: &Path) -> Result<u32> {
+    let folders = [lease_dir.join("work"), lease_dir.join("tmp")];
+    let own = fs::metadata(lease_dir).during("look at the lease's folder")?;
+    let mut uid = own.uid();
+    if geteuid().is_root() {
+        let wanted = FIRST_BOX_UID + (u32::try_from(own.ino() & 0xff_ffff).unwrap_or(0));
+        let give = |uid| folders.iter().try_for_each(|f| std::os::unix::fs::chown(f, Some(uid), Some(uid)));
+        // In a user namespace with few ids the high ones do not exist.
+        uid = if give(wanted).is_ok() { wanted } else { NOBODY };
+        give(uid).during("give the box its folders")?;
+    }
+    for folder in &folders {
+        fs::set_permissions(folder, fs::Permissions::from_mode(0o700)).during("close the box's folders")?;
+    }
+    Ok(uid)
+}
+
+/// Begins to prepare; an engine that needs nothing is ready to launch at once.
+fn begin(config: &BoxConfig) -> Result<Stage> {
+    let (tell, news) = mpsc::channel();
+    let environment = match &config.spec.engine {
+        Engine::Ray { environment, .. } => Some(Environment::resolve(environment)?),
+        Engine::Command { .. } => None,
+    };
+    match environment {
+        Some(environment) => {
+            let folder = config.environments_dir.clone();
+            spawn_named("box-prepare", move || prepare(&folder, environment, &tell))?;
+        }
+        None => {
+            let _ = tell.send(Preparation::Done(Ok(PathBuf::new())));
+        }
+    }
+    Ok(Stage::Preparing { news, progress: 0, detail: "starting".into() })
+}
+
+fn prepare(folder: &Path, environment: &Environment, tell: &Sender<Preparation>) {
+    let done = environment::prepare(folder, environment, &mut |percent, step| {
+        let _ = tell.send(Preparation::Step(percent, step.to_owned()));
+    });
+    let _ = tell.send(Preparation::Done(done));
+}
+
+/// Measures the lease's folder every few seconds until the sender is dropped.
+fn watch_disk(lease_dir: &Path) -> Result<(Sender<()>, Receiver<u64>)> {
+    let (stop, stopped) = mpsc::channel::<()>();
+    let (tell, news) = mpsc::channel();
+    let lease_dir = lease_dir.to_path_buf();
+    spawn_named("box-disk", move || {
+        while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(DISK_CHECK_EVERY) {
+            if tell.send(wipe::disk_usage_bytes(&lease_dir)).is_err() {
+                return;
+            }
+        }
+    })?;
+    Ok((stop, news))
+}
+
+fn read_lines(pipe: File, tell: &Sender<String>) {
+    // The box's customer could write to this pipe: a line is cut rather than kept without end.
+    let mut pipe = BufReader::new(pipe);
+    loop {
+        let mut line = Vec::new();
+        match pipe.by_ref().take(64 << 10).read_until(b'\n', &mut line) {
+            Ok(0) | Err(_) => return,
+            Ok(_) if tell.send(String::from_utf8_lossy(&line).trim_end().to_owned()).is_err() => return,
+            Ok(_) => {}
+        }
+    }
+}
+
+/// Copies output to `output.log`; a full one becomes `output.log.1`.
+fn keep_log(mut pipe: File, folder: &Path) {
+    let path = folder.join("output.log");
+    let mut written = 0;
+    let mut buffer = [0; 8192];
+    let _ = fs::create_dir_all(folder);
+    let mut file = File::create(&path).ok();
+    while let Ok(read @ 1..) = pipe.read(&mut buffer) {
+        if written > LOG_BYTES {
+            let _ = fs::rename(&path, folder.join("output.log.1"));
+            file = File::create(&path).ok();
+            written = 0;
+        }
+        // A disk that is full must not block the program: its output is dropped then.
+        if let Some(file) = &mut file {
+            let _ = file.write_all(&buffer[..read]);
+        }
+        written += read as u64;
+    }
+}

@@ -1,0 +1,261 @@
+//! Memory, CPU and process limits of one box, by control group.
+//!
+//! Always holds: a limit counts as enforced only when memory, CPU and process controllers all took it;
+//! otherwise the reason is reported and the device must not hold two tenants. Version 2 where it is
+//! delegated, version 1 hierarchies where they are writable, else none. The group also finds and kills
+//! whatever is left of a box. Not here: the disk limit, which the box's owner watches.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    error::{During, Result},
+    sandbox::Limits,
+};
+
+/// How the limits of a box are enforced.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "by", rename_all = "snake_case")]
+pub enum Enforcement {
+    /// A delegated part of the unified hierarchy.
+    Cgroup2,
+    /// Writable version 1 hierarchies.
+    Cgroup1,
+    /// Not at all: the device must never hold two tenants.
+    None {
+        /// Why, and what would change it.
+        reason: String,
+    },
+}
+
+const CPU_PERIOD_US: u64 = 100_000;
+const CONTROLLERS: [&str; 3] = ["memory", "cpu", "pids"];
+
+/// Where groups of boxes can be made on this machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hierarchy {
+    enforcement: Enforcement,
+    /// One parent folder per controller (version 1) or one for all (version 2).
+    parents: Vec<PathBuf>,
+}
+
+impl Hierarchy {
+    /// Looks at this machine as this process sees it. Making the version 2 choice may switch controllers
+    /// on for the children of the chosen group.
+    pub fn detect() -> Self {
+        let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+        Self::detect_in(Path::new("/sys/fs/cgroup"), &own)
+    }
+
+    /// The same with the mount point and the text of `/proc/self/cgroup` as parameters.
+    pub fn detect_in(mount: &Path, own_groups: &str) -> Self {
+        if let Some(parent) = find_v2(mount, own_groups) {
+            return Self { enforcement: Enforcement::Cgroup2, parents: vec![parent] };
+        }
+        let found = CONTROLLERS.map(|name| find_v1(mount, own_groups, name));
+        let missing: Vec<&str> =
+            CONTROLLERS.iter().zip(&found).filter(|(_, f)| f.is_none()).map(|(name, _)| *name).collect();
+        let parents: Vec<PathBuf> = found.into_iter().flatten().collect();
+        let enforcement = if missing.is_empty() {
+            Enforcement::Cgroup1
+        } else {
+            Enforcement::None {
+                reason: format!(
+                    "no control group of this user takes limits for {}; run the worker as a systemd \
+                     service with Delegate=yes, or as root",
+                    missing.join(", ")
+                ),
+            }
+        };
+        Self { enforcement, parents }
+    }
+
+    /// How limits are enforced here.
+    pub fn enforcement(&self) -> &Enforcement {
+        &self.enforcement
+    }
+}
+
+/// The nearest group, from this process's own upwards, that hands all controllers to its children.
+fn find_v2(mount: &Path, own_groups: &str) -> Option<PathBuf> {
+    let own = own_groups.lines().find_map(|line| line.strip_prefix("0::/"))?;
+    let top = mount.to_path_buf();
+    top.join(own).ancestors().take_while(|group| group.starts_with(mount)).find_map(|group| {
+        let available = fs::read_to_string(group.join("cgroup.controllers")).ok()?;
+        let has_all = CONTROLLERS.iter().all(|c| available.split_whitespace().any(|a| a == *c));
+        let handed_on =
+            has_all && fs::write(group.join("cgroup.subtree_control"), "+memory +cpu +pids").is_ok();
+        (handed_on && can_make_group(group)).then(|| group.to_path_buf())
+    })
+}
+
+/// The nearest writable group of one version 1 hierarchy.
+fn find_v1(mount: &Path, own_groups: &str, controller: &str) -> Option<PathBuf> {
+    let top = mount.join(controller);
+    let own = own_groups.lines().find_map(|line| {
+        let mut parts = line.splitn(3, ':').skip(1);
+        let named = parts.next()?.split(',').any(|name| name == controller);
+        named.then(|| parts.next().unwrap_or("/").trim_start_matches('/'))
+    })?;
+    // Within a container the group's name may not exist under the mount; then the mount is the group.
+    top.join(own)
+        .ancestors()
+        .take_while(|g| g.starts_with(&top))
+        .find(|g| can_make_group(g))
+        .map(Path::to_path_buf)
+}
+
+fn can_make_group(parent: &Path) -> bool {
+    let probe = parent.join(format!("ionet-probe-{}", std::process::id()));
+    fs::create_dir(&probe).is_ok() && fs::remove_dir(&probe).is_ok()
+}
+
+/// The groups of one box.
+#[derive(Debug)]
+pub struct BoxGroup {
+    enforcement: Enforcement,
+    folders: Vec<PathBuf>,
+}
+
+impl BoxGroup {
+    /// Makes the groups of `lease` and writes its limits. Existing ones are taken over.
+    pub fn create(hierarchy: &Hierarchy, lease: &str, limits: &Limits) -> Result<Self> {
+        let mut group = Self::existing(hierarchy, lease);
+        for folder in &group.folders {
+            fs::create_dir_all(folder).during("make the box's control group")?;
+        }
+        let written = match hierarchy.enforcement {
+            Enforcement::Cgroup2 => group.write_v2(limits),
+            Enforcement::Cgroup1 => group.write_v1(limits),
+            Enforcement::None { .. } => Ok(()),
+        };
+        if let Err(error) = written {
+            group.enforcement = Enforcement::None { reason: format!("the kernel refused a limit: {error}") };
+        }
+        Ok(group)
+    }
+
+    /// The groups of `lease` as they would be named, whether they exist or not.
+    pub fn existing(hierarchy: &Hierarchy, lease: &str) -> Self {
+        let folders = hierarchy.parents.iter().map(|p| p.join(format!("ionet-{lease}"))).collect();
+        Self { enforcement: hierarchy.enforcement.clone(), folders }
+    }
+
+    /// How the limits are enforced.
+    pub fn enforcement(&self) -> &Enforcement {
+        &self.enforcement
+    }
+
+    fn write_v2(&self, limits: &Limits) -> std::io::Result<()> {
+        let folder = &self.folders[0];
+        fs::write(folder.join("memory.max"), limits.memory_bytes.to_string())?;
+        fs::write(folder.join("pids.max"), limits.processes.to_string())?;
+        let quota_us = limits.cpu_millis.saturating_mul(CPU_PERIOD_US) / 1000;
+        fs::write(folder.join("cpu.max"), format!("{quota_us} {CPU_PERIOD_US}"))?;
+        // Not every kernel has swap accounting, and one out-of-memory kill should end one process only.
+        let _ = fs::write(folder.join("memory.swap.max"), "0");
+        Ok(())
+    }
+
+    fn write_v1(&self, limits: &Limits) -> std::io::Result<()> {
+        let [memory, cpu, pids] = [&self.folders[0], &self.folders[1], &self.folders[2]];
+        fs::write(memory.join("memory.limit_in_bytes"), limits.memory_bytes.to_string())?;
+        let _ = fs::write(memory.join("memory.memsw.limit_in_bytes"), limits.memory_bytes.to_string());
+        fs::write(cpu.join("cpu.cfs_period_us"), CPU_PERIOD_US.to_string())?;
+        let quota_us = limits.cpu_millis.saturating_mul(CPU_PERIOD_US) / 1000;
+        fs::write(cpu.join("cpu.cfs_quota_us"), quota_us.to_string())?;
+        fs::write(pids.join("pids.max"), limits.processes.to_string())
+    }
+
+    /// Puts a process, and what it starts from now on, under the limits.
+    pub fn attach(&self, pid: u32) -> Result<()> {
+        for folder in &self.folders {
+            fs::write(folder.join("cgroup.procs"), pid.to_string()).during("put the box under its limits")?;
+        }
+        Ok(())
+    }
+
+    /// Processes that are in the groups now.
+    pub fn pids(&self) -> Vec<i32> {
+        let mut pids: Vec<i32> = self
+            .folders
+            .iter()
+            .filter_map(|folder| fs::read_to_string(folder.join("cgroup.procs")).ok())
+            .flat_map(|text| text.lines().filter_map(|l| l.parse().ok()).collect::<Vec<_>>())
+            .collect();
+        pids.sort_unstable();
+        pids.dedup();
+        pids
+    }
+
+    /// Times that the kernel killed a process of the box for lack of memory.
+    pub fn memory_kills(&self) -> u64 {
+        let count = |file: &str| {
+            let text = fs::read_to_string(self.folders.first()?.join(file)).ok()?;
+            text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok())
+        };
+        count("memory.events").or_else(|| count("memory.oom_control")).unwrap_or(0)
+    }
+
+    /// Sends SIGKILL to whatever is in the groups; how many there were.
+    pub fn kill(&self) -> u64 {
+        let pids = self.pids();
+        for pid in pids.iter().filter_map(|pid| rustix::process::Pid::from_raw(*pid)) {
+            // Gone in the meantime is what is wanted.
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        }
+        pids.len() as u64
+    }
+
+    /// Removes the groups; false while something is still in them.
+    pub fn remove(&self) -> bool {
+        self.folders.iter().all(|folder| !folder.exists() || fs::remove_dir(folder).is_ok())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const V1: &str = "8:pids:/\n4:memory:/a/b\n3:cpu,cpuacct:/\n0::/\n";
+
+    #[test]
+    fn version_1_is_used_when_all_three_hierarchies_are_writable() {
+        let mount = tempfile::tempdir().unwrap();
+        for name in CONTROLLERS {
+            fs::create_dir(mount.path().join(name)).unwrap();
+        }
+        let found = Hierarchy::detect_in(mount.path(), V1);
+        assert_eq!(found.enforcement, Enforcement::Cgroup1);
+        // The own memory group does not exist under this mount, so the mount stands for it.
+        assert_eq!(found.parents[0], mount.path().join("memory"));
+    }
+
+    #[test]
+    fn a_missing_controller_is_named_in_the_reason() {
+        let mount = tempfile::tempdir().unwrap();
+        for name in ["memory", "cpu"] {
+            fs::create_dir(mount.path().join(name)).unwrap();
+        }
+        let Enforcement::None { reason } = Hierarchy::detect_in(mount.path(), V1).enforcement else {
+            panic!("two of three controllers must not count as enforced");
+        };
+        assert!(reason.contains("pids") && !reason.contains("memory"), "{reason}");
+    }
+
+    #[test]
+    fn version_2_takes_the_nearest_group_that_has_every_controller() {
+        let mount = tempfile::tempdir().unwrap();
+        let service = mount.path().join("user.slice/app.service");
+        fs::create_dir_all(&service).unwrap();
+        fs::write(service.join("cgroup.controllers"), "pids").unwrap();
+        fs::write(service.parent().unwrap().join("cgroup.controllers"), "cpu memory pids").unwrap();
+        let found = Hierarchy::detect_in(mount.path(), "0::/user.slice/app.service\n");
+        assert_eq!(found.enforcement, Enforcement::Cgroup2);
+        assert_eq!(found.parents, [mount.path().join("user.slice")]);
+    }
+}

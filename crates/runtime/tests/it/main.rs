@@ -1,0 +1,6 @@
+//! Boxes as a customer and as an attacker see them, with the real bubblewrap.
+
+mod boxes;
+mod mem;
+mod ray;
+mod support;

@@ -1,0 +1,130 @@
+//! A box for a test: its own folders, waiting for conditions, everything gone at the end.
+
+use std::{
+    fs,
+    net::Ipv4Addr,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use ionet_runtime::{
+    holder::HelperExe,
+    lease_box::{BoxConfig, LeaseBox, TUN_DEVICE},
+    limits::Hierarchy,
+    sandbox::{BoxReport, BoxSpec, Engine, Limits, Phase},
+};
+
+pub(crate) struct Site {
+    pub(crate) folder: tempfile::TempDir,
+    pub(crate) environments: PathBuf,
+}
+
+impl Site {
+    pub(crate) fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let environments = folder.path().join("environments");
+        Self { folder, environments }
+    }
+
+    pub(crate) fn config(&self, spec: BoxSpec) -> BoxConfig {
+        BoxConfig {
+            lease_dir: self.lease_dir(&spec.lease),
+            spec,
+            environments_dir: self.environments.clone(),
+            helper: HelperExe(env!("CARGO_BIN_EXE_ionet-box").into(), Vec::new()),
+            tun_device: TUN_DEVICE.into(),
+            hierarchy: Hierarchy::detect(),
+        }
+    }
+
+    pub(crate) fn lease_dir(&self, lease: &str) -> PathBuf {
+        self.folder.path().join(lease)
+    }
+
+    pub(crate) fn start(&self, spec: BoxSpec) -> (LeaseBox, OwnedFd) {
+        LeaseBox::start(self.config(spec), Instant::now()).unwrap()
+    }
+
+    /// Runs a shell script in a box to its end: exit code and output.
+    pub(crate) fn shell(&self, lease: &str, script: &str) -> (i32, String) {
+        let (mut it, _tun) = self.start(shell_spec(lease, script));
+        let code = exit_code(&mut it);
+        // The log's thread may be a moment behind the exit.
+        let log = it.log_tail(1 << 20);
+        assert!(it.remove().unwrap().finished);
+        (code, log)
+    }
+}
+
+/// Leases of concurrent test runs must not share a control group.
+pub(crate) fn unique(name: &str) -> String {
+    format!("test-{}-{name}", std::process::id())
+}
+
+pub(crate) fn spec(lease: &str, engine: Engine) -> BoxSpec {
+    BoxSpec {
+        lease: unique(lease),
+        engine,
+        ip: Ipv4Addr::new(10, 77, 0, 1),
+        prefix: 24,
+        mtu: 1280,
+        head_ip: Ipv4Addr::new(10, 77, 0, 1),
+        members: 1,
+        limits: Limits {
+            cpu_millis: 1000,
+            memory_bytes: 256 << 20,
+            processes: 64,
+            disk_bytes: 1 << 30,
+            gpus: Vec::new(),
+        },
+    }
+}
+
+pub(crate) fn shell_spec(lease: &str, script: &str) -> BoxSpec {
+    let argv = ["/bin/sh", "-c", script].map(str::to_owned).to_vec();
+    spec(lease, Engine::Command { argv, env: Vec::new() })
+}
+
+/// Polls until the condition holds; the last report if it never does.
+pub(crate) fn wait_for(it: &mut LeaseBox, seconds: u64, until: impl Fn(&BoxReport) -> bool) -> BoxReport {
+    let deadline = Instant::now() + Duration::from_secs(seconds);
+    loop {
+        let report = it.poll(Instant::now());
+        if until(&report) {
+            return report;
+        }
+        assert!(Instant::now() < deadline, "{report:?}\n{}", it.log_tail(8000));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+pub(crate) fn exit_code(it: &mut LeaseBox) -> i32 {
+    let report = wait_for(it, 20, |r| matches!(r.phase, Phase::Exited { .. } | Phase::Failed { .. }));
+    match report.phase {
+        Phase::Exited { code } => code,
+        other => panic!("{other:?}: {}", it.log_tail(4000)),
+    }
+}
+
+/// Waits for a condition on the host.
+pub(crate) fn eventually(what: &str, condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !condition() {
+        assert!(Instant::now() < deadline, "{what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Processes on the host whose command line holds `text`.
+pub(crate) fn processes_with(text: &str) -> Vec<u32> {
+    let entries = fs::read_dir("/proc").unwrap().flatten();
+    entries
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter(|pid: &u32| *pid != std::process::id())
+        .filter(|pid| {
+            let line = fs::read(Path::new("/proc").join(pid.to_string()).join("cmdline")).unwrap_or_default();
+            String::from_utf8_lossy(&line).replace('\0', " ").contains(text)
+        })
+        .collect()
+}
