@@ -1,1 +1,306 @@
-//! The typed client.
+//! The typed client of the REST API.
+//!
+//! Always holds: every call has a deadline; an error says which server was asked and what it answered.
+
+use std::time::Duration;
+
+use ionet_domain::device::DeviceChange;
+use ionet_domain::market::Request;
+use ionet_domain::{DeviceId, KeyId, OrderId, Refusal};
+use reqwest::{Method, StatusCode};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::rest;
+use crate::secret::Secret;
+use crate::sign::{SignIn, WalletKey};
+
+/// Why a call did not work out.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// No answer at all.
+    #[error("no answer from {url}: {reason}; is the server running? ('ionet up' starts one here)")]
+    Unreachable {
+        /// Whom we asked.
+        url: String,
+        /// What the network said.
+        reason: String,
+    },
+    /// The server said no.
+    #[error("{}", body.message)]
+    Refused {
+        /// The HTTP status.
+        status: u16,
+        /// What it said.
+        body: rest::ErrorBody,
+    },
+    /// An answer that is none of this API.
+    #[error(
+        "{url} answered with something else than this API ({reason}); is it an ionet server of this release?"
+    )]
+    Garbled {
+        /// Whom we asked.
+        url: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+impl ClientError {
+    /// The stable name, for programs.
+    pub fn code(&self) -> &str {
+        match self {
+            Self::Unreachable { .. } => "unreachable",
+            Self::Refused { body, .. } => &body.code,
+            Self::Garbled { .. } => "garbled_answer",
+        }
+    }
+
+    /// The refusal behind it, if the rules said no.
+    pub fn refusal(&self) -> Option<&Refusal> {
+        match self {
+            Self::Refused { body, .. } => body.refusal.as_ref(),
+            _ => None,
+        }
+    }
+}
+
+/// Calls one server, as somebody or as nobody.
+#[derive(Debug, Clone)]
+pub struct Client {
+    base: String,
+    http: reqwest::Client,
+    token: Option<Secret>,
+}
+
+type Answer<T> = Result<T, ClientError>;
+
+impl Client {
+    /// A client of the server at `base`, such as `http://127.0.0.1:8080`, not signed in.
+    pub fn new(base: &str) -> Answer<Self> {
+        let http = reqwest::Client::builder()
+            .connect_timeout(Duration::from_secs(5))
+            .read_timeout(Duration::from_secs(60))
+            .user_agent(concat!("ionet/", env!("CARGO_PKG_VERSION")))
+            .no_proxy()
+            .build();
+        let base = base.trim_end_matches('/').to_owned();
+        match http {
+            Ok(http) => Ok(Self { base, http, token: None }),
+            Err(error) => Err(ClientError::Unreachable { url: base, reason: reason(&error) }),
+        }
+    }
+
+    /// The same client with a session's token or an API key.
+    #[must_use]
+    pub fn with_token(mut self, token: Secret) -> Self {
+        self.token = Some(token);
+        self
+    }
+
+    /// Which server.
+    pub fn base(&self) -> &str {
+        &self.base
+    }
+
+    /// Signs in with a wallet and keeps the session.
+    pub async fn sign_in(&mut self, network: &str, wallet: &WalletKey) -> Answer<rest::Session> {
+        let account = wallet.address();
+        let challenge: rest::Challenge =
+            self.post("/v1/sign-in/challenge", &rest::ChallengeRequest { account }).await?;
+        let (nonce, expires_ms) = (challenge.nonce, challenge.expires_ms);
+        let said = SignIn { account, nonce: nonce.clone(), expires_ms };
+        let signature = wallet.sign(network, &said);
+        let request = rest::SignInRequest { account, nonce, expires_ms, signature };
+        let session: rest::Session = self.post("/v1/sign-in", &request).await?;
+        self.token = Some(session.token.clone());
+        Ok(session)
+    }
+
+    /// What the network is.
+    pub async fn network(&self) -> Answer<rest::NetworkInfo> {
+        self.get("/v1/network", &()).await
+    }
+
+    /// Makes an API key.
+    pub async fn make_key(&self, key: &rest::NewKey) -> Answer<rest::MadeKey> {
+        self.post("/v1/keys", key).await
+    }
+
+    /// The account's keys.
+    pub async fn keys(&self) -> Answer<Vec<rest::KeyView>> {
+        self.get("/v1/keys", &()).await
+    }
+
+    /// Revokes a key.
+    pub async fn revoke_key(&self, key: KeyId) -> Answer<()> {
+        self.nothing(Method::DELETE, &format!("/v1/keys/{key}")).await
+    }
+
+    /// What the account holds.
+    pub async fn wallet(&self) -> Answer<rest::Wallet> {
+        self.get("/v1/wallet", &()).await
+    }
+
+    /// Sends money.
+    pub async fn send(&self, request: &rest::SendRequest) -> Answer<rest::Wallet> {
+        self.post("/v1/wallet/send", request).await
+    }
+
+    /// The account's ledger lines, or another subject's public ones.
+    pub async fn ledger(&self, filter: &rest::EventFilter) -> Answer<Vec<rest::LedgerLine>> {
+        self.get("/v1/ledger", filter).await
+    }
+
+    /// All balances.
+    pub async fn books(&self) -> Answer<rest::Books> {
+        self.get("/v1/books", &()).await
+    }
+
+    /// The account's activity log.
+    pub async fn activity(&self, filter: &rest::EventFilter) -> Answer<Vec<rest::ActivityLine>> {
+        self.get("/v1/activity", filter).await
+    }
+
+    /// Enrols a device.
+    pub async fn enrol(&self, request: &rest::EnrolRequest) -> Answer<rest::DeviceView> {
+        self.post("/v1/devices", request).await
+    }
+
+    /// Devices that meet the filter.
+    pub async fn devices(&self, filter: &rest::DeviceFilter) -> Answer<Vec<rest::DeviceView>> {
+        self.get("/v1/devices", filter).await
+    }
+
+    /// One device.
+    pub async fn device(&self, device: DeviceId) -> Answer<rest::DeviceView> {
+        self.get(&format!("/v1/devices/{device}"), &()).await
+    }
+
+    /// Changes a device.
+    pub async fn change_device(&self, device: DeviceId, change: &DeviceChange) -> Answer<rest::DeviceView> {
+        self.send_json(Method::PATCH, &format!("/v1/devices/{device}"), change).await
+    }
+
+    /// Measures a device again.
+    pub async fn check_device(&self, device: DeviceId) -> Answer<()> {
+        self.nothing(Method::POST, &format!("/v1/devices/{device}/check")).await
+    }
+
+    /// Archives a device.
+    pub async fn archive_device(&self, device: DeviceId) -> Answer<()> {
+        self.nothing(Method::DELETE, &format!("/v1/devices/{device}")).await
+    }
+
+    /// Asks for a price.
+    pub async fn quote(&self, request: &Request) -> Answer<rest::SignedQuote> {
+        self.post("/v1/quotes", request).await
+    }
+
+    /// Accepts a price.
+    pub async fn order(&self, request: &rest::OrderRequest) -> Answer<rest::ClusterView> {
+        self.post("/v1/clusters", request).await
+    }
+
+    /// The account's clusters.
+    pub async fn clusters(&self) -> Answer<Vec<rest::ClusterView>> {
+        self.get("/v1/clusters", &()).await
+    }
+
+    /// One cluster.
+    pub async fn cluster(&self, cluster: OrderId) -> Answer<rest::ClusterView> {
+        self.get(&format!("/v1/clusters/{cluster}"), &()).await
+    }
+
+    /// Adds time.
+    pub async fn extend(&self, cluster: OrderId, request: &rest::ExtendRequest) -> Answer<rest::ClusterView> {
+        self.post(&format!("/v1/clusters/{cluster}/extend"), request).await
+    }
+
+    /// Closes a cluster.
+    pub async fn close(&self, cluster: OrderId) -> Answer<rest::ClusterView> {
+        self.send_json(Method::DELETE, &format!("/v1/clusters/{cluster}"), &()).await
+    }
+
+    /// Leave to open tunnels into a cluster.
+    pub async fn grant(
+        &self,
+        cluster: OrderId,
+        request: &rest::TunnelGrantRequest,
+    ) -> Answer<rest::TunnelGrant> {
+        self.post(&format!("/v1/clusters/{cluster}/tunnels"), request).await
+    }
+
+    /// Events of the public journal.
+    pub async fn journal(&self, filter: &rest::EventFilter) -> Answer<Vec<rest::EventView>> {
+        self.get("/v1/journal", filter).await
+    }
+
+    /// The live events as server-sent events: the raw response, to be read line by line.
+    pub async fn events(&self, filter: &rest::EventFilter) -> Answer<reqwest::Response> {
+        self.answer(self.request(Method::GET, "/v1/events").query(filter)).await
+    }
+
+    async fn get<Q: Serialize + ?Sized, T: DeserializeOwned>(&self, path: &str, query: &Q) -> Answer<T> {
+        let response = self.answer(self.request(Method::GET, path).query(query)).await?;
+        self.read(response).await
+    }
+
+    async fn post<B: Serialize + ?Sized, T: DeserializeOwned>(&self, path: &str, body: &B) -> Answer<T> {
+        self.send_json(Method::POST, path, body).await
+    }
+
+    async fn send_json<B, T>(&self, method: Method, path: &str, body: &B) -> Answer<T>
+    where
+        B: Serialize + ?Sized,
+        T: DeserializeOwned,
+    {
+        let response = self.answer(self.request(method, path).json(body)).await?;
+        self.read(response).await
+    }
+
+    async fn nothing(&self, method: Method, path: &str) -> Answer<()> {
+        self.answer(self.request(method, path)).await.map(|_| ())
+    }
+
+    fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
+        let request = self.http.request(method, format!("{}{path}", self.base));
+        match &self.token {
+            Some(token) => request.bearer_auth(token.expose()),
+            None => request,
+        }
+    }
+
+    async fn answer(&self, request: reqwest::RequestBuilder) -> Answer<reqwest::Response> {
+        let unreachable = |error| ClientError::Unreachable { url: self.base.clone(), reason: reason(&error) };
+        let response = request.send().await.map_err(unreachable)?;
+        if response.status().is_success() {
+            return Ok(response);
+        }
+        Err(self.refused(response.status(), response).await)
+    }
+
+    async fn refused(&self, status: StatusCode, response: reqwest::Response) -> ClientError {
+        match response.json().await {
+            Ok(body) => ClientError::Refused { status: status.as_u16(), body },
+            Err(_) => self.garbled(format!("status {status}")),
+        }
+    }
+
+    async fn read<T: DeserializeOwned>(&self, response: reqwest::Response) -> Answer<T> {
+        response.json().await.map_err(|error| self.garbled(reason(&error)))
+    }
+
+    fn garbled(&self, reason: String) -> ClientError {
+        ClientError::Garbled { url: self.base.clone(), reason }
+    }
+}
+
+/// The innermost cause: the layers above only repeat that something failed.
+fn reason(error: &reqwest::Error) -> String {
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
+}

@@ -1,1 +1,517 @@
-//! REST types.
+//! The REST types. Everything that also stands in the journal keeps the journal's own form; what only the API
+//! says is defined here. Times are milliseconds since 1970, money is integer micro-USD or minor units.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ionet_domain::account::{ActivityKind, Scope};
+use ionet_domain::device::{DeviceStage, Enrolment, HardwareClass, Measured, OwnerRules, Resources, Tier};
+use ionet_domain::market::{Program, Quote};
+use ionet_domain::money::{Asset, Rate};
+use ionet_domain::order::{Bill, CloseReason, LeasePhase, Stage};
+use ionet_domain::{Address, CommandId, DeviceId, EndpointId, KeyId, LeaseId, OrderId, Refusal, TransferId};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::secret::Secret;
+use crate::worker::{BoxPhase, Telemetry};
+
+/// An error as every endpoint answers it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ErrorBody {
+    /// The stable name.
+    pub code: String,
+    /// What is wrong and what to do, for people.
+    pub message: String,
+    /// The refusal's numbers, for programs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    pub refusal: Option<Refusal>,
+}
+
+/// What a network is: no secret in it, no sign-in needed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NetworkInfo {
+    /// Its name, part of every signature.
+    pub name: String,
+    /// The server's release.
+    pub version: String,
+    /// The key that signs quotes, member lists and grants.
+    #[schema(value_type = String)]
+    pub server: Address,
+    /// How the server's endpoint is reached: the transport's own JSON.
+    #[schema(value_type = Object)]
+    pub server_addr: serde_json::Value,
+    /// The relays, as the transport writes them.
+    #[schema(value_type = Vec<Object>)]
+    pub relays: Vec<serde_json::Value>,
+    /// The journal's head.
+    pub journal: JournalHead,
+    /// The server's term.
+    pub term: u64,
+    /// Ray environments on offer, the default first: `name@sha256:digest`.
+    pub environments: Vec<String>,
+    /// The fees in basis points: renter's, supplier's.
+    pub fees_basis_points: (u32, u32),
+    /// Whether this is a local network whose money is worth nothing.
+    pub local: bool,
+}
+
+/// Where the journal ends.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct JournalHead {
+    /// Events so far.
+    pub seq: u64,
+    /// The chain's hash in hex.
+    pub hash: String,
+}
+
+/// Ask for a challenge.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ChallengeRequest {
+    /// Who wants to sign in.
+    #[schema(value_type = String)]
+    pub account: Address,
+}
+
+/// What to sign: `sign::SignIn` with this nonce and expiry.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Challenge {
+    /// Good once.
+    pub nonce: String,
+    /// Good until then.
+    pub expires_ms: u64,
+}
+
+/// A signed challenge.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SignInRequest {
+    /// Who signs in.
+    #[schema(value_type = String)]
+    pub account: Address,
+    /// From the challenge.
+    pub nonce: String,
+    /// From the challenge.
+    pub expires_ms: u64,
+    /// In hex.
+    pub signature: String,
+}
+
+/// A session: a bearer token with all of the account's rights, kept by the server in memory only.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Session {
+    /// For the header `Authorization: Bearer ...`.
+    #[schema(value_type = String)]
+    pub token: Secret,
+    /// Until when.
+    pub expires_ms: u64,
+}
+
+/// Make an API key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NewKey {
+    /// Your words for it.
+    pub label: String,
+    /// What it may do: read, rent, supply, pay, keys.
+    #[schema(value_type = Vec<String>)]
+    pub scopes: BTreeSet<Scope>,
+    /// The most that orders under it may commit.
+    pub cap_micro_usd: u64,
+    /// How long it works.
+    pub lifetime_ms: u64,
+}
+
+/// A key just made; the secret is shown once.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct MadeKey {
+    /// Its public name.
+    #[schema(value_type = String)]
+    pub id: KeyId,
+    /// The bearer token.
+    #[schema(value_type = String)]
+    pub token: Secret,
+}
+
+/// A key as it is listed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct KeyView {
+    /// Its public name.
+    #[schema(value_type = String)]
+    pub id: KeyId,
+    /// Its owner's words.
+    pub label: String,
+    /// What it may do.
+    #[schema(value_type = Vec<String>)]
+    pub scopes: BTreeSet<Scope>,
+    /// Its cap.
+    pub cap_micro_usd: u64,
+    /// Committed so far.
+    pub spent_micro_usd: u64,
+    /// Until when it works.
+    pub expires_ms: u64,
+    /// Whether it was revoked.
+    pub revoked: bool,
+}
+
+/// What an account holds of one asset, in minor units.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Holding {
+    /// Which.
+    #[schema(value_type = String)]
+    pub asset: Asset,
+    /// To be spent.
+    pub available: u64,
+    /// Set aside in orders.
+    pub in_orders: u64,
+    /// Earned and not yet paid out.
+    pub earned: u64,
+}
+
+/// An account's wallet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Wallet {
+    /// Whose.
+    #[schema(value_type = String)]
+    pub account: Address,
+    /// One entry an asset.
+    pub holdings: Vec<Holding>,
+}
+
+/// Send money to another wallet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SendRequest {
+    /// Made by the sender; a repetition is answered with `transfer_exists`.
+    #[schema(value_type = String)]
+    pub id: TransferId,
+    /// To whom.
+    #[schema(value_type = String)]
+    pub to: Address,
+    /// What.
+    #[schema(value_type = String)]
+    pub asset: Asset,
+    /// In minor units.
+    pub amount: u64,
+}
+
+/// Enrol a device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct EnrolRequest {
+    /// What it is and offers.
+    #[schema(value_type = Object)]
+    pub enrolment: Enrolment,
+    /// The owner's name for it; only the owner sees it.
+    pub machine_name: String,
+}
+
+/// What `worker start` needs to join: printed by `ionet worker token` as one word.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JoinToken {
+    /// The server's REST address.
+    pub url: String,
+    /// Whose devices they will be.
+    pub owner: Address,
+    /// The supply network that they join under.
+    pub network: String,
+    /// A key with the scope `supply`.
+    pub key: Secret,
+}
+
+/// A device as it is listed. What the owner alone sees is left out for others.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DeviceView {
+    /// Its id.
+    #[schema(value_type = String)]
+    pub id: DeviceId,
+    /// Who supplies it.
+    #[schema(value_type = String)]
+    pub owner: Address,
+    /// Its name (owner only).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine_name: Option<String>,
+    /// Where it stands: registered, checking, pooled, refused (with the reason), archived.
+    #[schema(value_type = Object)]
+    pub stage: DeviceStage,
+    /// running, idle, paused, draining, yielding, unknown or its stage.
+    pub status: String,
+    /// A GPU model, or cpu.
+    #[schema(value_type = Object)]
+    pub class: HardwareClass,
+    /// Connectivity as measured.
+    #[schema(value_type = Option<String>)]
+    pub tier: Option<Tier>,
+    /// The supply network.
+    pub network: String,
+    /// The supplier's tags.
+    pub tags: BTreeSet<String>,
+    /// Asked for one GPU or CPU thread.
+    #[schema(value_type = u64)]
+    pub ask_per_unit: Rate,
+    /// For hire.
+    #[schema(value_type = Object)]
+    pub offered: Resources,
+    /// For hire and free now.
+    #[schema(value_type = Object)]
+    pub free: Resources,
+    /// Live leases.
+    pub leases: u32,
+    /// CPU model, as claimed.
+    pub claimed_cpu_model: String,
+    /// GPUs as claimed: model and memory.
+    pub claimed_gpus: Vec<String>,
+    /// What the check measured.
+    #[schema(value_type = Option<Object>)]
+    pub measured: Option<Measured>,
+    /// The owner's wishes.
+    #[schema(value_type = Object)]
+    pub rules: OwnerRules,
+    /// How it is now (owner only).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    pub telemetry: Option<Telemetry>,
+}
+
+/// Which devices are listed; all given conditions hold.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema, utoipa::IntoParams)]
+#[serde(deny_unknown_fields, default)]
+pub struct DeviceFilter {
+    /// Only my own.
+    pub mine: bool,
+    /// A GPU model, or `cpu`.
+    pub class: Option<String>,
+    /// A supply network.
+    pub network: Option<String>,
+    /// A tag.
+    pub tag: Option<String>,
+    /// A stage.
+    pub stage: Option<String>,
+    /// At least this much connectivity: low, medium, high, ultra.
+    pub tier: Option<String>,
+    /// Also archived ones.
+    pub archived: bool,
+}
+
+/// A price with the server's signature.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SignedQuote {
+    /// The promise.
+    #[schema(value_type = Object)]
+    pub quote: Quote,
+    /// In hex.
+    pub signature: String,
+}
+
+/// Accept a price.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct OrderRequest {
+    /// Made by the renter; a repetition is answered with `exists`.
+    #[schema(value_type = String)]
+    pub id: OrderId,
+    /// The promise as it was given.
+    pub quote: SignedQuote,
+    /// What runs; only the workers see it.
+    #[schema(value_type = Object)]
+    pub program: Program,
+}
+
+/// A member of a cluster as its renter sees it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LeaseView {
+    /// Its lease.
+    #[schema(value_type = String)]
+    pub lease: LeaseId,
+    /// Its place; 0 is the head.
+    pub slot: u32,
+    /// On which device.
+    #[schema(value_type = String)]
+    pub device: DeviceId,
+    /// What kind of device.
+    #[schema(value_type = Object)]
+    pub class: HardwareClass,
+    /// Whether the server hears the device: connected, or unknown (which is not failure).
+    pub contact: String,
+    /// Its address on the overlay.
+    pub ip: String,
+    /// As the journal has it.
+    #[schema(value_type = Object)]
+    pub phase: LeasePhase,
+    /// As the device last said.
+    #[schema(value_type = Option<Object>)]
+    pub now: Option<BoxPhase>,
+    /// How long each part of the start took, in milliseconds.
+    #[schema(value_type = Vec<Object>)]
+    pub parts_ms: Vec<(String, u64)>,
+    /// At the quoted rate.
+    #[schema(value_type = u64)]
+    pub rate: Rate,
+    /// Metered so far.
+    pub elapsed_ms: u64,
+}
+
+/// A cluster as its renter sees it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ClusterView {
+    /// Its id.
+    #[schema(value_type = String)]
+    pub id: OrderId,
+    /// Where it stands.
+    #[schema(value_type = String)]
+    pub stage: Stage,
+    /// Why it ended.
+    #[schema(value_type = Option<Object>)]
+    pub reason: Option<CloseReason>,
+    /// The promise.
+    #[schema(value_type = Object)]
+    pub quote: Quote,
+    /// Its members, lost ones included.
+    pub leases: Vec<LeaseView>,
+    /// When it was ordered.
+    pub accepted_ms: u64,
+    /// When all members were up.
+    pub running_since_ms: Option<u64>,
+    /// When its paid time is over.
+    pub ends_ms: Option<u64>,
+    /// When it was closed.
+    pub closed_ms: Option<u64>,
+    /// Metered so far, itemised.
+    #[schema(value_type = Object)]
+    pub bill: Bill,
+    /// The secret of its services (Ray's token, the notebook's).
+    #[schema(value_type = String)]
+    pub token: Secret,
+}
+
+/// Add time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ExtendRequest {
+    /// A name for the command, so that a retry is found out.
+    #[schema(value_type = String)]
+    pub id: CommandId,
+    /// How much.
+    pub added_ms: u64,
+}
+
+/// Ask for leave to open tunnels.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TunnelGrantRequest {
+    /// The client's endpoint key.
+    #[schema(value_type = String)]
+    pub endpoint: EndpointId,
+}
+
+/// Leave to open tunnels, and where to.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TunnelGrant {
+    /// `sign::Grant` as signed by the server.
+    #[schema(value_type = Object)]
+    pub grant: crate::sign::Grant,
+    /// In hex.
+    pub signature: String,
+    /// The members that can be reached: lease, slot, endpoint.
+    pub members: Vec<TunnelMember>,
+}
+
+/// A member that a tunnel can go to.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TunnelMember {
+    /// Its lease.
+    #[schema(value_type = String)]
+    pub lease: LeaseId,
+    /// Its place; 0 is the head.
+    pub slot: u32,
+    /// How it is reached.
+    #[schema(value_type = Object)]
+    pub endpoint: crate::worker::MemberEndpoint,
+}
+
+/// An event of the journal as the API shows it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct EventView {
+    /// Its place in the journal.
+    pub seq: u64,
+    /// When.
+    pub at_ms: u64,
+    /// The chain's hash after it, in hex.
+    pub hash: String,
+    /// What it belongs to.
+    pub subjects: Vec<String>,
+    /// The public part.
+    #[schema(value_type = Object)]
+    pub event: serde_json::Value,
+    /// H(salt || private part) in hex, if there is one: with it anyone can recompute the hash.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub private_digest: Option<String>,
+}
+
+/// Which events; newest last.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema, utoipa::IntoParams)]
+#[serde(deny_unknown_fields, default)]
+pub struct EventFilter {
+    /// A cluster, lease, device, account, key or payout.
+    pub subject: Option<String>,
+    /// Only after this place.
+    pub after: u64,
+    /// At most this many, up to 1000.
+    pub limit: Option<u32>,
+}
+
+/// A line of the ledger as the journal has it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LedgerLine {
+    /// The event's place in the journal.
+    pub seq: u64,
+    /// When.
+    pub at_ms: u64,
+    /// The transfer.
+    #[schema(value_type = Object)]
+    pub transfer: ionet_domain::ledger::Transfer,
+}
+
+/// A line of the activity log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ActivityLine {
+    /// When.
+    pub at_ms: u64,
+    /// What.
+    #[schema(value_type = String)]
+    pub kind: ActivityKind,
+    /// By which key.
+    #[schema(value_type = Option<String>)]
+    pub key: Option<KeyId>,
+    /// From where, with what; gone if it was erased.
+    pub particulars: Option<String>,
+}
+
+/// All balances of the ledger, public: account text to minor units available.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Books {
+    /// `owner:ASSET` to credits less debits; the sum for each asset is zero.
+    pub balances: BTreeMap<String, i64>,
+    /// The journal's head that they were taken at.
+    pub journal: JournalHead,
+}

@@ -83,7 +83,8 @@ pub fn verify<S: Statement>(
     statement: &S,
     signature: &str,
 ) -> Result<(), SignatureError> {
-    let raw = unhex(signature).and_then(|raw| <[u8; 64]>::try_from(raw).ok()).ok_or(SignatureError::Malformed)?;
+    let raw =
+        unhex(signature).and_then(|raw| <[u8; 64]>::try_from(raw).ok()).ok_or(SignatureError::Malformed)?;
     let key = VerifyingKey::from_bytes(&signer.0).map_err(|_| SignatureError::BadKey)?;
     key.verify(&bytes_of(network, statement), &Signature::from_bytes(&raw)).map_err(|_| SignatureError::Wrong)
 }

@@ -129,7 +129,11 @@ impl Decision<'_> {
     }
 
     fn by_server(&self) -> Result<(), Refusal> {
-        if self.actor == Actor::Server { Ok(()) } else { Err(self.not_allowed("do this", "the server itself")) }
+        if self.actor == Actor::Server {
+            Ok(())
+        } else {
+            Err(self.not_allowed("do this", "the server itself"))
+        }
     }
 
     /// The account that acts, if it has the scope.
@@ -181,12 +185,23 @@ impl Decision<'_> {
         }
     }
 
-    fn activity(&self, account: Address, kind: ActivityKind, key: Option<KeyId>, particulars: &str) -> Happened {
+    fn activity(
+        &self,
+        account: Address,
+        kind: ActivityKind,
+        key: Option<KeyId>,
+        particulars: &str,
+    ) -> Happened {
         let particulars = particulars.chars().take(500).collect();
         (PublicBody::Active(Activity { account, kind, key }), Some(PrivateBody::Particulars(particulars)))
     }
 
-    fn make_key(&self, key: &crate::account::ApiKey, label: &str, sha256: &str) -> Result<Vec<Happened>, Refusal> {
+    fn make_key(
+        &self,
+        key: &crate::account::ApiKey,
+        label: &str,
+        sha256: &str,
+    ) -> Result<Vec<Happened>, Refusal> {
         let account = self.account(Scope::Keys, "make keys")?;
         fresh(key.id.at_ms(), self.now_ms)?;
         if self.state.private.key_secrets.contains_key(&key.id) || self.state.key(account, key.id).is_ok() {
@@ -201,7 +216,8 @@ impl Decision<'_> {
                 return Err(self.not_allowed("make a key with more rights than its own", "the wallet"));
             }
         }
-        let secret = PrivateBody::KeySecret { label: label.chars().take(80).collect(), sha256: sha256.into() };
+        let secret =
+            PrivateBody::KeySecret { label: label.chars().take(80).collect(), sha256: sha256.into() };
         Ok(vec![(PublicBody::KeyMade { account, key: key.clone() }, Some(secret))])
     }
 
@@ -292,7 +308,11 @@ impl Decision<'_> {
         Err(Refusal::WrongDeviceStage { device, stage: found.stage.to_string(), wanted: wanted.into() })
     }
 
-    fn report_check(&self, device: DeviceId, measured: &Result<Measured, String>) -> Result<Vec<Happened>, Refusal> {
+    fn report_check(
+        &self,
+        device: DeviceId,
+        measured: &Result<Measured, String>,
+    ) -> Result<Vec<Happened>, Refusal> {
         self.by_device(device)?;
         let found = self.device_in(device, "report a check", |stage| *stage == DeviceStage::Checking)?;
         let refused = |measured: Option<&Measured>, reason: String| {
@@ -349,7 +369,12 @@ impl Decision<'_> {
         only(PublicBody::DeviceArchived { device })
     }
 
-    fn place_order(&self, order: OrderId, quote: &Quote, program: &Program) -> Result<Vec<Happened>, Refusal> {
+    fn place_order(
+        &self,
+        order: OrderId,
+        quote: &Quote,
+        program: &Program,
+    ) -> Result<Vec<Happened>, Refusal> {
         let account = self.account(Scope::Rent, "rent")?;
         fresh(order.at_ms(), self.now_ms)?;
         let key = self.actor.key();
@@ -401,7 +426,8 @@ impl Decision<'_> {
         });
         let (lease, reason) = lost.ok_or_else(|| Refusal::NoChange { what: order.to_string() })?;
         let ran = found.running_since_ms.is_some();
-        let give_up = if ran { CloseReason::MemberLost { lease, reason } } else { CloseReason::StartFailed { reason } };
+        let give_up =
+            if ran { CloseReason::MemberLost { lease, reason } } else { CloseReason::StartFailed { reason } };
         let used_up = found.leases.len() > (found.quote.request.members + order::MAX_REPLACEMENTS) as usize;
         match order::replace(self.state, found, self.now_ms) {
             Ok(_) if used_up => self.closing(found, give_up),
@@ -431,7 +457,9 @@ impl Decision<'_> {
             C::ReportReady { parts_ms, .. } if lease.phase == LeasePhase::Placed => {
                 only(PublicBody::LeaseReady { lease: id, parts_ms: parts_ms.clone() })
             }
-            C::ReportExit { exit_code, .. } if matches!(lease.phase, LeasePhase::Placed | LeasePhase::Ready) => {
+            C::ReportExit { exit_code, .. }
+                if matches!(lease.phase, LeasePhase::Placed | LeasePhase::Ready) =>
+            {
                 only(PublicBody::LeaseExited { lease: id, exit_code: *exit_code })
             }
             C::ReportLost { reason, .. } => {
@@ -465,7 +493,13 @@ impl Decision<'_> {
         only(PublicBody::LeaseRemoved { lease, wipe: wipe.cloned() })
     }
 
-    fn meter(&self, order: &Order, id: LeaseId, receipt: &Receipt, witness: &Witness) -> Result<Vec<Happened>, Refusal> {
+    fn meter(
+        &self,
+        order: &Order,
+        id: LeaseId,
+        receipt: &Receipt,
+        witness: &Witness,
+    ) -> Result<Vec<Happened>, Refusal> {
         let witness = self.credible(order, id, witness);
         let charge = meter::charge(self.state, order, id.n, receipt, &witness, self.now_ms)?;
         only(PublicBody::LeaseMetered { receipt: receipt.clone(), witness, charge })
@@ -538,7 +572,8 @@ impl Decision<'_> {
 
     fn retire(&self) -> Result<Vec<Happened>, Refusal> {
         let old = |order: &&Order| {
-            let kept_until = order.closed_ms.unwrap_or(u64::MAX).saturating_add(self.state.params.retention_ms);
+            let kept_until =
+                order.closed_ms.unwrap_or(u64::MAX).saturating_add(self.state.params.retention_ms);
             order.stage == Stage::Paid && kept_until <= self.now_ms
         };
         let orders: Vec<_> = self.state.orders.values().filter(old).map(|order| order.id).collect();

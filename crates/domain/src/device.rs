@@ -270,7 +270,8 @@ impl OwnerRules {
     }
 
     fn check(&self) -> Result<(), Refusal> {
-        let wrong = |w: &&Window| u64::from(w.from_minute) >= WEEK_MINUTES || u64::from(w.to_minute) > WEEK_MINUTES;
+        let wrong =
+            |w: &&Window| u64::from(w.from_minute) >= WEEK_MINUTES || u64::from(w.to_minute) > WEEK_MINUTES;
         match self.schedule.iter().find(wrong) {
             Some(w) => Err(Refusal::out_of_range(
                 "schedule",
@@ -320,9 +321,17 @@ impl Enrolment {
             let limit = format!("at most {} (the machine's usable GPUs)", self.hardware.gpus.len());
             return Err(Refusal::out_of_range("offered gpus", self.offered.gpus, limit));
         }
-        let word = |w: &str| !w.is_empty() && w.len() <= 40 && w.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
+        let word = |w: &str| {
+            !w.is_empty()
+                && w.len() <= 40
+                && w.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+        };
         if let Some(wrong) = self.tags.iter().chain([&self.network]).find(|w| !word(w)) {
-            return Err(Refusal::out_of_range("tag or network", wrong, "1 to 40 letters, digits, '-', '_' or '.'"));
+            return Err(Refusal::out_of_range(
+                "tag or network",
+                wrong,
+                "1 to 40 letters, digits, '-', '_' or '.'",
+            ));
         }
         if self.tags.len() > 20 {
             return Err(Refusal::out_of_range("tags", self.tags.len(), "at most 20"));
@@ -404,7 +413,10 @@ pub fn judge(enrolment: &Enrolment, measured: &Measured) -> Result<(HardwareClas
         [] => HardwareClass::Cpu,
         [model] => HardwareClass::Gpu((*model).into()),
         several => {
-            return Err(format!("the machine mixes GPU models ({}); offer one model per worker", several.join(", ")));
+            return Err(format!(
+                "the machine mixes GPU models ({}); offer one model per worker",
+                several.join(", ")
+            ));
         }
     };
     Ok((class, Tier::of(measured.network_down_mbit_s, measured.network_up_mbit_s)))
@@ -417,9 +429,10 @@ fn check_gpu(gpu: &Gpu, check: Option<&GpuCheck>) -> Result<(), String> {
     }
     match check.driver_memory_bytes {
         None => Err(format!("GPU {} is claimed but its driver does not know it", gpu.uuid)),
-        Some(seen) if seen < gpu.memory_bytes / 10 * 9 => {
-            Err(format!("GPU {} claims {} bytes of memory and its driver sees {seen}", gpu.uuid, gpu.memory_bytes))
-        }
+        Some(seen) if seen < gpu.memory_bytes / 10 * 9 => Err(format!(
+            "GPU {} claims {} bytes of memory and its driver sees {seen}",
+            gpu.uuid, gpu.memory_bytes
+        )),
         Some(_) => Ok(()),
     }
 }

@@ -137,7 +137,11 @@ pub enum PublicBody {
     /// What was not used went back.
     OrderSettled { order: OrderId, refund: Option<Transfer>, bill: Bill },
     /// A supplier's earnings are on their way.
-    PayoutOpened { payout: PayoutId, #[serde(flatten)] content: Payout },
+    PayoutOpened {
+        payout: PayoutId,
+        #[serde(flatten)]
+        content: Payout,
+    },
     /// They arrived.
     PayoutPaid { payout: PayoutId, transfer: Transfer, reference: String },
     /// All suppliers of an order were paid.

@@ -264,7 +264,9 @@ impl Draft<'_> {
     }
 
     fn add(&mut self, transfer: &Transfer) -> Result<(), Refusal> {
-        if transfer.amount == 0 || transfer.debit.asset != transfer.credit.asset || transfer.debit == transfer.credit
+        if transfer.amount == 0
+            || transfer.debit.asset != transfer.credit.asset
+            || transfer.debit == transfer.credit
         {
             return Err(Refusal::BadTransfer { id: transfer.id });
         }

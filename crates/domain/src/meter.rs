@@ -101,7 +101,8 @@ pub fn charge(
 /// Never more than the time since charging began, than what was bought, or than the time until it was closed.
 fn billable(order: &Order, lease: &Lease, receipted_ms: u64, now_ms: u64) -> u64 {
     let Some(since) = lease.charging_since_ms else { return 0 };
-    let until = [Some(now_ms), order.ends_ms(), order.closed_ms].into_iter().flatten().min().unwrap_or(now_ms);
+    let until =
+        [Some(now_ms), order.ends_ms(), order.closed_ms].into_iter().flatten().min().unwrap_or(now_ms);
     receipted_ms.min(until.saturating_sub(since))
 }
 

@@ -46,10 +46,15 @@ impl Asset {
 
     /// Reads a decimal text such as `12.5` into minor units; more digits than the asset has are refused.
     pub fn parse(self, text: &str) -> Result<u64, Refusal> {
-        let wrong = || Refusal::NotAnAmount { text: text.chars().take(40).collect(), decimals: self.decimals() };
+        let wrong =
+            || Refusal::NotAnAmount { text: text.chars().take(40).collect(), decimals: self.decimals() };
         let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
         let digits = |part: &str| part.bytes().all(|b| b.is_ascii_digit());
-        if whole.is_empty() || !digits(whole) || !digits(fraction) || fraction.len() > self.decimals() as usize {
+        if whole.is_empty()
+            || !digits(whole)
+            || !digits(fraction)
+            || fraction.len() > self.decimals() as usize
+        {
             return Err(wrong());
         }
         let padded = format!("{whole}{fraction:0<width$}", width = self.decimals() as usize);
@@ -124,7 +129,9 @@ mod tests {
 
     #[test]
     fn amounts_read_and_show_exactly() {
-        for (text, minor) in [("0", 0), ("1", 1_000_000), ("0.000001", 1), ("12.5", 12_500_000), ("3.10", 3_100_000)] {
+        for (text, minor) in
+            [("0", 0), ("1", 1_000_000), ("0.000001", 1), ("12.5", 12_500_000), ("3.10", 3_100_000)]
+        {
             assert_eq!(Asset::Iosd.parse(text).unwrap(), minor, "{text}");
         }
         for text in ["", ".", ".5", "-1", "1e3", "0.0000001", "99999999999999999999", "1,5", " 1"] {

@@ -578,5 +578,6 @@ pub fn settle(state: &State, order: &Order) -> Result<Option<Transfer>, Refusal>
 pub fn quote_adds_up(quote: &Quote) -> bool {
     let mut again = quote.clone();
     again.add_up();
-    again == *quote && quote.duration_factor_percent == price::duration_factor_percent(quote.request.duration_ms)
+    again == *quote
+        && quote.duration_factor_percent == price::duration_factor_percent(quote.request.duration_ms)
 }

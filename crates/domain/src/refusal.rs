@@ -20,7 +20,9 @@ pub enum Refusal {
     #[error("'{text}' is not an asset; use IO, IOSD or USDC")]
     NotAnAsset { text: String },
     /// Amount zero, two assets, or both sides the same.
-    #[error("transfer {id} is malformed: it needs an amount above zero and two different accounts of one asset")]
+    #[error(
+        "transfer {id} is malformed: it needs an amount above zero and two different accounts of one asset"
+    )]
     BadTransfer { id: TransferId },
     /// The id was used before: the transfer was already made.
     #[error("transfer {id} exists already; nothing was moved twice")]
@@ -63,7 +65,9 @@ pub enum Refusal {
         rate_micro_usd_per_hour - cap_micro_usd_per_hour)]
     OverPriceCap { rate_micro_usd_per_hour: u64, cap_micro_usd_per_hour: u64 },
     /// No such order.
-    #[error("there is no cluster {order} in the live state; ended ones are in the journal ('ionet journal show {order}')")]
+    #[error(
+        "there is no cluster {order} in the live state; ended ones are in the journal ('ionet journal show {order}')"
+    )]
     UnknownOrder { order: OrderId },
     /// An id that was used before.
     #[error("{what} exists already")]
@@ -87,7 +91,9 @@ pub enum Refusal {
     #[error("{what}: already so")]
     NoChange { what: String },
     /// A command id whose time is too far from now to be remembered.
-    #[error("the id's time is {age_ms} ms away from now and at most {limit_ms} ms is remembered; check the clock and send it under a new id")]
+    #[error(
+        "the id's time is {age_ms} ms away from now and at most {limit_ms} ms is remembered; check the clock and send it under a new id"
+    )]
     StaleId { age_ms: u64, limit_ms: u64 },
     /// The first event of a journal is its genesis; there is only one.
     #[error("the network is founded already")]

@@ -445,7 +445,10 @@ impl State {
         for (id, device) in &self.devices {
             let committed = self.committed_on(*id);
             if committed != device.committed || !device.enrolment.offered.holds(committed) {
-                return Err(format!("device {id} has {committed:?} committed and counts {:?}", device.committed));
+                return Err(format!(
+                    "device {id} has {committed:?} committed and counts {:?}",
+                    device.committed
+                ));
             }
         }
         Ok(())

@@ -71,7 +71,12 @@ pub struct Limits {
 }
 
 /// Chooses a device for every member, cheapest first; the answer's order is the members' order.
-pub fn plan(state: &State, request: &Request, limits: &Limits, now_ms: u64) -> Result<Vec<DeviceId>, Refusal> {
+pub fn plan(
+    state: &State,
+    request: &Request,
+    limits: &Limits,
+    now_ms: u64,
+) -> Result<Vec<DeviceId>, Refusal> {
     let mut sieve = Sieve { request, limits, now_ms, removed: BTreeMap::new() };
     let mut open: Vec<Slot> =
         state.devices.iter().filter_map(|(id, device)| sieve.slot(*id, device)).collect();
@@ -124,7 +129,9 @@ impl Sieve<'_> {
     fn free(&self, id: DeviceId, device: &Device) -> Resources {
         match self.limits.promised.get(&id) {
             None => device.free(),
-            Some(_) if device.measured.as_ref().is_some_and(|m| m.enforcement.is_none()) => Resources::default(),
+            Some(_) if device.measured.as_ref().is_some_and(|m| m.enforcement.is_none()) => {
+                Resources::default()
+            }
             Some(promised) => device.free().less(*promised),
         }
     }
@@ -148,7 +155,8 @@ impl Sieve<'_> {
         let enrolment = &device.enrolment;
         let tag = r.tags.iter().find(|tag| !enrolment.tags.contains(*tag));
         let other_network = r.network.as_ref().filter(|network| **network != enrolment.network);
-        let other_model = r.gpu_model.as_ref().filter(|model| device.class != HardwareClass::Gpu((*model).clone()));
+        let other_model =
+            r.gpu_model.as_ref().filter(|model| device.class != HardwareClass::Gpu((*model).clone()));
         let wanted = r.per_member;
         let missing = if device.stage != DeviceStage::Pooled {
             (0, format!("not pooled ({})", device.stage))

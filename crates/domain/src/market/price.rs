@@ -96,7 +96,8 @@ pub fn quote(
 ) -> Result<Quote, Refusal> {
     request.check()?;
     let devices = place::plan(state, request, &place::Limits::default(), now_ms)?;
-    let items: Vec<_> = devices.iter().map(|device| item(state, *device, request)).collect::<Result<_, _>>()?;
+    let items: Vec<_> =
+        devices.iter().map(|device| item(state, *device, request)).collect::<Result<_, _>>()?;
     let rate = Rate(items.iter().map(|item| item.rate.0).sum());
     if let Some(cap) = request.max_rate
         && rate > cap
