@@ -10,14 +10,16 @@ use crate::frame::{
     self, Batch, FrameHeader, HEADER_BYTES, MAX_FRAME_BYTES, SegmentHeader, Side, is_torn_frame,
 };
 use crate::hash::Hash;
-use crate::reader::{ERASING_FILE, Marks, Place, Records, Scope, TornTail, read_erasing, segments};
-use crate::record::{Entry, Head, MAX_BATCH_BYTES, PrivatePart};
+use crate::reader::{
+    ERASING_FILE, Marks, Place, Records, Scope, TornTail, erasing_bytes, read_erasing, segments,
+};
+use crate::record::{Entry, Head, MAX_BATCH_BYTES, PrivatePart, Record};
 use crate::snapshot::{self, LatestSnapshot};
 
 /// How to open a journal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Options {
-    /// A segment ends before the batch that would make its public file longer than this, in bytes.
+    /// A segment ends before the batch that would make one of its files longer than this, in bytes.
     pub segment_bytes: u64,
     /// Check the chain only from the newest snapshot on, not from record 1: a quick start for long journals.
     /// Older damage is then found by [`crate::verify`] or when it is read.
@@ -62,9 +64,12 @@ impl<D: Disk> Journal<D> {
         let marks = Marks::default();
         let found = find_end(&disk, &marks, options.check_from_snapshot)?;
         let mut journal = Journal { disk, options, place: found.place, marks, stopped: false };
+        let erased_seq = journal.interrupted_erasure()?;
         journal.cut(&found.torn)?;
         journal.make_durable(found.last_frame)?;
-        let erased_seq = journal.finish_erasing()?;
+        if let Some(seq) = erased_seq {
+            journal.finish_erasing(seq)?;
+        }
         let recovery = Recovery { head: journal.head(), torn: found.torn, erased_seq };
         Ok((journal, recovery))
     }
@@ -107,13 +112,15 @@ impl<D: Disk> Journal<D> {
     /// folded from it: write a new one twice to be rid of both kept.
     pub fn erase_private(&mut self, seq: u64) -> Result<bool> {
         self.check_usable()?;
-        let record = self.read_from(seq)?.next().transpose()?.filter(|record| record.seq == seq);
-        match record.map(|record| record.private) {
-            None => Err(Error::NoSuchRecord { seq, head_seq: self.head().seq }),
-            Some(PrivatePart::None) => Err(Error::NoPrivatePart { seq }),
-            Some(PrivatePart::Erased { .. }) => Ok(false),
-            Some(_) => {
-                self.stopping_on_error(|journal| journal.erase(seq))?;
+        let Some(record) = self.get(seq)? else {
+            return Err(Error::NoSuchRecord { seq, head_seq: self.head().seq });
+        };
+        match record.private {
+            PrivatePart::None => Err(Error::NoPrivatePart { seq }),
+            PrivatePart::Erased { .. } => Ok(false),
+            PrivatePart::Present(_) | PrivatePart::Withheld { .. } => {
+                let record = Head { seq, hash: record.hash };
+                self.stopping_on_error(|journal| journal.erase(record))?;
                 Ok(true)
             }
         }
@@ -129,13 +136,14 @@ impl<D: Disk> Journal<D> {
         snapshot::latest(&self.disk, |seq| self.hash_at(seq))
     }
 
+    /// One record, if there is one of this number.
+    pub fn get(&self, seq: u64) -> Result<Option<Record>> {
+        self.read_from(seq)?.only(seq)
+    }
+
     /// The hash of record `seq`; [`Hash::GENESIS`] for 0, `None` past the head.
     pub fn hash_at(&self, seq: u64) -> Result<Option<Hash>> {
-        if seq == 0 {
-            return Ok(Some(Hash::GENESIS));
-        }
-        let record = self.read_from(seq)?.next().transpose()?;
-        Ok(record.filter(|record| record.seq == seq).map(|record| record.hash))
+        self.read_from(seq)?.hash_of(seq)
     }
 
     fn check_usable(&self) -> Result<()> {
@@ -149,8 +157,7 @@ impl<D: Disk> Journal<D> {
     }
 
     fn write(&mut self, batch: &Batch) -> Result<()> {
-        let begun = self.place.public_offset > HEADER_BYTES as u64;
-        if begun && self.place.public_offset + batch.public.len() as u64 > self.options.segment_bytes {
+        if self.is_full_for(batch) {
             self.begin_segment()?;
         }
         // The private frame first: whoever sees the public one can rely on it.
@@ -162,6 +169,13 @@ impl<D: Disk> Journal<D> {
         self.place.private_offset += batch.private.len() as u64;
         self.place.head = batch.head;
         Ok(())
+    }
+
+    fn is_full_for(&self, batch: &Batch) -> bool {
+        let public_bytes = self.place.public_offset + batch.public.len() as u64;
+        let private_bytes = self.place.private_offset + batch.private.len() as u64;
+        let begun = self.place.public_offset > HEADER_BYTES as u64;
+        begun && public_bytes.max(private_bytes) > self.options.segment_bytes
     }
 
     fn write_durably(&self, side: Side, bytes: &[u8]) -> Result<()> {
@@ -213,19 +227,24 @@ impl<D: Disk> Journal<D> {
         self.disk.write_at(&name, from, &bytes[..read]).doing("write", &name)
     }
 
-    fn finish_erasing(&mut self) -> Result<Option<u64>> {
-        let seq = read_erasing(&self.disk)?;
-        if let Some(seq) = seq.filter(|seq| *seq <= self.head().seq) {
-            self.overwrite_private(seq)?;
-            self.disk.remove(ERASING_FILE).doing("remove", ERASING_FILE)?;
-            self.disk.sync_dir().doing("sync", "the journal's directory")?;
-        }
-        Ok(seq)
+    fn erase(&mut self, record: Head) -> Result<()> {
+        let intent = erasing_bytes(record);
+        self.disk.replace(ERASING_FILE, &intent).doing("write", ERASING_FILE)?;
+        self.finish_erasing(record.seq)
     }
 
-    fn erase(&mut self, seq: u64) -> Result<()> {
-        self.disk.replace(ERASING_FILE, &seq.to_le_bytes()).doing("write", ERASING_FILE)?;
-        self.finish_erasing().map(|_| ())
+    fn interrupted_erasure(&self) -> Result<Option<u64>> {
+        let Some(Head { seq, hash }) = read_erasing(&self.disk)? else { return Ok(None) };
+        if seq == 0 || self.hash_at(seq)? != Some(hash) {
+            return Err(damaged(ERASING_FILE, 0, seq, "it names a record of another journal"));
+        }
+        Ok(Some(seq))
+    }
+
+    fn finish_erasing(&self, seq: u64) -> Result<()> {
+        self.overwrite_private(seq)?;
+        self.disk.remove(ERASING_FILE).doing("remove", ERASING_FILE)?;
+        self.disk.sync_dir().doing("sync", "the journal's directory")
     }
 
     fn overwrite_private(&self, seq: u64) -> Result<()> {

@@ -11,7 +11,8 @@ use std::sync::{Mutex, PoisonError};
 use crate::disk::{Disk, read_all};
 use crate::error::{Error, IoContext, Result, damaged};
 use crate::frame::{
-    self, FrameHeader, HEADER_BYTES, MAX_FRAME_BYTES, PrivateEntry, SegmentHeader, Side, is_torn_frame,
+    self, Cursor, FrameHeader, HEADER_BYTES, MAX_FRAME_BYTES, PrivateEntry, SegmentHeader, Side,
+    is_torn_frame,
 };
 use crate::hash::{Hash, private_digest};
 use crate::record::{Head, Private, PrivatePart, Record};
@@ -212,6 +213,19 @@ impl<'a, D: Disk> Records<'a, D> {
             visit(record?);
         }
         Ok(self.place.head)
+    }
+
+    /// The first record, if it is number `seq`.
+    pub(crate) fn only(&mut self, seq: u64) -> Result<Option<Record>> {
+        self.next().transpose().map(|found| found.filter(|record| record.seq == seq))
+    }
+
+    /// The first record's hash, if it is number `seq`; what stands before the chain for 0.
+    pub(crate) fn hash_of(&mut self, seq: u64) -> Result<Option<Hash>> {
+        match seq {
+            0 => Ok(Some(Hash::GENESIS)),
+            _ => Ok(self.only(seq)?.map(|record| record.hash)),
+        }
     }
 
     pub(crate) fn place(&self) -> Place {
@@ -450,7 +464,7 @@ impl<'a, D: Disk> Records<'a, D> {
         &mut self,
         private: &FrameHeader,
         records: &mut [Record],
-        erasing: Option<u64>,
+        erasing: Option<Head>,
     ) -> Result<bool> {
         let offset = self.place.private_offset;
         let frame = self.window().private.get(offset, private.frame_bytes())?;
@@ -465,7 +479,8 @@ impl<'a, D: Disk> Records<'a, D> {
                 PrivatePart::Present(part) => private_digest(&part.salt, &part.body),
             };
             let Some(part) = parts.next() else { return Ok(false) };
-            record.private = match part_of(part, digest, erasing == Some(record.seq)) {
+            let being_erased = erasing == Some(Head { seq: record.seq, hash: record.hash });
+            record.private = match part_of(part, digest, being_erased) {
                 Some(part) => part,
                 None => return Ok(false),
             };
@@ -520,12 +535,21 @@ fn part_of(part: &PrivateEntry<'_>, digest: Hash, being_erased: bool) -> Option<
 }
 
 /// The record whose erasure was begun and not finished, if any.
-pub(crate) fn read_erasing<D: Disk>(disk: &D) -> Result<Option<u64>> {
+pub(crate) fn read_erasing<D: Disk>(disk: &D) -> Result<Option<Head>> {
     let bytes = match read_all(disk, ERASING_FILE) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         other => other.doing("read", ERASING_FILE)?,
     };
-    Ok(<[u8; 8]>::try_from(bytes.as_slice()).ok().map(u64::from_le_bytes))
+    let mut cursor = Cursor::new(&bytes);
+    match (cursor.u64(), cursor.hash()) {
+        (Some(seq), Some(hash)) => Ok(Some(Head { seq, hash })),
+        _ => Err(damaged(ERASING_FILE, 0, 0, "it names no record")),
+    }
+}
+
+/// What [`read_erasing`] reads: the record's hash too, so that no other record is ever erased by mistake.
+pub(crate) fn erasing_bytes(record: Head) -> Vec<u8> {
+    [record.seq.to_le_bytes().as_slice(), &record.hash.0].concat()
 }
 
 impl<D: Disk> Iterator for Records<'_, D> {
@@ -562,15 +586,12 @@ impl<D: Disk> Reader<D> {
 
     /// One record, if there is one of this number.
     pub fn get(&self, seq: u64) -> Result<Option<Record>> {
-        self.read_from(seq)?.next().transpose().map(|found| found.filter(|record| record.seq == seq))
+        self.read_from(seq)?.only(seq)
     }
 
     /// The hash of record `seq`; [`Hash::GENESIS`] for 0, `None` past the end.
     pub fn hash_at(&self, seq: u64) -> Result<Option<Hash>> {
-        if seq == 0 {
-            return Ok(Some(Hash::GENESIS));
-        }
-        Ok(self.get(seq)?.map(|record| record.hash))
+        self.read_from(seq)?.hash_of(seq)
     }
 }
 
@@ -593,8 +614,11 @@ pub struct Verified {
 
 /// Recomputes the whole chain from record 1 and shows every record to `visit`.
 ///
+/// It may run while another process writes. Therefore it does not look at what only the writer can judge, as
+/// [`crate::Journal::open`] does: private frames after the last public one, and snapshots newer than the head.
+///
 /// # Errors
-/// The first damage, with its place; what a journal's [`crate::Journal::open`] would refuse.
+/// The first damage, with its place.
 pub fn verify<D: Disk>(disk: &D, scope: Scope, mut visit: impl FnMut(&Record)) -> Result<Verified> {
     let marks = Marks::default();
     let mut records = Records::new(disk, &marks, scope, 1)?;

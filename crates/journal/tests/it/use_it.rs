@@ -198,3 +198,44 @@ fn real_files_hold_a_journal_and_let_one_writer_in() {
     assert_eq!(journal.latest_snapshot().expect("looks").snapshot.expect("is there").body, b"state");
     assert_eq!(Reader::new(view, Scope::Public).hash_at(30).expect("reads"), Some(head.hash));
 }
+
+#[test]
+fn a_live_journal_always_verifies_from_outside() {
+    let dir = tempfile::tempdir().expect("a temp directory");
+    let (mut journal, _) = Journal::open(FileDisk::open(dir.path()).expect("opens"), SMALL).expect("opens");
+    journal.append(&entries(1, 3)).expect("appends");
+    let view = FileDisk::open_read_only(dir.path()).expect("opens");
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(move || {
+            for batch in 1..100 {
+                journal.append(&entries(batch * 3 + 1, 3)).expect("appends");
+                journal.erase_private(batch * 3).expect("erases");
+            }
+        });
+        let reader = Reader::new(view.clone(), Scope::Full);
+        let mut following = reader.read_from(1).expect("reads");
+        let mut last_seq = 0;
+        while last_seq < 300 {
+            let writing = !writer.is_finished();
+            for record in following.by_ref() {
+                last_seq += 1;
+                assert_is_entry(&record.expect("a live journal is sound"), last_seq);
+            }
+            assert!(
+                verify(&view, Scope::Full, |_| ()).expect("a live journal is sound").head.seq >= last_seq
+            );
+            assert!(writing || last_seq == 300, "all is seen once the writer is done");
+        }
+    });
+    assert_eq!(read_all(&view).len(), 300);
+}
+
+#[test]
+fn an_intent_to_erase_that_fits_no_record_is_refused() {
+    let disk = written(3);
+    disk.replace("erasing", &[3, 0, 0, 0, 0, 0, 0, 0].repeat(5)).expect("writes");
+    let operations = disk.operations();
+    assert_eq!(open(&disk).expect_err("is of another journal").code(), "journal_damaged");
+    assert_eq!(disk.operations(), operations, "nothing was changed");
+    assert_eq!(read_all(&disk).len(), 9);
+}
