@@ -10,9 +10,8 @@ use crate::frame::{
     self, Batch, FrameHeader, HEADER_BYTES, MAX_FRAME_BYTES, SegmentHeader, Side, is_torn_frame,
 };
 use crate::hash::Hash;
-use crate::reader::{
-    ERASING_FILE, Marks, Place, Records, Scope, TornTail, erasing_bytes, read_erasing, segments,
-};
+use crate::place::{Marks, Place, segments};
+use crate::reader::{ERASING_FILE, Records, Scope, TornTail, erasing_bytes, read_erasing};
 use crate::record::{Entry, Head, MAX_BATCH_BYTES, PrivatePart, Record};
 use crate::snapshot::{self, LatestSnapshot};
 
@@ -58,7 +57,7 @@ impl<D: Disk> Journal<D> {
     /// Opens the journal on `disk`, or begins one if there is none. Whole frames found are durable afterwards.
     ///
     /// # Errors
-    /// [`Error::Damaged`] or [`Error::BehindSnapshot`]: nothing was changed; see `frame`'s text on what counts
+    /// [`Error::Damaged`] or [`Error::BehindSnapshot`]: nothing was changed; `src/frame.rs` says what counts
     /// as torn and what as damaged.
     pub fn open(disk: D, options: Options) -> Result<(Journal<D>, Recovery)> {
         let marks = Marks::default();

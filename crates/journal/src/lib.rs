@@ -18,6 +18,7 @@ mod hash;
 mod index;
 mod journal;
 mod mem_disk;
+mod place;
 mod reader;
 mod record;
 mod snapshot;

@@ -49,7 +49,7 @@ pub struct Record {
     pub at_ms: u64,
     /// The hash of the record before.
     pub prev: Hash,
-    /// This record's hash; see the `hash` module's text for the bytes it covers.
+    /// This record's hash; `src/hash.rs` lists the bytes it covers.
     pub hash: Hash,
     /// What everyone may read.
     pub public: Vec<u8>,
