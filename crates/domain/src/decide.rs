@@ -54,6 +54,7 @@ struct Decision<'a> {
     now_ms: u64,
 }
 
+#[expect(clippy::unnecessary_wraps, reason = "the usual last word of a decision")]
 fn only(public: PublicBody) -> Result<Vec<Happened>, Refusal> {
     Ok(vec![(public, None)])
 }
@@ -179,19 +180,13 @@ impl Decision<'_> {
             }
             CommandBody::LogActivity { account, kind, key, particulars } => {
                 self.by_server()?;
-                Ok(vec![self.activity(*account, *kind, *key, particulars)])
+                Ok(vec![Self::activity(*account, *kind, *key, particulars)])
             }
             _ => self.server_steps(body),
         }
     }
 
-    fn activity(
-        &self,
-        account: Address,
-        kind: ActivityKind,
-        key: Option<KeyId>,
-        particulars: &str,
-    ) -> Happened {
+    fn activity(account: Address, kind: ActivityKind, key: Option<KeyId>, particulars: &str) -> Happened {
         let particulars = particulars.chars().take(500).collect();
         (PublicBody::Active(Activity { account, kind, key }), Some(PrivateBody::Particulars(particulars)))
     }
@@ -401,10 +396,10 @@ impl Decision<'_> {
                 self.state.order(order)?
             }
         };
-        self.closing(found, reason.clone())
+        Self::closing(found, reason.clone())
     }
 
-    fn closing(&self, order: &Order, reason: CloseReason) -> Result<Vec<Happened>, Refusal> {
+    fn closing(order: &Order, reason: CloseReason) -> Result<Vec<Happened>, Refusal> {
         order.may(Move::Close)?;
         only(PublicBody::OrderClosing { order: order.id, reason })
     }
@@ -413,7 +408,7 @@ impl Decision<'_> {
         let found = self.state.order(order)?;
         match order::place(self.state, found, self.now_ms) {
             Ok(leases) => only(PublicBody::OrderPlaced { order, leases }),
-            Err(Refusal::NoCapacity(_)) => self.closing(found, CloseReason::NoCapacity),
+            Err(Refusal::NoCapacity(_)) => Self::closing(found, CloseReason::NoCapacity),
             Err(other) => Err(other),
         }
     }
@@ -430,9 +425,9 @@ impl Decision<'_> {
             if ran { CloseReason::MemberLost { lease, reason } } else { CloseReason::StartFailed { reason } };
         let used_up = found.leases.len() > (found.quote.request.members + order::MAX_REPLACEMENTS) as usize;
         match order::replace(self.state, found, self.now_ms) {
-            Ok(_) if used_up => self.closing(found, give_up),
+            Ok(_) if used_up => Self::closing(found, give_up),
             Ok(leases) => only(PublicBody::OrderPlaced { order, leases }),
-            Err(Refusal::NoCapacity(_)) => self.closing(found, give_up),
+            Err(Refusal::NoCapacity(_)) => Self::closing(found, give_up),
             Err(other) => Err(other),
         }
     }
@@ -500,13 +495,13 @@ impl Decision<'_> {
         receipt: &Receipt,
         witness: &Witness,
     ) -> Result<Vec<Happened>, Refusal> {
-        let witness = self.credible(order, id, witness);
+        let witness = Self::credible(order, id, witness);
         let charge = meter::charge(self.state, order, id.n, receipt, &witness, self.now_ms)?;
         only(PublicBody::LeaseMetered { receipt: receipt.clone(), witness, charge })
     }
 
     /// Another member is a witness only if somebody else supplies it.
-    fn credible(&self, order: &Order, id: LeaseId, witness: &Witness) -> Witness {
+    fn credible(order: &Order, id: LeaseId, witness: &Witness) -> Witness {
         let supplier = |n| order.leases.get(&n).map(|lease| lease.supplier);
         match witness {
             Witness::Member(member) if member.order == id.order && supplier(member.n) != supplier(id.n) => {
@@ -519,7 +514,7 @@ impl Decision<'_> {
 
     fn prove(&self, lease: LeaseId, witness: &Witness) -> Result<Vec<Happened>, Refusal> {
         let (order, found) = self.state.lease(lease)?;
-        let witnessed = self.credible(order, lease, witness) != Witness::Nobody;
+        let witnessed = Self::credible(order, lease, witness) != Witness::Nobody;
         let held = if witnessed { found.held.clone() } else { meter::proven(found, self.now_ms) };
         self.finish_held(lease, &held, Step::PostHeld)
             .map(|(count, transfers)| vec![(PublicBody::ChargesProven { lease, count, transfers }, None)])

@@ -132,6 +132,7 @@ impl Refusal {
         }
     }
 
+    #[expect(clippy::needless_pass_by_value, reason = "callers hand over temporaries")]
     pub(crate) fn out_of_range(field: &str, value: impl ToString, limit: impl ToString) -> Self {
         Self::OutOfRange { field: field.into(), value: value.to_string(), limit: limit.to_string() }
     }

@@ -171,8 +171,10 @@ impl State {
                 self.end_lease(*lease, LeasePhase::Removed { wipe: wipe.clone() })?;
             }
             B::LeaseMetered { receipt, charge, .. } => self.fold_charge(receipt.lease, charge)?,
-            B::ChargesProven { lease, count, transfers } => self.fold_held(*lease, *count, transfers)?,
-            B::ChargesVoided { lease, count, transfers, .. } => self.fold_held(*lease, *count, transfers)?,
+            B::ChargesProven { lease, count, transfers }
+            | B::ChargesVoided { lease, count, transfers, .. } => {
+                self.fold_held(*lease, *count, transfers)?;
+            }
             B::PayoutOpened { payout, content } => {
                 self.ledger.post(&[content.transfer])?;
                 self.payouts.insert(*payout, content.clone());
