@@ -5,6 +5,7 @@
 //! true and says so in the receipt. Not here: packets, paid time, reports to the agent.
 
 use std::{
+    collections::BTreeSet,
     fs::{self, File},
     io::{BufRead as _, BufReader, Read, Write as _},
     net::Ipv4Addr,
@@ -18,7 +19,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::process::geteuid;
+use rustix::process::{Pid, Signal, geteuid, kill_process};
 
 use crate::{
     bwrap::{self, BoxView, ENVIRONMENT, HOME},
@@ -94,23 +95,32 @@ impl LeaseBox {
         write_files(&config, &mut view)?;
         let uid = give_folders(&config.lease_dir)?;
         let group = BoxGroup::create(&config.hierarchy, &config.spec.lease, &config.spec.limits)?;
-        let holder = Holder::spawn(&config.helper)?;
-        group.attach(holder.pid())?;
-        let tun = holder.setup(Setup {
-            tun_device: config.tun_device.clone(),
-            ip: config.spec.ip,
-            prefix: config.spec.prefix,
-            mtu: config.spec.mtu,
-            binds: view.binds(),
-            uid,
-        })?;
+        match hold(&config, &view, &group, uid) {
+            Ok((holder, tun)) => Ok((Self::held(config, view, group, holder, now)?, tun)),
+            Err(error) => {
+                // The helper is gone by now; a group that is still busy is removed by `reap`.
+                group.remove();
+                Err(error)
+            }
+        }
+    }
+
+    fn held(config: BoxConfig, view: BoxView, group: BoxGroup, holder: Holder, now: Instant) -> Result<Self> {
         let (disk_stop, disk) = watch_disk(&config.lease_dir)?;
         let timeline = Timeline { boxes_ms: Some(ms_since(now, Instant::now())), ..Timeline::default() };
         let stage = begin(&config)?;
-        let ready_ms = None;
-        let started = now;
-        let this = Self { config, view, holder, group, started, timeline, stage, ready_ms, disk, disk_stop };
-        Ok((this, tun))
+        Ok(Self {
+            config,
+            view,
+            holder,
+            group,
+            started: now,
+            timeline,
+            stage,
+            ready_ms: None,
+            disk,
+            disk_stop,
+        })
     }
 
     /// Moves on and says where the box is. Call it a few times a second.
@@ -171,19 +181,16 @@ impl LeaseBox {
         log_tail(&self.config.lease_dir, bytes)
     }
 
-    /// Ends everything in the box and wipes it. Repeating it after a failure is [`reap`].
+    /// Ends everything in the box and wipes it. What failed here can be tried again with [`reap`].
     pub fn remove(self) -> Result<WipeReceipt> {
-        let Self { config, holder, group, stage, disk, disk_stop, .. } = self;
-        if let Stage::Running { run, .. } = stage {
-            // A helper that is gone has taken the box with it.
-            let _ = holder.kill(run);
-        }
-        // The helper itself is no process of the customer.
-        let helper = i32::try_from(holder.pid()).unwrap_or(0);
-        let left = group.pids().into_iter().filter(|pid| *pid != helper).count() as u64;
-        holder.stop()?;
+        let Self { config, holder, group, disk, disk_stop, .. } = self;
         drop((disk, disk_stop));
-        finish(&config.spec.lease, &config.lease_dir, &group, left)
+        let helper = i32::try_from(holder.pid()).unwrap_or(0);
+        let mut inside = residents(&config.lease_dir, &group);
+        // The helper itself is no process of the customer.
+        inside.remove(&helper);
+        holder.stop()?;
+        finish(&config.spec.lease, &config.lease_dir, &group, inside.len() as u64)
     }
 
     fn take_preparation(&mut self, now_ms: u64) {
@@ -276,8 +283,23 @@ impl LeaseBox {
 /// Ends and wipes what a lease left whose own process is gone. Safe to repeat.
 pub fn reap(lease: &str, lease_dir: &Path, hierarchy: &Hierarchy) -> Result<WipeReceipt> {
     let group = BoxGroup::existing(hierarchy, lease);
-    let left = group.pids().len() as u64;
+    let left = residents(lease_dir, &group).len() as u64;
     finish(lease, lease_dir, &group, left)
+}
+
+/// Processes of the box: those in its control group and those that have its folder mounted.
+fn residents(lease_dir: &Path, group: &BoxGroup) -> BTreeSet<i32> {
+    let mut pids: BTreeSet<i32> = group.pids().into_iter().collect();
+    let Some(name) = lease_dir.file_name() else { return pids };
+    let mounted = format!("/{}/work ", name.to_string_lossy());
+    let Ok(processes) = fs::read_dir("/proc") else { return pids };
+    for pid in processes.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()) {
+        let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
+        if mounts.contains(&mounted) {
+            pids.insert(pid);
+        }
+    }
+    pids
 }
 
 /// The last `bytes` of the output of the box in `lease_dir`.
@@ -288,14 +310,22 @@ pub fn log_tail(lease_dir: &Path, bytes: usize) -> String {
     String::from_utf8_lossy(&all[all.len().saturating_sub(bytes)..]).into_owned()
 }
 
-/// Kills what is in the groups until nothing is, then wipes.
+/// Kills what belongs to the box until nothing does, then wipes.
 fn finish(lease: &str, lease_dir: &Path, group: &BoxGroup, left: u64) -> Result<WipeReceipt> {
     let deadline = Instant::now() + Duration::from_secs(10);
+    let mut inside = residents(lease_dir, group);
+    while !inside.is_empty() && Instant::now() < deadline {
+        for pid in inside.into_iter().filter_map(Pid::from_raw) {
+            // Gone in the meantime is what is wanted.
+            let _ = kill_process(pid, Signal::KILL);
+        }
+        thread::sleep(Duration::from_millis(5));
+        inside = residents(lease_dir, group);
+    }
     while !group.remove() && Instant::now() < deadline {
-        group.kill();
         thread::sleep(Duration::from_millis(5));
     }
-    wipe::wipe(lease, lease_dir, left, group.remove())
+    wipe::wipe(lease, lease_dir, left, inside.is_empty() && group.remove())
 }
 
 fn ms_since(start: Instant, now: Instant) -> u64 {
@@ -309,6 +339,21 @@ fn spawn_named(name: &str, work: impl FnOnce() + Send + 'static) -> Result<()> {
         .spawn(work)
         .during("start a thread")
         .map(drop)
+}
+
+/// Starts the helper under the box's limits and has it make the namespaces.
+fn hold(config: &BoxConfig, view: &BoxView, group: &BoxGroup, uid: u32) -> Result<(Holder, OwnedFd)> {
+    let holder = Holder::spawn(&config.helper)?;
+    group.attach(holder.pid())?;
+    let tun = holder.setup(Setup {
+        tun_device: config.tun_device.clone(),
+        ip: config.spec.ip,
+        prefix: config.spec.prefix,
+        mtu: config.spec.mtu,
+        binds: view.binds(),
+        uid,
+    })?;
+    Ok((holder, tun))
 }
 
 fn view_of(config: &BoxConfig) -> Result<BoxView> {

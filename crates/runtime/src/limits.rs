@@ -201,16 +201,6 @@ impl BoxGroup {
         count("memory.events").or_else(|| count("memory.oom_control")).unwrap_or(0)
     }
 
-    /// Sends SIGKILL to whatever is in the groups; how many there were.
-    pub fn kill(&self) -> u64 {
-        let pids = self.pids();
-        for pid in pids.iter().filter_map(|pid| rustix::process::Pid::from_raw(*pid)) {
-            // Gone in the meantime is what is wanted.
-            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
-        }
-        pids.len() as u64
-    }
-
     /// Removes the groups; false while something is still in them.
     pub fn remove(&self) -> bool {
         self.folders.iter().all(|folder| !folder.exists() || fs::remove_dir(folder).is_ok())

@@ -142,9 +142,9 @@ fn enter(setup: &Setup) -> Result<OwnedFd> {
     if !as_root {
         enter_user_namespace(base)?;
     }
-    stage(&setup.binds)?;
     iface::loopback_up()?;
     let tun = iface::open_tun(&setup.tun_device, setup.ip, setup.prefix, setup.mtu)?;
+    stage(&setup.binds)?;
     if as_root {
         drop_to(setup.uid)?;
     }

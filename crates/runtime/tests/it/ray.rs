@@ -1,11 +1,12 @@
 //! A real Ray cluster of two boxes on this machine, joined by the simplest overlay there is.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io::{Read as _, Write as _},
     net::Ipv4Addr,
     os::fd::OwnedFd,
-    path::PathBuf,
+    path::{Path, PathBuf},
+    process::Command,
     sync::{Mutex, MutexGuard, PoisonError},
     thread,
     time::{Duration, Instant},
@@ -86,9 +87,13 @@ struct Cluster {
 
 impl Cluster {
     fn start(fast_start: bool) -> Self {
+        Self::start_with(&environments(), fast_start)
+    }
+
+    fn start_with(environments: &Path, fast_start: bool) -> Self {
         let alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
         let mut site = Site::new();
-        site.environments = environments();
+        site.environments = environments.into();
         let (head, head_tun) = site.start(ray_spec("head", Role::Head, fast_start));
         let (member, member_tun) = site.start(ray_spec("member", Role::Member, fast_start));
         wire_together(head_tun, member_tun);
@@ -183,5 +188,25 @@ fn plain_ray_start_gives_the_same_cluster() {
     let mut cluster = Cluster::start(false);
     cluster.ready("plain ray start");
     assert_eq!(cluster.http("GET /api/jobs/", None, "").0, 401);
+    cluster.remove();
+}
+
+#[test]
+fn another_version_of_ray_falls_back_to_plain_start_by_itself() {
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let name = environment::folder_name(&Environment::named("ray").unwrap().reference());
+    // Links cost nothing; the one file that differs is replaced, not written through.
+    let copied = Command::new("cp").arg("-al").args([&environments().join(&name), folder.path()]).status();
+    assert!(copied.unwrap().success());
+    let version = folder.path().join(&name).join("lib/python3.11/site-packages/ray/_version.py");
+    let text = fs::read_to_string(&version).unwrap();
+    fs::remove_file(&version).unwrap();
+    fs::write(&version, text.replace("2.60.0", "2.60.999")).unwrap();
+    fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+
+    let mut cluster = Cluster::start_with(folder.path(), true);
+    cluster.ready("fall-back");
+    let reason = cluster.head.fallback().unwrap();
+    assert!(reason.contains("2.60.999"), "{reason}");
     cluster.remove();
 }

@@ -32,8 +32,8 @@ impl Site {
             lease_dir: self.lease_dir(&spec.lease),
             spec,
             environments_dir: self.environments.clone(),
-            helper: HelperExe(env!("CARGO_BIN_EXE_ionet-box").into(), Vec::new()),
-            tun_device: TUN_DEVICE.into(),
+            helper: HelperExe(from_env("IONET_TEST_HELPER", env!("CARGO_BIN_EXE_ionet-box")), Vec::new()),
+            tun_device: from_env("IONET_TEST_TUN", TUN_DEVICE),
             hierarchy: Hierarchy::detect(),
         }
     }
@@ -45,16 +45,11 @@ impl Site {
     pub(crate) fn start(&self, spec: BoxSpec) -> (LeaseBox, OwnedFd) {
         LeaseBox::start(self.config(spec), Instant::now()).unwrap()
     }
+}
 
-    /// Runs a shell script in a box to its end: exit code and output.
-    pub(crate) fn shell(&self, lease: &str, script: &str) -> (i32, String) {
-        let (mut it, _tun) = self.start(shell_spec(lease, script));
-        let code = exit_code(&mut it);
-        // The log's thread may be a moment behind the exit.
-        let log = it.log_tail(1 << 20);
-        assert!(it.remove().unwrap().finished);
-        (code, log)
-    }
+/// Tests that run in a process of another user bring their own files.
+fn from_env(name: &str, otherwise: &str) -> PathBuf {
+    std::env::var_os(name).map_or_else(|| otherwise.into(), PathBuf::from)
 }
 
 /// Leases of concurrent test runs must not share a control group.
