@@ -2,7 +2,7 @@
 
 use ionet_domain::command::{Actor, CommandBody};
 use ionet_domain::device::Contact;
-use ionet_domain::ledger::Owner;
+use ionet_domain::ledger::{Balance, Owner};
 use ionet_domain::market::Program;
 use ionet_domain::meter::Witness;
 use ionet_domain::money::{Asset, HOUR_MS, Rate};
@@ -65,7 +65,7 @@ fn from_quote_to_payout_to_the_last_minor_unit() {
     world.now_ms += world.state.params.retention_ms;
     world.must(Actor::Server, CommandBody::Retire);
     assert!(world.state.orders.is_empty());
-    assert_eq!(world.state.ledger.balance(Owner::Order(order), Asset::Iosd), Default::default());
+    assert_eq!(world.state.ledger.balance(Owner::Order(order), Asset::Iosd), Balance::default());
 }
 
 #[test]
