@@ -1,0 +1,325 @@
+//! What the server hears of the devices now: links, telemetry, what runs. In memory only; a restart forgets it and the
+//! devices tell it again.
+//!
+//! Always holds: a device is believed only over the link of the endpoint key that it is enrolled with; a receipt is kept
+//! only if the supervisor's own key signed it. Not here: what follows from it (`reconcile`).
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use ionet_api::sign::{self, Usage};
+use ionet_api::worker::{Desired, Generation, MemberEndpoint, MemberList, ObservedLease, Telemetry};
+use ionet_domain::device::Measured;
+use ionet_domain::meter::Receipt;
+use ionet_domain::{Address, DeviceId, EndpointId, LeaseId, OrderId, PayoutId};
+use serde::{Deserialize, Serialize};
+
+/// A device that was not heard for longer than this is silent.
+pub const SILENT_MS: u64 = 20_000;
+/// Telemetry points kept for each device.
+pub const TELEMETRY_POINTS: usize = 120;
+/// Leases that one device can report at most; more are ignored.
+const MAX_OBSERVED: usize = 1024;
+
+/// The network between the server and a device as the server measured it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkMeasured {
+    /// Shortest round trip in microseconds.
+    pub rtt_us: u32,
+    /// To the device, in Mbit/s.
+    pub down_mbit_s: u32,
+    /// From the device, in Mbit/s.
+    pub up_mbit_s: u32,
+}
+
+/// A device's check as far as it got.
+#[derive(Debug, Clone, Default)]
+pub struct CheckNow {
+    /// When the device was asked last.
+    pub asked_ms: Option<u64>,
+    /// The server's part.
+    pub network: Option<NetworkMeasured>,
+    /// The device's part.
+    pub measured: Option<Result<Measured, String>>,
+}
+
+/// What is heard of one device.
+#[derive(Debug, Clone)]
+pub struct DeviceNow {
+    /// Whether its link is up and it has said hello on it.
+    pub connected: bool,
+    /// The key that it is linked with.
+    pub endpoint: EndpointId,
+    /// The agent's release.
+    pub version: String,
+    /// The last desired set that it carried out, as it said in its hello.
+    pub generation: Generation,
+    /// When it was heard last.
+    pub heard_ms: u64,
+    /// Since when it is heard without a silence.
+    pub heard_since_ms: u64,
+    /// When it last said what runs.
+    pub observed_ms: u64,
+    /// What runs, by its own word; receipts in it are verified.
+    pub observed: BTreeMap<LeaseId, ObservedLease>,
+    /// How it was, oldest first.
+    pub telemetry: VecDeque<Telemetry>,
+    /// Receipts that were not believed.
+    pub bad_receipts: u64,
+    /// Its check, if one is going on.
+    pub check: CheckNow,
+    /// What it was told last on this link, and when.
+    pub(crate) told: Option<(Desired, u64)>,
+}
+
+/// What is remembered of the metering of one lease.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct MeterNow {
+    /// When it was metered last.
+    pub(crate) at_ms: Option<u64>,
+    /// The receipt that was tried last, in elapsed milliseconds.
+    pub(crate) tried_ms: u64,
+    /// Members that said in a fresh receipt that they heard this lease, and when.
+    pub(crate) heard_by: BTreeMap<u32, u64>,
+}
+
+/// All devices as they are heard now.
+#[derive(Debug, Clone, Default)]
+pub struct Fleet {
+    devices: BTreeMap<DeviceId, DeviceNow>,
+    links: BTreeMap<EndpointId, Option<DeviceId>>,
+    endpoints: BTreeMap<LeaseId, MemberEndpoint>,
+    pub(crate) endpoints_changed: bool,
+    pub(crate) meters: BTreeMap<LeaseId, MeterNow>,
+    pub(crate) lists: BTreeMap<OrderId, (MemberList, String)>,
+    pub(crate) payments: BTreeMap<PayoutId, u64>,
+    pub(crate) earned_since_epoch: BTreeMap<Address, u64>,
+    unknown: BTreeMap<LeaseId, Unknown>,
+}
+
+/// A lease that a device reports and the live state does not have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Unknown {
+    /// The journal is being asked.
+    Asked(DeviceId),
+    /// It is in the journal as ended long ago.
+    Ended,
+    /// Nobody here knows it: left alone.
+    Adopted(DeviceId),
+}
+
+impl Fleet {
+    /// A fleet that remembers how supervisors were reached before a restart.
+    pub fn new(endpoints: BTreeMap<LeaseId, MemberEndpoint>) -> Self {
+        Self { endpoints, ..Self::default() }
+    }
+
+    /// What is heard of a device; `None` if nothing was since the server started.
+    pub fn device(&self, device: DeviceId) -> Option<&DeviceNow> {
+        self.devices.get(&device)
+    }
+
+    /// All devices heard of since the server started.
+    pub fn devices(&self) -> impl Iterator<Item = (&DeviceId, &DeviceNow)> {
+        self.devices.iter()
+    }
+
+    /// Whether a device's link is up and it has said hello.
+    pub fn connected(&self, device: DeviceId) -> bool {
+        self.devices.get(&device).is_some_and(|now| now.connected)
+    }
+
+    /// A lease as its device last said.
+    pub fn observed(&self, device: DeviceId, lease: LeaseId) -> Option<&ObservedLease> {
+        self.devices.get(&device)?.observed.get(&lease)
+    }
+
+    /// How a lease's supervisor is reached.
+    pub fn endpoint(&self, lease: LeaseId) -> Option<&MemberEndpoint> {
+        self.endpoints.get(&lease)
+    }
+
+    /// How all supervisors are reached.
+    pub fn endpoints(&self) -> &BTreeMap<LeaseId, MemberEndpoint> {
+        &self.endpoints
+    }
+
+    /// Leases that run on devices and that this server does not know: it was restored from an old backup. They are
+    /// left alone until what is paid for runs out.
+    pub fn adopted(&self) -> Vec<(DeviceId, LeaseId)> {
+        let adopted = self.unknown.iter().filter_map(|(lease, unknown)| match unknown {
+            Unknown::Adopted(device) | Unknown::Asked(device) => Some((*device, *lease)),
+            Unknown::Ended => None,
+        });
+        adopted.collect()
+    }
+
+    /// Whether a lease that the live state does not have is known to have ended.
+    pub(crate) fn ended_long_ago(&self, lease: LeaseId) -> bool {
+        self.unknown.get(&lease) == Some(&Unknown::Ended)
+    }
+
+    /// Takes note of a lease that the live state does not have; true if the journal should be asked.
+    pub(crate) fn note_unknown(&mut self, device: DeviceId, lease: LeaseId) -> bool {
+        let new = !self.unknown.contains_key(&lease);
+        if new {
+            self.unknown.insert(lease, Unknown::Asked(device));
+        }
+        new
+    }
+
+    /// Takes the journal's answer on such a lease.
+    pub(crate) fn note_found(&mut self, lease: LeaseId, ended: bool) {
+        if let Some(unknown) = self.unknown.get_mut(&lease) {
+            *unknown = match *unknown {
+                _ if ended => Unknown::Ended,
+                Unknown::Asked(device) => Unknown::Adopted(device),
+                other => other,
+            };
+        }
+    }
+
+    /// The links that are up and whether a device has said hello on each.
+    pub(crate) fn link(&self, endpoint: EndpointId) -> Option<Option<DeviceId>> {
+        self.links.get(&endpoint).copied()
+    }
+
+    pub(crate) fn link_up(&mut self, endpoint: EndpointId) {
+        self.link_down(endpoint);
+        self.links.insert(endpoint, None);
+    }
+
+    pub(crate) fn link_down(&mut self, endpoint: EndpointId) {
+        let Some(Some(device)) = self.links.remove(&endpoint) else { return };
+        if let Some(now) = self.devices.get_mut(&device).filter(|now| now.endpoint == endpoint) {
+            now.connected = false;
+            now.told = None;
+            now.check = CheckNow::default();
+        }
+    }
+
+    /// A device said hello on a link that is up; the caller has checked that the key is the device's.
+    pub(crate) fn hello(
+        &mut self,
+        device: DeviceId,
+        endpoint: EndpointId,
+        (version, generation): (String, Generation),
+        now_ms: u64,
+    ) {
+        self.links.insert(endpoint, Some(device));
+        let now = self.devices.entry(device).or_insert_with(|| DeviceNow::heard(endpoint, now_ms));
+        now.endpoint = endpoint;
+        now.connected = true;
+        now.told = None;
+        now.version = version.chars().take(80).collect();
+        now.generation = generation;
+        now.check = CheckNow::default();
+    }
+
+    /// A frame of the device arrived.
+    pub(crate) fn heard(&mut self, device: DeviceId, now_ms: u64) -> Option<&mut DeviceNow> {
+        let now = self.devices.get_mut(&device)?;
+        if now_ms.saturating_sub(now.heard_ms) > SILENT_MS {
+            now.heard_since_ms = now_ms;
+        }
+        now.heard_ms = now.heard_ms.max(now_ms);
+        Some(now)
+    }
+
+    pub(crate) fn device_mut(&mut self, device: DeviceId) -> Option<&mut DeviceNow> {
+        self.devices.get_mut(&device)
+    }
+
+    /// A device said what runs on it: all of it. Receipts are verified for `network`; one that is not good is
+    /// replaced by the last good one.
+    pub(crate) fn observe(
+        &mut self,
+        device: DeviceId,
+        reported: Vec<ObservedLease>,
+        holds: impl Fn(LeaseId) -> bool,
+        (network, now_ms): (&str, u64),
+    ) {
+        let Some(now) = self.devices.get_mut(&device) else { return };
+        let before = std::mem::take(&mut now.observed);
+        now.observed_ms = now_ms;
+        for mut observed in reported.into_iter().take(MAX_OBSERVED) {
+            let id = observed.lease;
+            let known = before.get(&id);
+            if let Some(endpoint) = observed.endpoint.as_ref().filter(|_| holds(id))
+                && self.endpoints.get(&id) != Some(endpoint)
+            {
+                self.endpoints.insert(id, endpoint.clone());
+                self.endpoints_changed = true;
+            }
+            let last = known.and_then(|known| known.receipt.clone());
+            if let Some(receipt) = observed.receipt.take_if(|receipt| last.as_ref() != Some(receipt)) {
+                let signer = self.endpoints.get(&id).map(|endpoint| endpoint.id);
+                if receipt.lease == id && signer.is_some_and(|key| believed(&receipt, key, network)) {
+                    note_heard(&mut self.meters, &receipt, last.as_ref(), now_ms);
+                    observed.receipt = Some(receipt);
+                } else {
+                    now.bad_receipts += 1;
+                    observed.receipt = last;
+                }
+            }
+            now.observed.insert(id, observed);
+        }
+    }
+
+    /// Forgets what belongs to leases that no longer matter.
+    pub(crate) fn forget(&mut self, live: &BTreeSet<OrderId>) {
+        let count = self.endpoints.len();
+        self.endpoints.retain(|lease, _| live.contains(&lease.order));
+        self.endpoints_changed |= self.endpoints.len() != count;
+        self.meters.retain(|lease, _| live.contains(&lease.order));
+        self.lists.retain(|order, _| live.contains(order));
+        let devices = &self.devices;
+        self.unknown.retain(|lease, _| devices.values().any(|now| now.observed.contains_key(lease)));
+    }
+}
+
+fn believed(receipt: &Receipt, signer: EndpointId, network: &str) -> bool {
+    let usage = Usage { lease: receipt.lease, elapsed_ms: receipt.elapsed_ms, heard: receipt.heard.clone() };
+    sign::verify(Address(signer.0), network, &usage, &receipt.signature).is_ok()
+}
+
+/// A receipt that goes on from the last one is fresh word of whom its supervisor heard.
+fn note_heard(
+    meters: &mut BTreeMap<LeaseId, MeterNow>,
+    receipt: &Receipt,
+    last: Option<&Receipt>,
+    now_ms: u64,
+) {
+    if last.is_some_and(|last| last.elapsed_ms >= receipt.elapsed_ms) {
+        return;
+    }
+    for heard in receipt.heard.iter().filter(|heard| **heard != receipt.lease.n) {
+        let lease = LeaseId { order: receipt.lease.order, n: *heard };
+        meters.entry(lease).or_default().heard_by.insert(receipt.lease.n, now_ms);
+    }
+}
+
+impl DeviceNow {
+    fn heard(endpoint: EndpointId, now_ms: u64) -> Self {
+        Self {
+            connected: true,
+            endpoint,
+            version: String::new(),
+            generation: Generation::default(),
+            heard_ms: now_ms,
+            heard_since_ms: now_ms,
+            observed_ms: now_ms,
+            observed: BTreeMap::new(),
+            telemetry: VecDeque::new(),
+            bad_receipts: 0,
+            check: CheckNow::default(),
+            told: None,
+        }
+    }
+
+    pub(crate) fn take_telemetry(&mut self, telemetry: Telemetry) {
+        if self.telemetry.len() >= TELEMETRY_POINTS {
+            self.telemetry.pop_front();
+        }
+        self.telemetry.push_back(telemetry);
+    }
+}

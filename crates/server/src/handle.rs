@@ -1,0 +1,311 @@
+//! The server as its HTTP side sees it: submit commands, read the view, follow and look up events, sign.
+//!
+//! Always holds: an answer to a command comes after its events are durable. Not here: who may see what (`http`).
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use ionet_api::Secret;
+use ionet_api::rest::{JournalHead, NetworkInfo, SignedQuote};
+use ionet_api::sign::{self, Grant, SignatureError};
+use ionet_domain::account::ActivityKind;
+use ionet_domain::command::CommandBody;
+use ionet_domain::market::Quote;
+use ionet_domain::money::HOUR_MS;
+use ionet_domain::{Actor, Address, Command, DeviceId, Event, KeyId, OrderId, PrivateBody, PublicBody};
+use ionet_journal::{FileDisk, Hash, Head, Index, PrivatePart, Reader, Record, Scope, private_digest};
+use ionet_net::{Node, RelayInfo};
+use tokio::sync::{broadcast, mpsc, oneshot};
+
+use crate::error::ServerError;
+use crate::keys::{Keys, random};
+use crate::shell::Message;
+use crate::view::{SharedView, View};
+
+/// What a carried out command did, durable: each event with its place in the journal.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Submitted {
+    /// In their order.
+    pub events: Vec<(u64, Event)>,
+}
+
+/// An event that just became durable.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PublishedEvent {
+    /// Its place in the journal.
+    pub seq: u64,
+    /// The chain's hash after it.
+    pub hash: Hash,
+    /// Public and private part.
+    pub event: Event,
+}
+
+/// An event as it stands in the journal. The private part is for its owner only: the caller decides who that is.
+#[derive(Debug, Clone, PartialEq)]
+pub struct HistoryEvent {
+    /// Its place in the journal.
+    pub seq: u64,
+    /// When it was decided.
+    pub at_ms: u64,
+    /// The chain's hash after it.
+    pub hash: Hash,
+    /// What it belongs to.
+    pub subjects: Vec<String>,
+    /// The public part exactly as it was written.
+    pub public_json: Vec<u8>,
+    /// The public part.
+    pub public: PublicBody,
+    /// The private part; `None` if there was none or it was erased.
+    pub private: Option<PrivateBody>,
+    /// H(salt || private part), if there ever was one.
+    pub private_digest: Option<Hash>,
+}
+
+/// A running server. Cheap to clone.
+#[derive(Clone)]
+pub struct Handle(pub(crate) Arc<Inner>);
+
+pub(crate) struct Inner {
+    pub(crate) writer: mpsc::Sender<Message>,
+    pub(crate) view: SharedView,
+    pub(crate) events: broadcast::Sender<Arc<PublishedEvent>>,
+    pub(crate) keys: Keys,
+    pub(crate) node: Node,
+    pub(crate) relays: Vec<RelayInfo>,
+    pub(crate) environments: Vec<String>,
+    pub(crate) local: bool,
+    pub(crate) reader: Reader<FileDisk>,
+    pub(crate) index_path: PathBuf,
+    pub(crate) index: Mutex<Option<Index>>,
+    pub(crate) keys_used: Mutex<BTreeMap<KeyId, u64>>,
+}
+
+impl std::fmt::Debug for Handle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Handle({})", self.0.keys.signing.address())
+    }
+}
+
+/// Milliseconds since 1970 by the system's clock.
+pub(crate) fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+impl Handle {
+    /// Carries out a command and answers once its events are durable.
+    ///
+    /// # Errors
+    /// [`ServerError::Refused`] if the rules say no; `exists` if this command's id was carried out before.
+    /// [`ServerError::Stopping`]: not known whether it was carried out; ask again under the same id.
+    pub async fn submit(&self, command: Command) -> Result<Submitted, ServerError> {
+        let (answer, answered) = oneshot::channel();
+        let message = Message::Submit(Box::new(command), Some(answer));
+        self.0.writer.send(message).await.map_err(|_| ServerError::Stopping)?;
+        answered.await.map_err(|_| ServerError::Stopping)?
+    }
+
+    /// Looks at the view under a short lock: do nothing slow in `look`.
+    pub fn read<R>(&self, look: impl FnOnce(&View) -> R) -> R {
+        look(&self.0.view.read())
+    }
+
+    /// Every event from now on, as it becomes durable. Who reads too slowly is told that some were missed
+    /// (`Lagged`) and should look them up with [`Handle::history`].
+    pub fn subscribe(&self) -> broadcast::Receiver<Arc<PublishedEvent>> {
+        self.0.events.subscribe()
+    }
+
+    /// Durable events after place `after`, oldest first, at most `limit`; of one subject or of all.
+    ///
+    /// # Errors
+    /// Those of the journal.
+    pub async fn history(
+        &self,
+        subject: Option<String>,
+        after: u64,
+        limit: usize,
+    ) -> Result<Vec<HistoryEvent>, ServerError> {
+        let inner = self.0.clone();
+        let read = move || inner.history(subject.as_deref(), after, limit);
+        tokio::task::spawn_blocking(read).await.map_err(|_| ServerError::Stopping)?
+    }
+
+    /// What the network is.
+    pub fn info(&self) -> NetworkInfo {
+        let inner = &self.0;
+        let json = |value| serde_json::to_value(value).unwrap_or_default();
+        let relays = inner.relays.iter().map(|relay| serde_json::to_value(relay).unwrap_or_default());
+        self.read(|view| NetworkInfo {
+            name: view.state.params.network.clone(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            server: inner.keys.signing.address(),
+            server_addr: json(inner.node.addr()),
+            relays: relays.collect(),
+            journal: journal_head(view.head),
+            term: view.state.term,
+            environments: inner.environments.clone(),
+            fees_basis_points: (view.state.params.renter_fee.0, view.state.params.supplier_fee.0),
+            local: inner.local,
+        })
+    }
+
+    /// The network's name, which is part of every signed statement.
+    pub fn network(&self) -> String {
+        self.read(|view| view.state.params.network.clone())
+    }
+
+    /// Signs a quote.
+    pub fn sign_quote(&self, quote: Quote) -> SignedQuote {
+        let signature = self.0.keys.signing.sign(&self.network(), &quote);
+        SignedQuote { quote, signature }
+    }
+
+    /// Whether this server signed the quote.
+    pub fn verify_quote(&self, signed: &SignedQuote) -> Result<(), SignatureError> {
+        sign::verify(self.0.keys.signing.address(), &self.network(), &signed.quote, &signed.signature)
+    }
+
+    /// Signs leave to open tunnels; hex.
+    pub fn sign_grant(&self, grant: &Grant) -> String {
+        self.0.keys.signing.sign(&self.network(), grant)
+    }
+
+    /// The secret of a cluster's services; for its renter only.
+    pub fn cluster_token(&self, order: OrderId) -> Secret {
+        self.0.keys.cluster_token(order)
+    }
+
+    /// Writes a line into the activity log without waiting; the use of a key at most once an hour. Best effort: when
+    /// the server is overloaded the line is dropped.
+    pub fn note_activity(
+        &self,
+        account: Address,
+        kind: ActivityKind,
+        key: Option<KeyId>,
+        particulars: String,
+    ) {
+        if kind == ActivityKind::KeyUsed && !key.is_some_and(|key| self.first_use(key)) {
+            return;
+        }
+        let body = CommandBody::LogActivity { account, kind, key, particulars };
+        let command = Command { id: None, actor: Actor::Server, body };
+        if self.0.writer.try_send(Message::Submit(Box::new(command), None)).is_err() {
+            tracing::warn!(%account, "a line of the activity log was dropped: the server is overloaded");
+        }
+    }
+
+    fn first_use(&self, key: KeyId) -> bool {
+        let hour = self.now_ms() / HOUR_MS;
+        let mut used = self.0.keys_used.lock().unwrap_or_else(PoisonError::into_inner);
+        used.retain(|_, at| *at == hour);
+        used.insert(key, hour).is_none()
+    }
+
+    /// Begins a new check of a device. The caller has checked that its owner asks.
+    pub async fn recheck(&self, device: DeviceId) -> Result<Submitted, ServerError> {
+        let body = CommandBody::BeginCheck { device };
+        self.submit(Command { id: None, actor: Actor::Server, body }).await
+    }
+
+    /// The server's clock, in milliseconds since 1970.
+    pub fn now_ms(&self) -> u64 {
+        now_ms()
+    }
+
+    /// Fresh randomness for ids and nonces.
+    ///
+    /// # Errors
+    /// If the system gives none.
+    pub fn random_bits(&self) -> Result<u128, ServerError> {
+        let mut bytes = [0; 16];
+        random(&mut bytes)?;
+        Ok(u128::from_le_bytes(bytes))
+    }
+}
+
+/// A head as the API shows it.
+pub(crate) fn journal_head(head: Head) -> JournalHead {
+    JournalHead { seq: head.seq, hash: head.hash.to_string() }
+}
+
+impl Inner {
+    fn history(
+        &self,
+        subject: Option<&str>,
+        after: u64,
+        limit: usize,
+    ) -> Result<Vec<HistoryEvent>, ServerError> {
+        let head = self.view.read().head.seq;
+        let Some(subject) = subject else { return self.scan(after, head, limit, |_| true) };
+        let (indexed, seqs) = self.indexed(subject, after, limit)?;
+        let mut found = Vec::new();
+        for seq in seqs.into_iter().filter(|seq| *seq <= head) {
+            found.extend(self.reader.get(seq)?.map(history_event).transpose()?);
+        }
+        // The index trails the head: what it does not have yet is looked through.
+        let about = |record: &Record| record.subjects.iter().any(|of| of == subject);
+        found.extend(self.scan(indexed.max(after), head, limit - found.len().min(limit), about)?);
+        Ok(found)
+    }
+
+    fn indexed(&self, subject: &str, after: u64, limit: usize) -> Result<(u64, Vec<u64>), ServerError> {
+        let mut index = self.index.lock().unwrap_or_else(PoisonError::into_inner);
+        if index.is_none() {
+            *index = Some(Index::open_read_only(&self.index_path)?);
+        }
+        let Some(open) = index.as_ref() else { return Ok((0, Vec::new())) };
+        let found = open.position().and_then(|at| Ok((at.seq, open.by_subject(subject, after, limit)?)));
+        if found.is_err() {
+            *index = None;
+        }
+        Ok(found?)
+    }
+
+    fn scan(
+        &self,
+        after: u64,
+        head: u64,
+        limit: usize,
+        wanted: impl Fn(&Record) -> bool,
+    ) -> Result<Vec<HistoryEvent>, ServerError> {
+        if after >= head || limit == 0 {
+            return Ok(Vec::new());
+        }
+        let mut found = Vec::new();
+        for record in self.reader.read_from(after + 1)? {
+            let record = record?;
+            if record.seq > head || found.len() >= limit {
+                break;
+            }
+            if wanted(&record) {
+                found.push(history_event(record)?);
+            }
+        }
+        Ok(found)
+    }
+}
+
+fn history_event(record: Record) -> Result<HistoryEvent, ServerError> {
+    let (body, digest) = match &record.private {
+        PrivatePart::None => (None, None),
+        PrivatePart::Present(private) => {
+            (Some(private.body.as_slice()), Some(private_digest(&private.salt, &private.body)))
+        }
+        PrivatePart::Erased { digest } | PrivatePart::Withheld { digest } => (None, Some(*digest)),
+    };
+    let event = Event::read(record.at_ms, &record.public, body)
+        .map_err(|e| ServerError::Unfoldable { seq: record.seq, source: Box::new(e) })?;
+    Ok(HistoryEvent {
+        seq: record.seq,
+        at_ms: record.at_ms,
+        hash: record.hash,
+        subjects: record.subjects,
+        public_json: record.public,
+        public: event.public,
+        private: event.private,
+        private_digest: digest,
+    })
+}

@@ -1,0 +1,20 @@
+//! The server: one writer over the journal, reconcilers that move every order on, and the HTTP side.
+//!
+//! The core (`engine`, `fleet`, `reconcile`, `core`) is synchronous and has no clock; the lab runs it too. The shell
+//! gives it threads, time and links.
+//!
+//! Always holds: nothing is answered, published or acted upon before it is durable; a failed append ends the process.
+//! Not here: rules (`ionet-domain`), anything that runs a customer's code (`ionet-worker`).
+
+pub mod error;
+pub mod fleet;
+pub mod handle;
+pub mod keys;
+pub mod shell;
+pub mod view;
+
+pub use error::ServerError;
+pub use fleet::Fleet;
+pub use handle::{Handle, HistoryEvent, PublishedEvent, Submitted};
+pub use keys::Keys;
+pub use view::{SharedView, View};
