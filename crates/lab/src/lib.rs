@@ -1,0 +1,10 @@
+//! The lab: the whole cloud in one thread under one seed, the benchmarks, and the golden journals. Not shipped.
+//!
+//! Always holds: a simulation reads no clock and no randomness but its seed; benchmarks measure the real parts on a
+//! real disk. Not here: anything a product crate could use.
+
+pub mod bench;
+mod error;
+pub mod random;
+
+pub use error::{LabError, Result};
