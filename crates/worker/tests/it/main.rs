@@ -1,0 +1,5 @@
+//! The worker: its logic as tables and properties, its measurements, and its processes as they really run.
+
+mod agent;
+mod fixtures;
+mod supervision;
