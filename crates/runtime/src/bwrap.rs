@@ -11,6 +11,7 @@ use std::{
 
 use crate::{
     error::{During, Error, Result},
+    launch::VARIABLE_PREFIX,
     netns::STAGE,
     seccomp,
 };
@@ -125,7 +126,8 @@ impl BoxView {
         }
         line.add(&format!("--remount-ro / --chdir {HOME}"));
         for (name, value) in &self.variables {
-            line.0.extend(["--setenv".into(), name.clone(), value.clone()]);
+            // The launcher takes the prefix off, so that no variable acts on the launcher itself.
+            line.0.extend(["--setenv".into(), format!("{VARIABLE_PREFIX}{name}"), value.clone()]);
         }
         line.0
     }

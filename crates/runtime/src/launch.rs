@@ -3,7 +3,12 @@
 //! Always holds: it runs after bubblewrap has made the box, so it can only take rights away; Landlock is
 //! best effort by the kernel's version, and [`landlock_abi`] reports what the kernel has.
 
-use std::{ffi::OsStr, os::unix::process::CommandExt as _, path::Path, process::ExitCode};
+use std::{
+    ffi::{OsStr, OsString},
+    os::unix::{ffi::OsStrExt as _, process::CommandExt as _},
+    path::Path,
+    process::{Command, ExitCode},
+};
 
 use landlock::{
     ABI, Access as _, AccessFs, PathBeneath, PathFd, Ruleset, RulesetAttr as _, RulesetCreated,
@@ -12,6 +17,9 @@ use landlock::{
 
 /// The newest rights that are asked for.
 const ABI_WANTED: ABI = ABI::V5;
+
+/// The program's variables reach the launcher under this prefix; it keeps no others.
+pub(crate) const VARIABLE_PREFIX: &str = "IONET_BOX_";
 
 /// Entry point of the hidden sub-command `box-launch`:
 /// `[--rw PATH]... [--ro PATH]... -- program [argument]...`.
@@ -30,9 +38,16 @@ pub fn main(args: &[String]) -> ExitCode {
         return ExitCode::from(126);
     }
     // `exec` comes back only when it failed.
-    let error = std::process::Command::new(OsStr::new(program)).args(arguments).exec();
+    let error = Command::new(program).args(arguments).env_clear().envs(variables()).exec();
     eprintln!("box-launch: cannot start {program}: {error}");
     ExitCode::from(127)
+}
+
+fn variables() -> impl Iterator<Item = (OsString, OsString)> {
+    std::env::vars_os().filter_map(|(name, value)| {
+        let name = name.as_bytes().strip_prefix(VARIABLE_PREFIX.as_bytes())?;
+        Some((OsStr::from_bytes(name).to_owned(), value))
+    })
 }
 
 fn restrict(rules: &[String]) -> Result<(), RulesetError> {

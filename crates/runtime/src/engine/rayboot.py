@@ -28,10 +28,14 @@ GCS, NODE_MANAGER, OBJECT_MANAGER = 6379, 6380, 6381
 AGENT_HTTP, AGENT_GRPC, RUNTIME_ENV, METRICS = 52365, 52366, 52367, 52368
 WORKER_MIN, WORKER_MAX = 20000, 20199
 CLIENT, DASHBOARD, JUPYTER = 10001, 8265, 8888
-# Written by the first task on each node: from then on the real agents may start.
+# Written by the first task on each node.
+USED = "/tmp/.ionet-used"
+# Written by this script: from then on the real agents may start.
 GO = "/tmp/.ionet-go"
 # A node that gets no first task in this time starts its agents anyhow.
 GO_WAIT_S = 30.0
+# Members on the head's own machine leave it the processor until its services are up.
+MEMBER_DELAY_S = 4.0
 
 
 # --- the stand-in for the two agents ------------------------------------------------------------
@@ -54,10 +58,18 @@ def agent_stub(command):
         with open(path + ".tmp", "w") as file:
             file.write(str(port))
         os.rename(path + ".tmp", path)
-    end = time.monotonic() + GO_WAIT_S
-    while not os.path.exists(GO) and time.monotonic() < end:
-        time.sleep(0.1)
+    wait_for_file(GO, GO_WAIT_S + MEMBER_DELAY_S)
     os.execv(command[0], command)
+
+
+def wait_for_file(path, seconds):
+    end = time.monotonic() + seconds
+    while not os.path.exists(path) and time.monotonic() < end:
+        time.sleep(0.1)
+
+
+def touch(path):
+    open(path, "w").close()
 
 
 # --- reporting ----------------------------------------------------------------------------------
@@ -78,6 +90,19 @@ def keep_progress_apart():
     PROGRESS = os.fdopen(os.dup(1), "w")
     os.set_inheritable(PROGRESS.fileno(), False)
     os.dup2(2, 1)
+
+
+def or_fail(steps):
+    """Runs the steps; what goes wrong in them ends the node with a report."""
+
+    def run():
+        try:
+            steps()
+        except BaseException as error:
+            report("failed", code="ray_start_failed", message=f"{type(error).__name__}: {error}"[:500])
+            os._exit(1)
+
+    return run
 
 
 # --- fast start ---------------------------------------------------------------------------------
@@ -145,12 +170,17 @@ class Fast:
 
     def start_rest(self):
         """What the first task did not need."""
+        touch(GO)
         if self.cfg["role"] == "head":
-            self.services.ray_constants.RAY_DASHBOARD_STARTUP_TIMEOUT_S = 0
-            self.start_api_server(self.node, include_dashboard=True, raise_on_failure=False)
+            threading.Thread(target=or_fail(self.start_dashboard), daemon=True).start()
             self.node._ray_params.ray_client_server_port = CLIENT
             self.node.start_ray_client_server()
         self.node.start_log_monitor()
+
+    def start_dashboard(self):
+        """It waits for the dashboard, which nothing else needs to do."""
+        self.services.ray_constants.RAY_DASHBOARD_STARTUP_TIMEOUT_S = 600
+        self.start_api_server(self.node, include_dashboard=True, raise_on_failure=True)
 
     def start_last(self):
         """What only `ray status` needs."""
@@ -265,7 +295,7 @@ def first_tasks(cfg):
             time.sleep(0.5)
 
     @ray.remote(num_cpus=0)
-    def touch(path):
+    def first(path):
         open(path, "w").close()
         return True
 
@@ -275,7 +305,7 @@ def first_tasks(cfg):
         for node in alive:
             if node not in started:
                 where = NodeAffinitySchedulingStrategy(node_id=node, soft=False)
-                started[node] = touch.options(scheduling_strategy=where, max_retries=3).remote(GO)
+                started[node] = first.options(scheduling_strategy=where, max_retries=3).remote(USED)
         if len(alive) != seen:
             seen = len(alive)
             report("members", alive=seen, wanted=cfg["members"])
@@ -324,8 +354,6 @@ def wait_for_services(cfg):
         "jobs_api": lambda: jobs_answer(cfg) and port_answers(cfg["ip"], AGENT_HTTP),
         "client": lambda: port_answers(cfg["ip"], CLIENT),
     }
-    if cfg["jupyter"]:
-        checks["jupyter"] = lambda: port_answers(cfg["ip"], JUPYTER)
     while checks:
         for stage in [stage for stage, up in checks.items() if up()]:
             del checks[stage]
@@ -344,22 +372,19 @@ def start_jupyter():
 
 def lead(cfg, node):
     """The head's own steps, beside the watch over its processes."""
-    try:
-        first_tasks(cfg)
-        node.start_rest()
-        if cfg["jupyter"]:
-            start_jupyter()
-        wait_for_services(cfg)
-        node.start_last()
-    except BaseException as error:
-        report("failed", code="ray_start_failed", message=f"{type(error).__name__}: {error}"[:500])
-        os._exit(1)
+    first_tasks(cfg)
+    node.start_rest()
+    wait_for_services(cfg)
+    node.start_last()
+    if cfg["jupyter"]:
+        start_jupyter()
+        wait_for_port(cfg["ip"], JUPYTER)
+        report("jupyter")
 
 
 def follow(node):
-    end = time.monotonic() + GO_WAIT_S
-    while not os.path.exists(GO) and time.monotonic() < end:
-        time.sleep(0.2)
+    wait_for_file(USED, GO_WAIT_S)
+    time.sleep(MEMBER_DELAY_S)
     node.start_rest()
 
 
@@ -374,8 +399,8 @@ def main():
         report("failed", code="ray_start_failed", message=f"{type(error).__name__}: {error}"[:500])
         return 1
     report("node")
-    steps = (lead, (cfg, node)) if cfg["role"] == "head" else (follow, (node,))
-    threading.Thread(target=steps[0], args=steps[1], daemon=True).start()
+    steps = (lambda: lead(cfg, node)) if cfg["role"] == "head" else (lambda: follow(node))
+    threading.Thread(target=or_fail(steps), daemon=True).start()
     while True:
         dead = node.dead()
         if dead:

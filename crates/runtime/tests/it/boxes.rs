@@ -11,6 +11,7 @@ use std::{
 };
 
 use ionet_runtime::{
+    launch,
     lease_box::{self, LeaseBox},
     limits::{Enforcement, Hierarchy},
     sandbox::{BoxSpec, Engine, Phase},
@@ -83,6 +84,8 @@ s = socket.socket(); s.settimeout(2)
 print("host service", s.connect_ex(("127.0.0.1", {port})) == 0)
 print("tun", os.path.exists("/dev/net/tun"), "root writable", os.access("/", os.W_OK), os.access("/usr", os.W_OK))
 print("environment", sorted(os.environ))
+try: os.listdir("/"); print("listed")
+except OSError as error: print("list root", error.errno)
 print("end")
 "#,
         key = key.display(),
@@ -101,7 +104,12 @@ print("end")
     has("default route False");
     has("host service False");
     has("tun False root writable False False");
-    assert!(!log.contains("CARGO"), "{log}");
+    assert!(!log.contains("CARGO") && !log.contains("IONET_BOX_"), "{log}");
+    has("'GREETING', 'HOME', 'IONET_HEAD_IP'");
+    if launch::landlock_abi().is_some() {
+        // The mounts alone would allow it.
+        has("list root 13");
+    }
     assert!(other.remove().unwrap().finished);
 }
 

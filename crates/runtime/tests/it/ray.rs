@@ -18,7 +18,7 @@ use ionet_runtime::{
     sandbox::{BoxReport, BoxSpec, Engine, FailureDetection, Limits, Phase, Role, Secret},
 };
 
-use crate::support::{Site, unique};
+use crate::support::{Site, unique, wait_for};
 
 const TOKEN: &str = "a-token-for-the-tests-of-ray";
 const HEAD: Ipv4Addr = Ipv4Addr::new(10, 78, 0, 1);
@@ -143,11 +143,14 @@ impl Cluster {
         (status, answer.split_once("\r\n\r\n").unwrap().1.to_owned())
     }
 
-    fn run_job(&self, code: &str) -> String {
-        let body =
-            serde_json::json!({ "entrypoint": format!("python -c '{code}'"), "submission_id": "job-1" });
+    fn submit(&self, id: &str, code: &str) {
+        let body = serde_json::json!({ "entrypoint": format!("python -c '{code}'"), "submission_id": id });
         let (status, answer) = self.http("POST /api/jobs/", Some(TOKEN), &body.to_string());
         assert_eq!(status, 200, "{answer}");
+    }
+
+    fn run_job(&self, code: &str) -> String {
+        self.submit("job-1", code);
         let deadline = Instant::now() + Duration::from_mins(1);
         loop {
             let (_, info) = self.http("GET /api/jobs/job-1", Some(TOKEN), "");
@@ -170,6 +173,13 @@ def where():
 print("nodes", sorted(set(ray.get([where.remote() for _ in range(8)]))))
 "#;
 
+const KILL_THE_CONTROL_STORE: &str = r#"
+import os
+for pid in (int(n) for n in os.listdir("/proc") if n.isdigit()):
+    if open(f"/proc/{pid}/comm").read().startswith("gcs_server"):
+        os.kill(pid, 9)
+"#;
+
 #[test]
 fn two_boxes_become_a_cluster_fast_and_run_a_job() {
     let mut cluster = Cluster::start(true);
@@ -180,6 +190,9 @@ fn two_boxes_become_a_cluster_fast_and_run_a_job() {
     assert_eq!(cluster.http("GET /api/jobs/", Some("wrong"), "").0, 403);
     let output = cluster.run_job(BOTH_NODES);
     assert!(output.contains("10.78.0.1") && output.contains("10.78.0.2"), "{output}");
+    cluster.submit("job-2", KILL_THE_CONTROL_STORE);
+    let report = wait_for(&mut cluster.head, 30, |r| r.phase != Phase::Ready);
+    assert!(matches!(&report.phase, Phase::Failed { code, .. } if code == "ray_node_died"), "{report:?}");
     cluster.remove();
 }
 
