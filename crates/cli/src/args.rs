@@ -1,0 +1,628 @@
+//! The words of the command line. Every command takes `--data-dir` and `--json`; texts are checked here, before
+//! anything is done.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use ionet_domain::account::Scope;
+use ionet_domain::market::EngineKind;
+use ionet_domain::money::Asset;
+use ionet_domain::{Address, DeviceId, KeyId, OrderId, Rate};
+
+use crate::units;
+
+/// Rent and supply computers: private Ray clusters on machines that other people own.
+#[derive(Debug, Parser)]
+#[command(name = "ionet", version, max_term_width = 110, arg_required_else_help = true, after_help = EXAMPLES)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+const EXAMPLES: &str = "Examples:
+  ionet quickstart                  a network on this machine, a Ray cluster on it, a real job, the bill
+  ionet up                          a network on this machine, to keep
+  ionet cluster create -n 2 --for 1h
+  ionet cluster connect clu_...     local ports to the cluster's dashboard, Ray Client and Jobs
+
+Exit status: 0 done, 1 refused or failed, 2 wrong usage, 3 the network cannot be reached, 4 a fault of ours.";
+
+/// What every command takes.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Global {
+    /// Where keys and state are kept [default: ~/.local/share/ionet]
+    #[arg(long, global = true, env = "IONET_DATA_DIR", value_name = "DIR", hide_env_values = true)]
+    pub(crate) data_dir: Option<PathBuf>,
+    /// The server to talk to [default: the one used last from this data directory]
+    #[arg(long, global = true, env = "IONET_URL", value_name = "URL", hide_env_values = true)]
+    pub(crate) url: Option<String>,
+    /// Answer in JSON, errors included
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run a whole network on this machine: server, relay, workers and a funded local wallet
+    #[command(after_help = "Examples:
+  ionet up
+  ionet up --workers 4 --data-dir ./net
+  ionet up --listen 0.0.0.0:8080     also for other machines")]
+    Up(UpArgs),
+    /// See it work: a network, a 2-node Ray cluster, a hyper-parameter search on both nodes, the bill
+    #[command(after_help = "Examples:
+  ionet quickstart
+  ionet quickstart --keep            leave network and cluster running
+  ionet quickstart --json            the last line is one object with the figures")]
+    Quickstart(QuickstartArgs),
+    /// Run a server
+    Server(ServerArgs),
+    /// Run a relay for endpoints that find no direct path; it sees ciphertext only
+    Relay(RelayArgs),
+    /// Supply this machine
+    #[command(subcommand)]
+    Worker(WorkerCommand),
+    /// Write a bundle for whoever helps: versions, doctor, settings and logs, secrets masked
+    Support(SupportArgs),
+    /// Make or use a wallet key, sign in, make API keys
+    #[command(after_help = "Examples:
+  ionet login --url http://10.0.0.5:8080
+  ionet login --new-key --scopes read,rent --cap 25 --for 30d --label ci")]
+    Login(LoginArgs),
+    /// Show the wallet, send money
+    Wallet(WalletArgs),
+    /// List or revoke API keys
+    #[command(subcommand)]
+    Keys(KeysCommand),
+    /// List devices, show or change one
+    #[command(after_help = "Examples:
+  ionet devices --class cpu --tier medium
+  ionet devices show dev_...
+  ionet devices set dev_... --ask 0.12 --tag fast")]
+    Devices(DevicesArgs),
+    /// Ask for a price; nothing is ordered
+    #[command(after_help = "Examples:
+  ionet quote -n 4 --cpus 2 --memory 8GiB --for 1d
+  ionet quote --gpus 1 --gpu-model 'NVIDIA A100-SXM4-80GB'")]
+    Quote(QuoteArgs),
+    /// Rent clusters and use them
+    #[command(subcommand)]
+    Cluster(ClusterCommand),
+    /// Run programs on a Ray cluster (Ray's Jobs API)
+    #[command(subcommand)]
+    Job(JobCommand),
+    /// Ledger lines: each move of money
+    Ledger(LedgerArgs),
+    /// The journal: verify it, read it
+    #[command(subcommand)]
+    Journal(JournalCommand),
+    /// Sign-ins, keys used and tunnels opened for your account
+    Activity(ActivityArgs),
+    /// Print shell completions
+    #[command(after_help = "Example:
+  ionet completions bash > /etc/bash_completion.d/ionet")]
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct UpArgs {
+    /// How many local workers share this machine
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub(crate) workers: u32,
+    /// Address and port of the server
+    #[arg(long, default_value = "127.0.0.1:0", value_name = "ADDR:PORT")]
+    pub(crate) listen: std::net::SocketAddr,
+    /// Ask of the local workers for one CPU thread (or GPU) an hour, in dollars
+    #[arg(long, default_value = "0.10", value_name = "USD", value_parser = parse_rate)]
+    pub(crate) ask: Rate,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct QuickstartArgs {
+    /// Leave the network and the cluster running
+    #[arg(long)]
+    pub(crate) keep: bool,
+    /// How many parameter settings are tried
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=200))]
+    pub(crate) trials: u32,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ServerArgs {
+    /// Address and port of the REST API
+    #[arg(long, default_value = "127.0.0.1:8080", value_name = "ADDR:PORT")]
+    pub(crate) listen: std::net::SocketAddr,
+    /// Name of the network, part of every signature; fixed at the first start
+    #[arg(long, default_value = "ionet", value_name = "NAME")]
+    pub(crate) network: String,
+    /// A file with a relay's JSON line, as `ionet relay` prints it; may be given again
+    #[arg(long, value_name = "FILE")]
+    pub(crate) relay: Vec<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RelayArgs {
+    /// Address to bind
+    #[arg(long, default_value = "127.0.0.1", value_name = "ADDR")]
+    pub(crate) bind: std::net::IpAddr,
+    /// Name or address that clients dial, if it is another
+    #[arg(long, value_name = "HOST")]
+    pub(crate) host: Option<String>,
+    /// TCP port for sealed traffic, 0 for a free one
+    #[arg(long, default_value_t = 0)]
+    pub(crate) https_port: u16,
+    /// UDP port for address discovery, 0 for a free one
+    #[arg(long, default_value_t = 0)]
+    pub(crate) quic_port: u16,
+    /// End when standard input ends: for whoever starts it as a child
+    #[arg(long, hide = true)]
+    pub(crate) tied: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum WorkerCommand {
+    /// Run the agent that offers this machine
+    #[command(after_help = "Example, on the supplier's machine:
+  ionet worker start --token-file token.txt --name rack1")]
+    Start(WorkerStartArgs),
+    /// What the network says of this machine's worker
+    Status(WhichDevice),
+    /// Find what is missing on this machine and name the command that mends it
+    Doctor,
+    /// Print a joining token for `ionet worker start`
+    Token(WorkerTokenArgs),
+    /// Take no new leases
+    Pause(WhichDevice),
+    /// Take new leases again
+    Resume(WhichDevice),
+    /// Take no new leases; what runs may finish
+    Drain(WhichDevice),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct WhichDevice {
+    /// The device [default: the one of this data directory]
+    pub(crate) device: Option<DeviceId>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct WorkerStartArgs {
+    /// A file with the joining token; needed for the first start only
+    #[arg(long, env = "IONET_JOIN_TOKEN_FILE", value_name = "FILE", hide_env_values = true)]
+    pub(crate) token_file: Option<PathBuf>,
+    /// Your name for the machine; only you see it [default: its host name]
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// CPU threads for hire, such as 2 or 0.5 [default: all]
+    #[arg(long, value_parser = units::parse_cpus, value_name = "N")]
+    pub(crate) cpus: Option<u32>,
+    /// Memory for hire, such as 8GiB [default: 80 % of it]
+    #[arg(long, value_parser = units::parse_bytes, value_name = "SIZE")]
+    pub(crate) memory: Option<u64>,
+    /// Disk for hire [default: 80 % of what is free]
+    #[arg(long, value_parser = units::parse_bytes, value_name = "SIZE")]
+    pub(crate) disk: Option<u64>,
+    /// Ask for one GPU, or on a CPU device for one CPU thread, an hour in dollars
+    #[arg(long, default_value = "0.10", value_name = "USD", value_parser = parse_rate)]
+    pub(crate) ask: Rate,
+    /// A word to find the device by; may be given again
+    #[arg(long, value_name = "WORD")]
+    pub(crate) tag: Vec<String>,
+    /// Never let a lease wait for the owner's own use of the machine
+    #[arg(long)]
+    pub(crate) never_yield: bool,
+    /// End when standard input ends: for whoever starts it as a child
+    #[arg(long, hide = true)]
+    pub(crate) tied: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct WorkerTokenArgs {
+    /// The supply network that devices join under
+    #[arg(long, default_value = "ionet", value_name = "NAME")]
+    pub(crate) network: String,
+    /// How long the token works
+    #[arg(long = "for", default_value = "1d", value_parser = units::parse_duration_ms, value_name = "TIME")]
+    pub(crate) lifetime_ms: u64,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SupportArgs {
+    /// Where to write it [default: ionet-support-<time>.zip here]
+    #[arg(long, short, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LoginArgs {
+    /// Make an API key and print it once
+    #[arg(long)]
+    pub(crate) new_key: bool,
+    /// What the key may do: read, rent, supply, pay, keys
+    #[arg(long, value_delimiter = ',', default_value = "read,rent", value_parser = parse_scope, requires = "new_key")]
+    pub(crate) scopes: Vec<Scope>,
+    /// The most that the key may commit, in dollars
+    #[arg(long, default_value = "10", value_parser = parse_usd, value_name = "USD", requires = "new_key")]
+    pub(crate) cap: u64,
+    /// How long the key works
+    #[arg(long = "for", default_value = "30d", value_parser = units::parse_duration_ms, value_name = "TIME", requires = "new_key")]
+    pub(crate) lifetime_ms: u64,
+    /// Your words for the key
+    #[arg(long, default_value = "cli", requires = "new_key")]
+    pub(crate) label: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct WalletArgs {
+    #[command(subcommand)]
+    pub(crate) command: Option<WalletCommand>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum WalletCommand {
+    /// What the account holds
+    Show,
+    /// Send money to another wallet
+    Send {
+        /// To whom
+        to: Address,
+        /// How much, such as 12.50
+        amount: String,
+        /// Of what
+        #[arg(long, default_value = "IOSD")]
+        asset: Asset,
+        /// Do not ask
+        #[arg(long, short)]
+        yes: bool,
+    },
+    /// The account's address
+    Address,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum KeysCommand {
+    /// List them
+    Ls,
+    /// Revoke one at once
+    Revoke {
+        /// Which
+        key: KeyId,
+    },
+}
+
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub(crate) struct DevicesArgs {
+    #[command(subcommand)]
+    pub(crate) command: Option<DevicesCommand>,
+    /// Only mine
+    #[arg(long)]
+    pub(crate) mine: bool,
+    /// A GPU model, or cpu
+    #[arg(long)]
+    pub(crate) class: Option<String>,
+    /// A supply network
+    #[arg(long)]
+    pub(crate) network: Option<String>,
+    /// A tag
+    #[arg(long)]
+    pub(crate) tag: Option<String>,
+    /// registered, checking, pooled, refused or archived
+    #[arg(long)]
+    pub(crate) stage: Option<String>,
+    /// At least this connectivity: low, medium, high, ultra
+    #[arg(long)]
+    pub(crate) tier: Option<String>,
+    /// Also archived ones
+    #[arg(long)]
+    pub(crate) archived: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DevicesCommand {
+    /// All that is known of one
+    Show {
+        /// Which
+        device: DeviceId,
+    },
+    /// Change one of mine
+    Set {
+        /// Which
+        device: DeviceId,
+        /// Ask for one GPU or CPU thread an hour, in dollars
+        #[arg(long, value_name = "USD", value_parser = parse_rate)]
+        ask: Option<Rate>,
+        /// Its tags from now on; may be given again
+        #[arg(long, value_name = "WORD")]
+        tag: Vec<String>,
+        /// Offer it only then (UTC), such as 'mon 08:00-fri 18:00'; may be given again; 'always' ends it
+        #[arg(long, value_name = "WINDOW")]
+        schedule: Vec<String>,
+    },
+    /// Delete one of mine; its history stays
+    Archive {
+        /// Which
+        device: DeviceId,
+    },
+    /// Measure one of mine again
+    Check {
+        /// Which
+        device: DeviceId,
+    },
+}
+
+/// What is asked for, as price and placement read it.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct RequestArgs {
+    /// What runs in the boxes: ray or command
+    #[arg(long, default_value = "ray")]
+    pub(crate) engine: EngineKind,
+    /// How many members
+    #[arg(long, short = 'n', default_value_t = 1)]
+    pub(crate) members: u32,
+    /// CPU threads of each member, such as 2 or 0.5
+    #[arg(long, default_value = "1", value_parser = units::parse_cpus, value_name = "N")]
+    pub(crate) cpus: u32,
+    /// Memory of each member
+    #[arg(long, default_value = "2GiB", value_parser = units::parse_bytes, value_name = "SIZE")]
+    pub(crate) memory: u64,
+    /// Disk of each member
+    #[arg(long, default_value = "1GiB", value_parser = units::parse_bytes, value_name = "SIZE")]
+    pub(crate) disk: u64,
+    /// GPUs of each member
+    #[arg(long, default_value_t = 0)]
+    pub(crate) gpus: u32,
+    /// Only this GPU model
+    #[arg(long, value_name = "MODEL")]
+    pub(crate) gpu_model: Option<String>,
+    /// For how long: 90m, 2h, 1d
+    #[arg(long = "for", default_value = "1h", value_parser = units::parse_duration_ms, value_name = "TIME")]
+    pub(crate) duration_ms: u64,
+    /// For how many hours; the same as --for
+    #[arg(long, value_name = "N", conflicts_with = "duration_ms", value_parser = clap::value_parser!(u64).range(1..=8784))]
+    pub(crate) hours: Option<u64>,
+    /// Only this supply network
+    #[arg(long, value_name = "NAME")]
+    pub(crate) network: Option<String>,
+    /// Only devices with this tag; may be given again
+    #[arg(long, value_name = "WORD")]
+    pub(crate) tag: Vec<String>,
+    /// Every member on a device of its own
+    #[arg(long)]
+    pub(crate) spread: bool,
+    /// The most that all members together may cost an hour before fees, in dollars
+    #[arg(long, value_name = "USD", value_parser = parse_rate)]
+    pub(crate) max_price: Option<Rate>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct QuoteArgs {
+    #[command(flatten)]
+    pub(crate) request: RequestArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ClusterCommand {
+    /// Rent a cluster: shows the price, asks, orders, waits until it is up
+    #[command(after_help = "Examples:
+  ionet cluster create -n 2 --for 2h
+  ionet cluster create -n 2 --spread --cpus 4 --memory 16GiB --jupyter --yes
+  ionet cluster create --engine command --memory 64MiB --for 5m --yes -- /bin/echo hello")]
+    Create(CreateArgs),
+    /// My clusters
+    Ls {
+        /// Also those that ended
+        #[arg(long, short)]
+        all: bool,
+    },
+    /// One cluster: members, timeline, bill
+    Show {
+        /// Which
+        cluster: OrderId,
+    },
+    /// Add time at the same price
+    Extend {
+        /// Which
+        cluster: OrderId,
+        /// How much
+        #[arg(long = "for", value_parser = units::parse_duration_ms, value_name = "TIME")]
+        added_ms: u64,
+        /// Do not ask
+        #[arg(long, short)]
+        yes: bool,
+    },
+    /// Open local ports to dashboard, Ray Client, Jobs and notebook
+    #[command(after_help = "Examples:
+  ionet cluster connect clu_...
+  ionet cluster connect clu_... --exec python3 train.py")]
+    Connect(ConnectArgs),
+    /// A member's output
+    Logs {
+        /// Which
+        cluster: OrderId,
+        /// Which member; 0 is the head
+        #[arg(long, default_value_t = 0, value_name = "SLOT")]
+        member: u32,
+    },
+    /// End a cluster: boxes are removed and wiped, the rest of the money comes back
+    Rm {
+        /// Which
+        cluster: OrderId,
+        /// Do not ask
+        #[arg(long, short)]
+        yes: bool,
+        /// Do not wait until it is settled
+        #[arg(long)]
+        no_wait: bool,
+    },
+    /// What happened to a cluster, from the journal
+    Events {
+        /// Which
+        cluster: OrderId,
+        /// Go on with what happens
+        #[arg(long, short)]
+        follow: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CreateArgs {
+    #[command(flatten)]
+    pub(crate) request: RequestArgs,
+    /// A variable of the program, NAME=VALUE; may be given again
+    #[arg(long, value_name = "NAME=VALUE", value_parser = parse_variable)]
+    pub(crate) env: Vec<(String, String)>,
+    /// Ray environment name@digest [default: the network's]
+    #[arg(long, value_name = "NAME@DIGEST")]
+    pub(crate) environment: Option<String>,
+    /// Also start JupyterLab
+    #[arg(long)]
+    pub(crate) jupyter: bool,
+    /// Do not ask
+    #[arg(long, short)]
+    pub(crate) yes: bool,
+    /// Do not wait until it is up
+    #[arg(long)]
+    pub(crate) no_wait: bool,
+    /// The program of the command engine, after --
+    #[arg(last = true, value_name = "PROGRAM")]
+    pub(crate) argv: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ConnectArgs {
+    /// Which
+    pub(crate) cluster: OrderId,
+    /// Print the cluster's token instead of the name of a file with it
+    #[arg(long)]
+    pub(crate) show_token: bool,
+    /// Run this with the cluster's variables set, then end with its status
+    #[arg(long, num_args = 1.., allow_hyphen_values = true, value_name = "PROGRAM")]
+    pub(crate) exec: Vec<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum JobCommand {
+    /// Run a program on a cluster
+    #[command(after_help = "Examples:
+  ionet job submit clu_... --working-dir . -- python train.py
+  ionet job submit clu_... --no-wait -- python -c 'print(1)'")]
+    Submit(SubmitArgs),
+    /// Jobs of a cluster
+    Ls {
+        /// Of which cluster
+        cluster: OrderId,
+    },
+    /// A job's output
+    Logs {
+        /// Of which cluster
+        cluster: OrderId,
+        /// Which job
+        job: String,
+        /// Go on until it ends
+        #[arg(long, short)]
+        follow: bool,
+    },
+    /// Stop a job
+    Stop {
+        /// Of which cluster
+        cluster: OrderId,
+        /// Which job
+        job: String,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SubmitArgs {
+    /// On which cluster
+    pub(crate) cluster: OrderId,
+    /// A folder that the program finds as its working directory
+    #[arg(long, value_name = "DIR")]
+    pub(crate) working_dir: Option<PathBuf>,
+    /// A variable of the program, NAME=VALUE; may be given again
+    #[arg(long, value_name = "NAME=VALUE", value_parser = parse_variable)]
+    pub(crate) env: Vec<(String, String)>,
+    /// A package that pip installs for the job; may be given again
+    #[arg(long, value_name = "PACKAGE")]
+    pub(crate) pip: Vec<String>,
+    /// Your name for the job
+    #[arg(long, value_name = "NAME")]
+    pub(crate) id: Option<String>,
+    /// Do not wait for its end
+    #[arg(long)]
+    pub(crate) no_wait: bool,
+    /// The program, after --
+    #[arg(last = true, required = true, value_name = "PROGRAM")]
+    pub(crate) entrypoint: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LedgerArgs {
+    /// Of this account, cluster or payout [default: my account]
+    pub(crate) subject: Option<String>,
+    /// All balances of the network instead; they add up to zero
+    #[arg(long, conflicts_with = "subject")]
+    pub(crate) books: bool,
+    /// At most this many lines
+    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(crate) limit: u32,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum JournalCommand {
+    /// Recompute the chain, fold the state, check the books; works without a running server
+    Verify {
+        /// The journal's folder [default: the one of this data directory]
+        #[arg(long, value_name = "DIR")]
+        dir: Option<PathBuf>,
+    },
+    /// Events in words, of everything or of one cluster, lease, device, account or payout
+    Show {
+        /// Of what
+        subject: Option<String>,
+        /// Only after this number
+        #[arg(long, default_value_t = 0, value_name = "SEQ")]
+        after: u64,
+        /// At most this many
+        #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=1000))]
+        limit: u32,
+        /// Go on with what happens
+        #[arg(long, short)]
+        follow: bool,
+    },
+    /// Number and hash of the last event
+    Head,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ActivityArgs {
+    /// At most this many lines
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(crate) limit: u32,
+}
+
+fn parse_usd(text: &str) -> Result<u64, String> {
+    let text = text.strip_prefix('$').unwrap_or(text);
+    Asset::Iosd.parse(text).map_err(|refusal| refusal.to_string())
+}
+
+fn parse_rate(text: &str) -> Result<Rate, String> {
+    parse_usd(text).map(Rate)
+}
+
+fn parse_scope(text: &str) -> Result<Scope, String> {
+    let value = serde_json::Value::String(text.to_owned());
+    serde_json::from_value(value).map_err(|_| "scopes are read, rent, supply, pay and keys".to_owned())
+}
+
+fn parse_variable(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err("write it as NAME=VALUE".to_owned()),
+    }
+}

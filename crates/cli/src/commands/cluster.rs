@@ -1,0 +1,328 @@
+//! Clusters: ordered, watched, extended, ended.
+
+use std::time::Duration;
+
+use ionet_api::rest::{ClusterView, EventFilter, ExtendRequest, LeaseView, OrderRequest};
+use ionet_api::worker::BoxPhase;
+use ionet_api::{Client, rest::SignedQuote};
+use ionet_domain::market::Program;
+use ionet_domain::market::request::EnvironmentRef;
+use ionet_domain::order::{Bill, CloseReason, LeasePhase, Stage};
+use ionet_domain::{CommandId, OrderId};
+use serde_json::json;
+use tokio::io::AsyncReadExt;
+
+use crate::args::{ClusterCommand, CreateArgs};
+use crate::commands::{connect, journal, quote};
+use crate::context::{Context, now_ms, random};
+use crate::error::{CliError, Result};
+use crate::out::{Out, Progress};
+use crate::tunnel::Tunnels;
+use crate::units::{moment, span, usd};
+use crate::words;
+
+const POLL: Duration = Duration::from_millis(200);
+
+/// `ionet cluster`
+pub(crate) async fn cluster(context: &Context, command: &ClusterCommand) -> Result<u8> {
+    match command {
+        ClusterCommand::Create(args) => create(context, args).await?,
+        ClusterCommand::Ls { all } => list(context, *all).await?,
+        ClusterCommand::Show { cluster } => {
+            let view = context.session().await?.client.cluster(*cluster).await?;
+            context.out.answer(&view, |out| show(out, &view));
+        }
+        ClusterCommand::Extend { cluster, added_ms, yes } => {
+            extend(context, *cluster, *added_ms, *yes).await?;
+        }
+        ClusterCommand::Connect(args) => return connect::connect(context, args).await,
+        ClusterCommand::Logs { cluster, member } => logs(context, *cluster, *member).await?,
+        ClusterCommand::Rm { cluster, yes, no_wait } => remove(context, *cluster, *yes, !*no_wait).await?,
+        ClusterCommand::Events { cluster, follow } => {
+            let filter = EventFilter { subject: Some(cluster.to_string()), limit: Some(1000), after: 0 };
+            journal::show(context, filter, *follow).await?;
+        }
+    }
+    Ok(0)
+}
+
+async fn create(context: &Context, args: &CreateArgs) -> Result {
+    let request = quote::request(&args.request)?;
+    let program = Program {
+        argv: args.argv.clone(),
+        env: args.env.iter().cloned().collect(),
+        environment: args.environment.clone().map(EnvironmentRef),
+        jupyter: args.jupyter,
+    };
+    program.check(request.engine)?;
+    let client = context.session().await?.client;
+    let signed = client.quote(&request).await?;
+    quote::show(context.out, &signed);
+    context.out.confirm("order it?", args.yes)?;
+    let view = order(&client, signed, program).await?;
+    if args.no_wait {
+        context.out.answer(&view, |out| out.line(format!("{} ordered", view.id)));
+        return Ok(());
+    }
+    let view = wait_until_up(context.out, &client, view.id).await?;
+    context.out.answer(&view, |out| {
+        show(out, &view);
+        next_commands(out, &view);
+    });
+    Ok(())
+}
+
+/// Accepts a quote under a new id.
+pub(crate) async fn order(client: &Client, quote: SignedQuote, program: Program) -> Result<ClusterView> {
+    let id = OrderId::from_parts(now_ms(), random()?);
+    Ok(client.order(&OrderRequest { id, quote, program }).await?)
+}
+
+fn next_commands(out: Out, view: &ClusterView) {
+    if view.quote.request.engine == ionet_domain::market::EngineKind::Ray {
+        out.line(format!("\nnext: ionet cluster connect {}", view.id));
+        out.line(format!("      ionet job submit {} -- python -c 'import ray; ray.init()'", view.id));
+    } else {
+        out.line(format!("\nnext: ionet cluster logs {}", view.id));
+    }
+    out.line(format!("      ionet cluster rm {}", view.id));
+}
+
+/// Watches a cluster until it is up; an ending before that is an error that says why and what came back.
+pub(crate) async fn wait_until_up(out: Out, client: &Client, id: OrderId) -> Result<ClusterView> {
+    let mut progress = out.progress(&format!("{id} ordered"));
+    let view = watch(client, id, &mut progress, |view| view.stage >= Stage::Running).await?;
+    if view.stage == Stage::Running {
+        let since_order_ms =
+            view.running_since_ms.unwrap_or(view.accepted_ms).saturating_sub(view.accepted_ms);
+        progress.done(&format!("{id} is up after {}", span(since_order_ms)));
+        return Ok(view);
+    }
+    let view = watch(client, id, &mut progress, |view| view.stage >= Stage::Settled).await?;
+    drop(progress);
+    match &view.reason {
+        Some(CloseReason::Finished { exit_code: 0 }) => Ok(view),
+        _ => Err(ended(&view)),
+    }
+}
+
+/// The error for a cluster that ended too early.
+fn ended(view: &ClusterView) -> CliError {
+    let (code, why) = match &view.reason {
+        Some(reason) => (reason.code(), words::reason(reason)),
+        None => ("ended", "it ended".to_owned()),
+    };
+    let bill = &view.bill;
+    let message = format!(
+        "{} ended: {why}; charged {}, refunded {}",
+        view.id,
+        usd(bill.total_micro_usd),
+        usd(bill.refund_micro_usd)
+    );
+    CliError::refused(code, message).help(format!("'ionet cluster events {}' tells the whole story", view.id))
+}
+
+/// Looks at a cluster until `done`, saying what it waits for.
+pub(crate) async fn watch(
+    client: &Client,
+    id: OrderId,
+    progress: &mut Progress,
+    done: impl Fn(&ClusterView) -> bool,
+) -> Result<ClusterView> {
+    loop {
+        let view = client.cluster(id).await?;
+        if done(&view) {
+            return Ok(view);
+        }
+        progress.say(&stage_line(&view));
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+fn stage_line(view: &ClusterView) -> String {
+    let live =
+        view.leases.iter().filter(|lease| matches!(lease.phase, LeasePhase::Placed | LeasePhase::Ready));
+    let members: Vec<_> = live.map(|lease| format!("member {} {}", lease.slot, lease_now(lease))).collect();
+    match members.as_slice() {
+        [] => format!("{} is {}", view.id, view.stage),
+        _ => format!("{} is {}: {}", view.id, view.stage, members.join(", ")),
+    }
+}
+
+/// How a member is, as its device last said.
+fn lease_now(lease: &LeaseView) -> String {
+    match &lease.now {
+        Some(BoxPhase::Preparing { percent, detail }) => {
+            let percent = percent.map(|percent| format!(" {percent} %")).unwrap_or_default();
+            format!("prepares its environment{percent} ({detail})")
+        }
+        Some(BoxPhase::Starting) => "is starting".into(),
+        Some(BoxPhase::Ready) => "is up".into(),
+        Some(BoxPhase::Exited { exit_code }) => format!("ended with exit code {exit_code}"),
+        Some(BoxPhase::Lost { reason }) => format!("was lost: {reason}"),
+        Some(BoxPhase::Removed { .. }) => "is removed".into(),
+        None => "is being told".into(),
+    }
+}
+
+async fn list(context: &Context, all: bool) -> Result {
+    let mut clusters = context.session().await?.client.clusters().await?;
+    clusters.retain(|view| all || view.stage < Stage::Settled);
+    context.out.answer(&clusters, |out| {
+        let header = ["CLUSTER", "STAGE", "ENGINE", "MEMBERS", "RATE", "CHARGED", "ENDS"];
+        out.table(&header, &[3, 4, 5], clusters.iter().map(row).collect());
+    });
+    Ok(())
+}
+
+fn row(view: &ClusterView) -> Vec<String> {
+    let ends = match (&view.reason, view.ends_ms) {
+        (Some(reason), _) => reason.code().to_owned(),
+        (None, Some(ends)) => format!("in {}", span(ends.saturating_sub(now_ms()) / 1000 * 1000)),
+        (None, None) => "-".to_owned(),
+    };
+    vec![
+        view.id.to_string(),
+        view.stage.to_string(),
+        view.quote.request.engine.to_string(),
+        view.quote.request.members.to_string(),
+        view.quote.rate.to_string(),
+        usd(view.bill.total_micro_usd),
+        ends,
+    ]
+}
+
+/// A cluster as people read it.
+pub(crate) fn show(out: Out, view: &ClusterView) {
+    let why = view.reason.as_ref().map(|reason| format!(": {}", words::reason(reason))).unwrap_or_default();
+    out.line(format!("{}  {}{why}", view.id, view.stage));
+    out.line(quote::sentence(&view.quote.request));
+    let moments =
+        [("ordered", Some(view.accepted_ms)), ("up", view.running_since_ms), ("closed", view.closed_ms)];
+    for (name, at) in moments {
+        if let Some(at) = at {
+            out.line(format!("{name:<8} {}", moment(at)));
+        }
+    }
+    if let (Some(ends), None) = (view.ends_ms, view.closed_ms) {
+        out.line(format!("{:<8} {}", "ends", moment(ends)));
+    }
+    out.table(&["MEMBER", "PHASE", "CONTACT", "ADDRESS", "DEVICE", "START"], &[], lease_rows(view));
+    show_bill(out, &view.bill);
+}
+
+fn lease_rows(view: &ClusterView) -> Vec<Vec<String>> {
+    let row = |lease: &LeaseView| {
+        let parts =
+            lease.parts_ms.iter().map(|(name, ms)| format!("{name} {}", span(*ms))).collect::<Vec<_>>();
+        let (phase, device) = (phase_word(&lease.phase), lease.device.to_string());
+        vec![lease.slot.to_string(), phase, lease.contact.clone(), lease.ip.clone(), device, parts.join(", ")]
+    };
+    view.leases.iter().map(row).collect()
+}
+
+fn phase_word(phase: &LeasePhase) -> String {
+    match phase {
+        LeasePhase::Placed => "placed".into(),
+        LeasePhase::Ready => "up".into(),
+        LeasePhase::Exited { exit_code } => format!("exited {exit_code}"),
+        LeasePhase::Lost { reason } => format!("lost ({reason})"),
+        LeasePhase::Removed { wipe: Some(_) } => "removed, wiped".into(),
+        LeasePhase::Removed { wipe: None } => "removed, no receipt".into(),
+    }
+}
+
+/// The itemised bill.
+pub(crate) fn show_bill(out: Out, bill: &Bill) {
+    let line = |line: &ionet_domain::order::BillLine| {
+        vec![
+            line.lease.n.to_string(),
+            line.rate.to_string(),
+            span(line.elapsed_ms),
+            usd(line.compute_micro_usd),
+            usd(line.fee_micro_usd),
+        ]
+    };
+    out.table(
+        &["LEASE", "RATE", "METERED", "COMPUTE", "FEE"],
+        &[1, 2, 3, 4],
+        bill.lines.iter().map(line).collect(),
+    );
+    out.line(format!(
+        "charged {} of {} set aside; {} came back",
+        usd(bill.total_micro_usd),
+        usd(bill.escrow_micro_usd),
+        usd(bill.refund_micro_usd)
+    ));
+}
+
+async fn extend(context: &Context, id: OrderId, added_ms: u64, yes: bool) -> Result {
+    let client = context.session().await?.client;
+    let before = client.cluster(id).await?;
+    let compute = before.quote.rate.total_for(added_ms);
+    let most = usd(compute + before.quote.renter_fee.of(compute));
+    context.out.confirm(&format!("add {} to {id} for at most {most}?", span(added_ms)), yes)?;
+    let request = ExtendRequest { id: CommandId::from_parts(now_ms(), random()?), added_ms };
+    let view = client.extend(id, &request).await?;
+    context.out.answer(&view, |out| {
+        let ends = view.ends_ms.map(moment).unwrap_or_default();
+        out.line(format!("{id} runs for {} in all, until {ends}", span(view.quote.request.duration_ms)));
+    });
+    Ok(())
+}
+
+/// Ends a cluster; waits until it is settled if asked.
+async fn remove(context: &Context, id: OrderId, yes: bool, wait: bool) -> Result {
+    context.out.confirm(&format!("end {id}? its boxes are wiped"), yes)?;
+    let client = context.session().await?.client;
+    let mut view = client.close(id).await?;
+    if wait {
+        view = wait_until_settled(context.out, &client, id).await?;
+    }
+    context.out.answer(&json!(view), |out| {
+        out.line(format!("{id} is {}", view.stage));
+        show_bill(out, &view.bill);
+    });
+    Ok(())
+}
+
+/// Waits until the boxes are gone and the rest of the money is back.
+pub(crate) async fn wait_until_settled(out: Out, client: &Client, id: OrderId) -> Result<ClusterView> {
+    let mut progress = out.progress(&format!("{id}: its boxes are being removed and wiped"));
+    let view = watch(client, id, &mut progress, |view| view.stage >= Stage::Settled).await?;
+    progress.done(&format!("{id} is settled"));
+    Ok(view)
+}
+
+async fn logs(context: &Context, id: OrderId, slot: u32) -> Result {
+    let session = context.session().await?;
+    let tunnels = Tunnels::open(context, &session, id).await?;
+    let mut stream = tunnels.logs(slot).await?;
+    let mut text = Vec::new();
+    let mut buffer = vec![0; 16 << 10];
+    loop {
+        let read = stream.read(&mut buffer).await;
+        let n = read
+            .map_err(|error| CliError::unreachable("unreachable", format!("the log broke off: {error}")))?;
+        if n == 0 {
+            break;
+        }
+        if context.out.json {
+            text.extend_from_slice(&buffer[..n]);
+        } else if !write_through(&buffer[..n]) {
+            break;
+        }
+    }
+    if context.out.json {
+        context.out.value(&json!({ "cluster": id, "member": slot, "log": String::from_utf8_lossy(&text) }));
+    }
+    tunnels.close().await;
+    Ok(())
+}
+
+/// Bytes as they are; `false` when nobody reads any more.
+fn write_through(bytes: &[u8]) -> bool {
+    use std::io::Write;
+    let mut stdout = std::io::stdout().lock();
+    stdout.write_all(bytes).and_then(|()| stdout.flush()).is_ok()
+}

@@ -1,0 +1,104 @@
+//! The journal: read it, follow it, and (offline) verify it.
+
+use ionet_api::rest::{EventFilter, EventView};
+use serde_json::json;
+
+use crate::args::JournalCommand;
+use crate::context::Context;
+use crate::error::{CliError, Result};
+use crate::out::Out;
+use crate::units::moment;
+use crate::words;
+
+/// `ionet journal`
+pub(crate) async fn journal(context: &Context, command: &JournalCommand) -> Result {
+    match command {
+        JournalCommand::Verify { .. } => Err(CliError::internal("not_built", "not here yet")),
+        JournalCommand::Show { subject, after, limit, follow } => {
+            let filter = EventFilter { subject: subject.clone(), after: *after, limit: Some(*limit) };
+            show(context, filter, *follow).await
+        }
+        JournalCommand::Head => head(context).await,
+    }
+}
+
+async fn head(context: &Context) -> Result {
+    let (_, network) = context.visitor().await?;
+    let head = &network.journal;
+    let answer = json!({ "seq": head.seq, "hash": head.hash, "term": network.term });
+    context.out.answer(&answer, |out| out.line(format!("{} {}", head.seq, head.hash)));
+    Ok(())
+}
+
+/// Prints the events that meet the filter and, if asked, goes on with those that come.
+pub(crate) async fn show(context: &Context, mut filter: EventFilter, follow: bool) -> Result {
+    let client = match context.session().await {
+        Ok(session) => session.client,
+        // The public journal needs no account.
+        Err(error) if error.code == "no_wallet" => context.visitor().await?.0,
+        Err(error) => return Err(error),
+    };
+    let events = client.journal(&filter).await?;
+    if !follow {
+        context.out.answer(&events, |out| events.iter().for_each(|event| line(out, event)));
+        return Ok(());
+    }
+    events.iter().for_each(|event| one(context.out, event));
+    filter.after = events.last().map_or(filter.after, |event| event.seq);
+    let mut response = client.events(&filter).await?;
+    let mut reader = EventLines::default();
+    while let Some(chunk) = response.chunk().await.map_err(|error| lost(&error))? {
+        for data in reader.push(&chunk) {
+            if let Ok(event) = serde_json::from_str::<EventView>(&data)
+                && event.seq > filter.after
+            {
+                filter.after = event.seq;
+                one(context.out, &event);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn lost(error: &reqwest::Error) -> CliError {
+    CliError::unreachable("unreachable", format!("the stream of events broke: {error}"))
+}
+
+fn one(out: Out, event: &EventView) {
+    out.answer(event, |out| line(out, event));
+}
+
+fn line(out: Out, event: &EventView) {
+    out.line(format!("{:>6}  {}  {}", event.seq, moment(event.at_ms), words::event(event)));
+}
+
+/// The `data:` parts of server-sent events, as their bytes come in.
+#[derive(Debug, Default)]
+struct EventLines {
+    pending: Vec<u8>,
+}
+
+impl EventLines {
+    fn push(&mut self, chunk: &[u8]) -> Vec<String> {
+        self.pending.extend_from_slice(chunk);
+        let mut found = Vec::new();
+        while let Some(end) = self.pending.iter().position(|byte| *byte == b'\n') {
+            let line: Vec<u8> = self.pending.drain(..=end).collect();
+            let line = String::from_utf8_lossy(&line);
+            found.extend(line.trim_end().strip_prefix("data:").map(|data| data.trim_start().to_owned()));
+        }
+        found
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_come_in_any_pieces() {
+        let mut lines = EventLines::default();
+        assert_eq!(lines.push(b"event: x\nda"), Vec::<String>::new());
+        assert_eq!(lines.push(b"ta: {\"a\":1}\n\ndata:2\r\n: keep"), vec!["{\"a\":1}", "2"]);
+    }
+}

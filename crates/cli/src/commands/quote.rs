@@ -1,0 +1,86 @@
+//! What is asked for and what it costs.
+
+use ionet_api::rest::SignedQuote;
+use ionet_domain::device::Resources;
+use ionet_domain::market::{Quote, Request};
+use ionet_domain::money::{Asset, HOUR_MS};
+
+use crate::args::{QuoteArgs, RequestArgs};
+use crate::context::{Context, now_ms};
+use crate::error::Result;
+use crate::out::Out;
+use crate::units::{bytes, cpus, span, usd};
+
+/// The request that the words typed make.
+pub(crate) fn request(args: &RequestArgs) -> Result<Request> {
+    let request = Request {
+        engine: args.engine,
+        members: args.members,
+        per_member: Resources {
+            cpu_millis: args.cpus,
+            memory_bytes: args.memory,
+            disk_bytes: args.disk,
+            gpus: args.gpus,
+        },
+        duration_ms: args.hours.map_or(args.duration_ms, |hours| hours * HOUR_MS),
+        gpu_model: args.gpu_model.clone(),
+        network: args.network.clone(),
+        tags: args.tag.iter().cloned().collect(),
+        spread: args.spread,
+        max_rate: args.max_price,
+        asset: Asset::Iosd,
+    };
+    request.check()?;
+    Ok(request)
+}
+
+/// `ionet quote`
+pub(crate) async fn quote(context: &Context, args: &QuoteArgs) -> Result {
+    let request = request(&args.request)?;
+    let signed = context.session().await?.client.quote(&request).await?;
+    context.out.answer(&signed, |out| show(out, &signed));
+    Ok(())
+}
+
+/// The itemised price as people read it.
+pub(crate) fn show(out: Out, signed: &SignedQuote) {
+    let quote = &signed.quote;
+    out.line(sentence(&quote.request));
+    out.table(&["MEMBER", "CLASS", "DEVICE", "RATE", "COMPUTE"], &[3, 4], rows(quote));
+    let factor = match quote.duration_factor_percent {
+        100 => String::new(),
+        percent => format!(" (duration factor {percent} % included)"),
+    };
+    out.line(format!("compute    {}{factor}", usd(quote.compute_micro_usd)));
+    out.line(format!("fee        {} ({} basis points)", usd(quote.fee_micro_usd), quote.renter_fee.0));
+    out.line(format!("at most    {}; what is not used comes back", usd(quote.total_micro_usd)));
+    let left_ms = quote.expires_ms.saturating_sub(now_ms());
+    out.line(format!("good for   {}; it reserves no capacity", span(left_ms)));
+}
+
+fn rows(quote: &Quote) -> Vec<Vec<String>> {
+    let row = |(slot, item): (usize, &ionet_domain::market::QuoteItem)| {
+        let (class, device) = (item.class.to_string(), item.device.to_string());
+        vec![slot.to_string(), class, device, item.rate.to_string(), usd(item.compute_micro_usd)]
+    };
+    quote.items.iter().enumerate().map(row).collect()
+}
+
+/// The request in one line.
+pub(crate) fn sentence(request: &Request) -> String {
+    let each = request.per_member;
+    let gpus = match each.gpus {
+        0 => String::new(),
+        n => format!(", {n} x {}", request.gpu_model.as_deref().unwrap_or("GPU")),
+    };
+    let members = if request.members == 1 { "member" } else { "members" };
+    format!(
+        "{} {members} ({} CPU, {} memory, {} disk{gpus}) with {} for {}",
+        request.members,
+        cpus(each.cpu_millis),
+        bytes(each.memory_bytes),
+        bytes(each.disk_bytes),
+        request.engine,
+        span(request.duration_ms)
+    )
+}

@@ -1,0 +1,180 @@
+//! Events of the journal in words.
+
+use ionet_api::rest::EventView;
+use ionet_domain::event::PublicBody as B;
+use ionet_domain::order::CloseReason;
+use serde_json::Value;
+
+use crate::units::{bytes, cpus, span, usd};
+
+/// What happened, in one line. An event of a newer release is shown as it stands.
+pub(crate) fn event(view: &EventView) -> String {
+    let body = view.event.get("event").unwrap_or(&view.event);
+    match serde_json::from_value::<B>(body.clone()) {
+        Ok(body) => sentence(&body),
+        Err(_) => body.to_string(),
+    }
+}
+
+/// Reads the event's body, if this release knows it.
+pub(crate) fn body(view: &EventView) -> Option<B> {
+    serde_json::from_value(view.event.get("event").unwrap_or(&view.event).clone()).ok()
+}
+
+/// Why an order ended, in words.
+pub(crate) fn reason(reason: &CloseReason) -> String {
+    match reason {
+        CloseReason::Renter => "its renter closed it".into(),
+        CloseReason::Time => "its time is over".into(),
+        CloseReason::NoCapacity => "no device was left when it came to placement".into(),
+        CloseReason::MemberLost { lease, reason } => {
+            format!("member {} was lost ({reason}) and no other device fits", lease.n)
+        }
+        CloseReason::StartFailed { reason } => format!("a member could not be started: {reason}"),
+        CloseReason::Finished { exit_code } => {
+            format!("the program of every member ended, exit code {exit_code}")
+        }
+        CloseReason::Operator { reason } => format!("the operator closed it: {reason}"),
+    }
+}
+
+fn sentence(body: &B) -> String {
+    devices(body).or_else(|| orders(body)).or_else(|| money(body)).unwrap_or_else(|| accounts(body))
+}
+
+fn devices(body: &B) -> Option<String> {
+    Some(match body {
+        B::DeviceEnrolled { enrolment } => format!(
+            "device {} enrolled: {} CPU, {} memory, {} GPUs offered, ask {}",
+            enrolment.device,
+            cpus(enrolment.offered.cpu_millis),
+            bytes(enrolment.offered.memory_bytes),
+            enrolment.offered.gpus,
+            enrolment.ask_per_unit
+        ),
+        B::DeviceRebound { device, endpoint } => {
+            format!("device {device} has the endpoint key {endpoint} now")
+        }
+        B::DeviceChecking { device } => format!("device {device} is being measured"),
+        B::DevicePooled { device, class, .. } => format!("device {device} passed its check: {class}"),
+        B::DeviceRefused { device, reason, .. } => format!("device {device} was refused: {reason}"),
+        B::DeviceContact { device, contact } => match contact {
+            ionet_domain::device::Contact::Connected => format!("device {device} is connected"),
+            ionet_domain::device::Contact::Unknown { .. } => {
+                format!("device {device} is silent (unknown, not failed)")
+            }
+        },
+        B::DeviceChanged { device, .. } => format!("device {device} was changed by its owner"),
+        B::DeviceArchived { device } => format!("device {device} was archived"),
+        _ => return None,
+    })
+}
+
+fn orders(body: &B) -> Option<String> {
+    Some(match body {
+        B::OrderAccepted { order, quote, .. } => {
+            format!("order {order} accepted: {} for at most {}", members(quote), usd(quote.total_micro_usd))
+        }
+        B::OrderFunded { order, transfer } => format!("order {order} funded with {}", usd(transfer.amount)),
+        B::OrderPlaced { order, leases } => {
+            let places: Vec<_> =
+                leases.iter().map(|lease| format!("{} on {}", lease.n, lease.device)).collect();
+            format!("order {order} placed: lease {}", places.join(", lease "))
+        }
+        B::OrderStarted { order } => format!("order {order} starting: its devices are being told"),
+        B::LeaseReady { lease, parts_ms } => {
+            let parts: Vec<_> = parts_ms.iter().map(|(name, ms)| format!("{name} {}", span(*ms))).collect();
+            format!("lease {lease} is up ({})", parts.join(", "))
+        }
+        B::LeaseExited { lease, exit_code } => {
+            format!("lease {lease} ended by itself, exit code {exit_code}")
+        }
+        B::LeaseLost { lease, reason } => format!("lease {lease} was lost: {reason}"),
+        B::OrderRunning { order } => format!("order {order} is running: every member is up, metering begins"),
+        B::OrderExtended { order, duration_ms, transfer } => {
+            format!("order {order} extended to {} for {}", span(*duration_ms), usd(transfer.amount))
+        }
+        B::OrderClosing { order, reason: why } => format!("order {order} closing: {}", reason(why)),
+        B::LeaseRemoved { lease, wipe } => match wipe {
+            Some(wipe) => format!(
+                "lease {lease} removed and wiped: {} files, {}, {} processes ended ({})",
+                wipe.files,
+                bytes(wipe.bytes),
+                wipe.processes_killed,
+                wipe.method
+            ),
+            None => format!("lease {lease} given up: its device did not answer, no wipe receipt"),
+        },
+        B::OrderSettled { order, bill, .. } => format!(
+            "order {order} settled: {} of {} charged, {} back",
+            usd(bill.total_micro_usd),
+            usd(bill.escrow_micro_usd),
+            usd(bill.refund_micro_usd)
+        ),
+        B::OrderPaid { order } => format!("order {order}: all suppliers paid"),
+        B::Retired { orders, .. } => format!("{} ended orders left the live state", orders.len()),
+        _ => return None,
+    })
+}
+
+fn members(quote: &ionet_domain::market::Quote) -> String {
+    crate::commands::quote::sentence(&quote.request)
+}
+
+fn money(body: &B) -> Option<String> {
+    Some(match body {
+        B::Deposited { reference, transfer } => {
+            let amount = transfer.credit.asset.show(transfer.amount);
+            format!("{amount} arrived for {} ({reference})", transfer.credit)
+        }
+        B::Sent { transfer } => {
+            let amount = transfer.credit.asset.show(transfer.amount);
+            format!("{amount} sent from {} to {}", transfer.debit, transfer.credit)
+        }
+        B::LeaseMetered { receipt, charge, witness } => format!(
+            "lease {} charged {} for {} in all (witness: {}{})",
+            receipt.lease,
+            usd(charge.charge_micro_usd),
+            span(charge.elapsed_ms),
+            witness_word(witness),
+            if charge.held_until_ms.is_some() { ", held" } else { "" }
+        ),
+        B::ChargesProven { lease, count, .. } => {
+            format!("{count} held charges of lease {lease} proven and posted")
+        }
+        B::ChargesVoided { lease, count, reason, .. } => {
+            format!("{count} held charges of lease {lease} voided: {reason}")
+        }
+        B::PayoutOpened { payout, content } => {
+            format!("payout {payout} of {} to {} under way", usd(content.transfer.amount), content.account)
+        }
+        B::PayoutPaid { payout, transfer, reference } => {
+            format!("payout {payout} of {} arrived ({reference})", usd(transfer.amount))
+        }
+        _ => return None,
+    })
+}
+
+fn witness_word(witness: &ionet_domain::meter::Witness) -> String {
+    match witness {
+        ionet_domain::meter::Witness::Heartbeats => "the server's heartbeats".into(),
+        ionet_domain::meter::Witness::Member(lease) => format!("member {}", lease.n),
+        ionet_domain::meter::Witness::Nobody => "nobody, supplier-attested".into(),
+    }
+}
+
+fn accounts(body: &B) -> String {
+    match body {
+        B::Founded { params } => format!("network '{}' founded", params.network),
+        B::TermBegun { term } => format!("a server began term {term}"),
+        B::KeyMade { account, key } => {
+            format!("key {} made for {account}, cap {}", key.id, usd(key.cap_micro_usd))
+        }
+        B::KeyRevoked { key, .. } => format!("key {key} revoked"),
+        B::Active(activity) => {
+            let kind = serde_json::to_value(activity.kind).unwrap_or(Value::Null);
+            format!("{}: {}", activity.account, kind.as_str().unwrap_or_default().replace('_', " "))
+        }
+        other => other.name(),
+    }
+}
