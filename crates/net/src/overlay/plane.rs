@@ -70,6 +70,7 @@ impl Tun {
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
             }
+            let busy = batch.len() == BATCH;
             batch.sort_by_key(|(to, _)| *to);
             for group in batch.chunk_by(|a, b| a.0 == b.0) {
                 match lane(group[0].0) {
@@ -78,6 +79,10 @@ impl Tun {
                 }
             }
             batch.clear();
+            if busy {
+                // Lets the connections send on a runtime of one thread.
+                tokio::task::yield_now().await;
+            }
         }
     }
 
@@ -88,12 +93,13 @@ impl Tun {
         me: Ipv4Addr,
     ) -> Result<(), Errno> {
         let mut ready = self.device.readable().await.map_err(|_| Errno::BADF)?;
-        while batch.len() < BATCH {
+        for _ in 0..BATCH {
             if slab.capacity() < self.packet_bytes {
                 *slab = BytesMut::with_capacity(SLAB_BYTES.max(self.packet_bytes));
             }
             slab.resize(self.packet_bytes, 0);
             let count = match rustix::io::read(self.device.get_ref(), &mut slab[..]) {
+                Ok(0) => return Err(Errno::BADFD),
                 Ok(count) => count,
                 Err(Errno::AGAIN) => {
                     slab.clear();

@@ -2,6 +2,7 @@
 
 mod link;
 mod mem_link;
+mod memory;
 mod overlay;
 mod relay;
 mod tunnel;

@@ -14,12 +14,14 @@ use std::{
 };
 
 use ionet_net::{
-    Node, NodeAddr,
+    Node, NodeAddr, NodeConfig,
+    link::{LinkListener, connect_link},
     overlay::{MTU_BYTES, Member, Overlay, OverlayConfig, PeerPath, PeerStats},
+    relay::admit_all,
     tun,
 };
 
-use crate::{node, run, soon, until};
+use crate::{key, node, run, soon, until};
 
 /// A network namespace with one TUN device; goes when dropped.
 struct Namespace {
@@ -283,6 +285,55 @@ fn spoofed_sources_are_dropped_and_counted() {
         assert_eq!(overlay.stats()[0].received_bytes, 0);
         until("the sender's own check", || lying.unrouted() == 3).await;
     });
+}
+
+#[test]
+fn full_packets_pass_through_a_relay_alone() {
+    run(async {
+        let dir = tempfile::tempdir().expect("dir");
+        let relay = crate::relay::relay(&dir, admit_all()).await;
+        let nodes =
+            [crate::relay::behind(1, relay.info()).await, crate::relay::behind(2, relay.info()).await];
+        let mut members = Vec::new();
+        for (node, number) in nodes.iter().zip(1..) {
+            soon("online", node.online()).await;
+            members.push(Member { endpoint: node.id(), ip: address(number), addr: node.addr() });
+        }
+        let (device, kernel) = socket_pair();
+        let first = Overlay::start(&nodes[0], config("c1", 1, &members), device).expect("overlay");
+        let (device, other) = socket_pair();
+        let second = Overlay::start(&nodes[1], config("c1", 2, &members), device).expect("overlay");
+        assert!(matches!(up(&first).await.path, PeerPath::Relayed(_)));
+        up(&second).await;
+        let mut full = packet(address(1), address(2));
+        full.resize(usize::from(MTU_BYTES), 7);
+        full[2..4].copy_from_slice(&MTU_BYTES.to_be_bytes());
+        rustix::io::write(&kernel, &full).expect("write");
+        until("it arrives", || second.stats()[0].received_bytes == u64::from(MTU_BYTES)).await;
+        let mut got = [0; 2048];
+        let count = rustix::io::read(&other, &mut got).expect("read");
+        assert_eq!(got[..count], full);
+    });
+}
+
+#[test]
+fn two_nodes_meet_where_there_is_only_a_loopback() {
+    let Some(space) = Namespace::new("lo") else { return };
+    ip(&["-n", &space.name, "link", "set", "lo", "up"]).expect("lo up");
+    let inside = space.enter(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
+        runtime.block_on(async {
+            let server = Node::bind(&key(1), NodeConfig::default()).await.expect("bind");
+            let client = Node::bind(&key(2), NodeConfig::default()).await.expect("bind");
+            let mut watch = server.watch_addr();
+            soon("an address", watch.wait_for(|addr| !addr.direct.is_empty())).await.expect("watch");
+            let mut listener = LinkListener::start(&server, admit_all());
+            let addr = server.addr();
+            let (link, peer) = tokio::join!(soon("link", connect_link(&client, &addr)), listener.accept());
+            assert_eq!((link.expect("link").peer(), peer.expect("peer").peer()), (server.id(), client.id()));
+        });
+    });
+    inside.join().expect("met");
 }
 
 /// Two ends of a packet socket: one stands in for a TUN device.

@@ -10,7 +10,7 @@ use ionet_net::{
 
 use crate::{admit, key, run, soon, until};
 
-async fn relay(dir: &tempfile::TempDir, admit: Admit) -> Relay {
+pub(crate) async fn relay(dir: &tempfile::TempDir, admit: Admit) -> Relay {
     let config = RelayConfig {
         bind: Ipv4Addr::LOCALHOST.into(),
         host: None,
@@ -23,7 +23,7 @@ async fn relay(dir: &tempfile::TempDir, admit: Admit) -> Relay {
     Relay::spawn(config).await.expect("relay")
 }
 
-async fn behind(number: u8, relay: RelayInfo) -> Node {
+pub(crate) async fn behind(number: u8, relay: RelayInfo) -> Node {
     let config = NodeConfig { relays: vec![relay], relay_only: true, ..NodeConfig::default() };
     Node::bind(&key(number), config).await.expect("bind")
 }
