@@ -210,16 +210,20 @@ pub(crate) struct Batch {
     /// Empty if no entry has a private part.
     pub(crate) private: Vec<u8>,
     pub(crate) head: Head,
+    /// The chain after each entry.
+    pub(crate) hashes: Vec<Hash>,
 }
 
 impl Batch {
     /// Entries must have passed [`check_entry`].
     pub(crate) fn encode(entries: &[Entry], after: Head) -> Batch {
         let mut head = after;
+        let mut hashes = Vec::with_capacity(entries.len());
         let (mut public, mut private, mut privates) = (Vec::new(), Vec::new(), 0);
         for entry in entries {
             let digest = entry.private.as_ref().map(|part| private_digest(&part.salt, &part.body));
             head = next_head(entry, digest, head);
+            hashes.push(head.hash);
             put_public(&mut public, entry, digest);
             if let Some(part) = &entry.private {
                 privates += 1;
@@ -235,7 +239,7 @@ impl Batch {
             payload_crc: 0,
         };
         let private = if privates == 0 { private } else { frame(header, &private, Side::Private) };
-        Batch { public: frame(header, &public, Side::Public), private, head }
+        Batch { public: frame(header, &public, Side::Public), private, head, hashes }
     }
 }
 

@@ -89,14 +89,23 @@ impl<D: Disk> Journal<D> {
     /// [`Error::EntryRefused`]: nothing happened and the journal goes on. Any other: the journal has stopped for
     /// ever; end the process and open again. It is then on disk or not, never in part.
     pub fn append(&mut self, entries: &[Entry]) -> Result<Head> {
+        self.append_hashed(entries)?;
+        Ok(self.head())
+    }
+
+    /// As [`Journal::append`], for a writer that publishes what it wrote: gives the hash of each new record.
+    ///
+    /// # Errors
+    /// Those of [`Journal::append`].
+    pub fn append_hashed(&mut self, entries: &[Entry]) -> Result<Vec<Hash>> {
         self.check_usable()?;
         check_batch(entries)?;
         if entries.is_empty() {
-            return Ok(self.head());
+            return Ok(Vec::new());
         }
         let batch = Batch::encode(entries, self.head());
         self.stopping_on_error(|journal| journal.write(&batch))?;
-        Ok(self.head())
+        Ok(batch.hashes)
     }
 
     /// The records from `seq` on, streamed.
