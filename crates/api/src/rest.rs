@@ -463,6 +463,9 @@ pub struct EventView {
     /// H(salt || private part) in hex, if there is one: with it anyone can recompute the hash.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub private_digest: Option<String>,
+    /// The public part exactly as it was written, which the hash is taken over; in the journal's export only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text: Option<String>,
 }
 
 /// Which events; newest last.

@@ -1,0 +1,171 @@
+//! The way of an order from outside: price, order, look, extend, tunnel, close.
+
+use axum::Json;
+use axum::extract::State;
+use ionet_api::rest::{
+    ClusterView, ExtendRequest, OrderRequest, SignedQuote, TunnelGrant, TunnelGrantRequest,
+};
+use ionet_api::sign::Grant;
+use ionet_domain::account::{ActivityKind, Scope};
+use ionet_domain::command::CommandBody;
+use ionet_domain::id::QuoteId;
+use ionet_domain::market::{EngineKind, Program, Request, price};
+use ionet_domain::order::CloseReason;
+use ionet_domain::{EndpointId, Order, OrderId, Refusal, Stage};
+
+use super::caller::Caller;
+use super::error::Error;
+use super::extract::{Body, Named};
+use super::{Api, views};
+use crate::view::View;
+
+/// How long a grant opens tunnels; it works without the server, so it is not for ever.
+const GRANT_LIFE_MS: u64 = 12 * 3_600_000;
+const OWN_SCOPES: [Scope; 2] = [Scope::Read, Scope::Rent];
+
+/// A signed, itemised, all-in price, good for a minute.
+#[utoipa::path(post, path = "/v1/quotes", tag = "clusters", request_body = Object,
+    responses((status = 200, body = SignedQuote)), security(("token" = [])))]
+pub(super) async fn quote(
+    State(api): State<Api>,
+    caller: Caller,
+    Body(request): Body<Request>,
+) -> Result<Json<SignedQuote>, Error> {
+    caller.needs(&api, &[Scope::Rent], "ask for a price").await?;
+    let now_ms = api.now_ms();
+    let id = QuoteId::from_parts(now_ms, api.handle.random_bits()?);
+    let quote = api.handle.read(|view| price::quote(&view.state, id, caller.account, &request, now_ms))?;
+    Ok(Json(api.handle.sign_quote(quote)))
+}
+
+/// Accepts a price: the money is set aside and a cluster begins.
+#[utoipa::path(post, path = "/v1/clusters", tag = "clusters", request_body = OrderRequest,
+    responses((status = 200, body = ClusterView)), security(("token" = [])))]
+pub(super) async fn order(
+    State(api): State<Api>,
+    caller: Caller,
+    Body(OrderRequest { id, quote, program }): Body<OrderRequest>,
+) -> Result<Json<ClusterView>, Error> {
+    api.handle.verify_quote(&quote).map_err(Error::BadQuote)?;
+    let quote = quote.quote;
+    known_environment(&api.handle.info().environments, quote.request.engine, &program)?;
+    api.ask(caller, None, CommandBody::PlaceOrder { order: id, quote, program }).await?;
+    api.cluster(caller, id)
+}
+
+fn known_environment(known: &[String], engine: EngineKind, program: &Program) -> Result<(), Refusal> {
+    let Some(wanted) = &program.environment else { return Ok(()) };
+    if engine == EngineKind::Ray && known.contains(&wanted.0) {
+        return Ok(());
+    }
+    let reason = match engine {
+        EngineKind::Ray => "this network does not offer it",
+        EngineKind::Command => "the command engine takes no environment",
+    };
+    Err(Refusal::Unsupported {
+        what: format!("environment '{}'", wanted.0.chars().take(100).collect::<String>()),
+        reason: reason.into(),
+        available: known.join(", "),
+    })
+}
+
+/// The account's clusters, oldest first.
+#[utoipa::path(get, path = "/v1/clusters", tag = "clusters",
+    responses((status = 200, body = Vec<ClusterView>)), security(("token" = [])))]
+pub(super) async fn clusters(
+    State(api): State<Api>,
+    caller: Caller,
+) -> Result<Json<Vec<ClusterView>>, Error> {
+    caller.needs(&api, &OWN_SCOPES, "list clusters").await?;
+    let found = api.handle.read(|view| {
+        let own = view.state.orders.values().filter(|order| order.account == caller.account);
+        own.map(|order| show(&api, view, order)).collect()
+    });
+    Ok(Json(found))
+}
+
+/// One cluster of the account.
+#[utoipa::path(get, path = "/v1/clusters/{cluster}", tag = "clusters", params(("cluster" = String, Path, description = "Its id")),
+    responses((status = 200, body = ClusterView)), security(("token" = [])))]
+pub(super) async fn cluster(
+    State(api): State<Api>,
+    caller: Caller,
+    Named(cluster): Named<OrderId>,
+) -> Result<Json<ClusterView>, Error> {
+    caller.needs(&api, &OWN_SCOPES, "look at a cluster").await?;
+    api.cluster(caller, cluster)
+}
+
+/// Adds paid time at the same rates.
+#[utoipa::path(post, path = "/v1/clusters/{cluster}/extend", tag = "clusters", params(("cluster" = String, Path, description = "Its id")),
+    request_body = ExtendRequest, responses((status = 200, body = ClusterView)), security(("token" = [])))]
+pub(super) async fn extend(
+    State(api): State<Api>,
+    caller: Caller,
+    Named(order): Named<OrderId>,
+    Body(ExtendRequest { id, added_ms }): Body<ExtendRequest>,
+) -> Result<Json<ClusterView>, Error> {
+    api.ask(caller, Some(id), CommandBody::Extend { order, added_ms }).await?;
+    api.cluster(caller, order)
+}
+
+/// Closes a cluster: boxes go, what was not used comes back.
+#[utoipa::path(delete, path = "/v1/clusters/{cluster}", tag = "clusters", params(("cluster" = String, Path, description = "Its id")),
+    responses((status = 200, body = ClusterView)), security(("token" = [])))]
+pub(super) async fn close(
+    State(api): State<Api>,
+    caller: Caller,
+    Named(order): Named<OrderId>,
+) -> Result<Json<ClusterView>, Error> {
+    api.ask(caller, None, CommandBody::Close { order, reason: CloseReason::Renter }).await?;
+    api.cluster(caller, order)
+}
+
+/// Leave for one endpoint key to open tunnels into a cluster.
+#[utoipa::path(post, path = "/v1/clusters/{cluster}/tunnels", tag = "clusters", params(("cluster" = String, Path, description = "Its id")),
+    request_body = TunnelGrantRequest, responses((status = 200, body = TunnelGrant)), security(("token" = [])))]
+pub(super) async fn grant(
+    State(api): State<Api>,
+    caller: Caller,
+    Named(cluster): Named<OrderId>,
+    Body(TunnelGrantRequest { endpoint }): Body<TunnelGrantRequest>,
+) -> Result<Json<TunnelGrant>, Error> {
+    caller.needs(&api, &[Scope::Rent], "open a tunnel").await?;
+    let now_ms = api.now_ms();
+    let found = api.handle.read(|view| {
+        let order = own(view, caller, cluster)?;
+        let open = (Stage::Placed..=Stage::Running).contains(&order.stage);
+        let closed = Error::NoTunnel { cluster, stage: order.stage };
+        let members = views::tunnel_members(&view.fleet, order);
+        if open { Ok((grant_for(order, endpoint, now_ms), members)) } else { Err(closed) }
+    });
+    if let Err(Error::Refused(Refusal::UnknownOrder { .. })) = &found {
+        api.note_denied(caller, &format!("a tunnel into {cluster}, which is not this account's"));
+    }
+    let (grant, members) = found?;
+    api.note(caller, ActivityKind::TunnelOpened, &format!("into {cluster} by endpoint {endpoint}")).await?;
+    let signature = api.handle.sign_grant(&grant);
+    Ok(Json(TunnelGrant { grant, signature, members }))
+}
+
+fn grant_for(order: &Order, endpoint: EndpointId, now_ms: u64) -> Grant {
+    let until = now_ms.saturating_add(GRANT_LIFE_MS);
+    let not_after_ms = order.ends_ms().map_or(until, |ends| ends.min(until));
+    Grant { cluster: order.id, endpoint, not_after_ms }
+}
+
+/// A cluster of the caller's; whether one of somebody else exists is nobody's business.
+fn own(view: &View, caller: Caller, order: OrderId) -> Result<&Order, Error> {
+    let found = view.state.order(order)?;
+    if found.account == caller.account { Ok(found) } else { Err(Refusal::UnknownOrder { order }.into()) }
+}
+
+fn show(api: &Api, view: &View, order: &Order) -> ClusterView {
+    views::cluster(&view.state, &view.fleet, order, api.handle.cluster_token(order.id))
+}
+
+impl Api {
+    fn cluster(&self, caller: Caller, order: OrderId) -> Result<Json<ClusterView>, Error> {
+        self.handle.read(|view| Ok(Json(show(self, view, own(view, caller, order)?))))
+    }
+}

@@ -1,0 +1,95 @@
+//! The list of all operations, and the API's description made from it.
+
+use axum::middleware::from_fn;
+use serde_json::{Value, json};
+use utoipa::OpenApi as _;
+use utoipa::openapi::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::{Api, accounts, clusters, devices, journal, layers, network, schemas};
+
+#[derive(utoipa::OpenApi)]
+#[openapi(
+    info(
+        title = "ionet",
+        description = "The REST API of an ionet network. Times are milliseconds since 1970; money is integer \
+            micro-USD or minor units. Unknown fields are refused. Errors carry a stable code and a message that \
+            says what to do."
+    ),
+    components(schemas(ionet_api::rest::ErrorBody)),
+    tags(
+        (name = "network", description = "What the network is and how it does"),
+        (name = "accounts", description = "Sign-in, API keys, wallets, activity"),
+        (name = "devices", description = "The pool"),
+        (name = "clusters", description = "Prices, orders, tunnels"),
+        (name = "books", description = "The public journal, live events, the ledger")
+    )
+)]
+struct Described;
+
+/// Every operation. Those that take no query refuse one.
+pub(super) fn routes() -> OpenApiRouter<Api> {
+    let plain = OpenApiRouter::new()
+        .routes(routes!(network::home))
+        .routes(routes!(network::healthz))
+        .routes(routes!(network::metrics))
+        .routes(routes!(network::openapi))
+        .routes(routes!(network::network))
+        .routes(routes!(accounts::challenge))
+        .routes(routes!(accounts::sign_in))
+        .routes(routes!(accounts::keys, accounts::make_key))
+        .routes(routes!(accounts::revoke_key))
+        .routes(routes!(accounts::wallet))
+        .routes(routes!(accounts::send))
+        .routes(routes!(devices::device, devices::change_device, devices::archive_device))
+        .routes(routes!(devices::check_device))
+        .routes(routes!(clusters::quote))
+        .routes(routes!(clusters::clusters, clusters::order))
+        .routes(routes!(clusters::cluster, clusters::close))
+        .routes(routes!(clusters::extend))
+        .routes(routes!(clusters::grant))
+        .routes(routes!(journal::books))
+        .route_layer(from_fn(layers::no_query));
+    let filtered = OpenApiRouter::new()
+        .routes(routes!(accounts::ledger))
+        .routes(routes!(accounts::activity))
+        .routes(routes!(devices::devices, devices::enrol))
+        .routes(routes!(journal::journal))
+        .routes(routes!(journal::events));
+    OpenApiRouter::with_openapi(Described::openapi()).merge(plain).merge(filtered)
+}
+
+/// The description as JSON, with what the operations have in common filled in.
+pub(super) fn text(openapi: &OpenApi) -> String {
+    let mut whole = serde_json::to_value(openapi).unwrap_or_default();
+    whole["info"]["version"] = env!("CARGO_PKG_VERSION").into();
+    whole["components"]["securitySchemes"] = json!({ "token": {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "A session's token (POST /v1/sign-in) or an API key (POST /v1/keys)."
+    }});
+    schemas::add(&mut whole);
+    for_each_operation(&mut whole, describe_errors);
+    let mut text = serde_json::to_string_pretty(&whole).unwrap_or_default();
+    text.push('\n');
+    text
+}
+
+fn for_each_operation(whole: &mut Value, change: impl Fn(&mut Value)) {
+    let paths = whole["paths"].as_object_mut().into_iter().flat_map(serde_json::Map::values_mut);
+    for operation in paths.filter_map(Value::as_object_mut).flat_map(serde_json::Map::values_mut) {
+        change(operation);
+    }
+}
+
+/// Every "no" has the same body.
+fn describe_errors(operation: &mut Value) {
+    let error = json!({ "application/json": { "schema": { "$ref": "#/components/schemas/ErrorBody" } } });
+    operation["responses"]["default"] =
+        json!({ "description": "Refused: the code says why", "content": error });
+    if operation["security"].is_array() {
+        operation["responses"]["401"] =
+            json!({ "description": "Not signed in: the message says how", "content": error });
+    }
+}

@@ -1,0 +1,604 @@
+//! Schemas of the types that also stand in the journal: the rules' own types know nothing of `OpenAPI`, so they are
+//! described here. A test holds every description against the JSON of the type itself.
+
+use serde_json::{Map, Value, json};
+
+/// Puts the schemas into the description and points to them where the API's types mention them.
+pub(super) fn add(whole: &mut Value) {
+    if let Some(schemas) = whole["components"]["schemas"].as_object_mut() {
+        schemas.extend(all());
+        for (owner, field, schema) in mentions() {
+            if let Some(property) =
+                schemas.get_mut(owner).and_then(|owner| owner["properties"].get_mut(field))
+            {
+                let described = property.get("description").cloned();
+                *property = schema;
+                if let (Some(text), Some(property)) = (described, property.as_object_mut()) {
+                    property.insert("description".into(), text);
+                }
+            }
+        }
+    }
+    for (path, method, name) in
+        [("/v1/quotes", "post", "Request"), ("/v1/devices/{device}", "patch", "DeviceChange")]
+    {
+        whole["paths"][path][method]["requestBody"]["content"]["application/json"]["schema"] = of(name);
+    }
+}
+
+fn of(name: &str) -> Value {
+    json!({ "$ref": format!("#/components/schemas/{name}") })
+}
+
+fn text() -> Value {
+    json!({ "type": "string" })
+}
+
+fn truth() -> Value {
+    json!({ "type": "boolean" })
+}
+
+fn count() -> Value {
+    json!({ "type": "integer", "format": "int64", "minimum": 0 })
+}
+
+fn number() -> Value {
+    json!({ "type": "integer", "format": "int32" })
+}
+
+fn list(of: &Value) -> Value {
+    json!({ "type": "array", "items": of })
+}
+
+fn maybe(schema: &Value) -> Value {
+    json!({ "oneOf": [schema, { "type": "null" }] })
+}
+
+fn one_of(words: &[&str]) -> Value {
+    json!({ "type": "string", "enum": words })
+}
+
+/// An object; a field whose name ends in `?` may be left out.
+fn object(fields: &[(&str, Value)]) -> Value {
+    let name = |field: &str| field.trim_end_matches('?').to_owned();
+    let properties: Map<_, _> = fields.iter().map(|(field, schema)| (name(field), schema.clone())).collect();
+    let required: Vec<_> =
+        fields.iter().filter(|(field, _)| !field.ends_with('?')).map(|(f, _)| name(f)).collect();
+    json!({ "type": "object", "properties": properties, "required": required, "additionalProperties": false })
+}
+
+/// Bare words, or an object of one entry named by the word.
+fn variants(words: &[&str], objects: &[(&str, Value)]) -> Value {
+    let words = (!words.is_empty()).then(|| one_of(words)).into_iter();
+    let objects = objects.iter().map(|(word, schema)| object(&[(*word, schema.clone())]));
+    json!({ "oneOf": words.chain(objects).collect::<Vec<_>>() })
+}
+
+/// Objects told apart by their `code`.
+fn coded(codes: &[(&str, &[(&str, Value)])]) -> Value {
+    let one = |(code, fields): &(&str, &[(&str, Value)])| {
+        let code = [("code", one_of(&[code]))];
+        object(&code.into_iter().chain(fields.iter().cloned()).collect::<Vec<_>>())
+    };
+    json!({ "oneOf": codes.iter().map(one).collect::<Vec<_>>() })
+}
+
+/// Where the API's types mention one of these.
+fn mentions() -> Vec<(&'static str, &'static str, Value)> {
+    let scopes = list(&of("Scope"));
+    vec![
+        ("ErrorBody", "refusal", maybe(&of("Refusal"))),
+        ("NewKey", "scopes", scopes.clone()),
+        ("KeyView", "scopes", scopes),
+        ("Holding", "asset", of("Asset")),
+        ("SendRequest", "asset", of("Asset")),
+        ("ActivityLine", "kind", of("ActivityKind")),
+        ("LedgerLine", "transfer", of("Transfer")),
+        ("EnrolRequest", "enrolment", of("Enrolment")),
+        ("DeviceView", "stage", of("DeviceStage")),
+        ("DeviceView", "class", of("HardwareClass")),
+        ("DeviceView", "tier", maybe(&of("Tier"))),
+        ("DeviceView", "offered", of("Resources")),
+        ("DeviceView", "free", of("Resources")),
+        ("DeviceView", "measured", maybe(&of("Measured"))),
+        ("DeviceView", "rules", of("OwnerRules")),
+        ("DeviceView", "telemetry", maybe(&of("Telemetry"))),
+        ("SignedQuote", "quote", of("Quote")),
+        ("OrderRequest", "program", of("Program")),
+        ("LeaseView", "class", of("HardwareClass")),
+        ("LeaseView", "phase", of("LeasePhase")),
+        ("LeaseView", "now", maybe(&of("BoxPhase"))),
+        ("LeaseView", "parts_ms", list(&of("Part"))),
+        ("ClusterView", "stage", of("Stage")),
+        ("ClusterView", "reason", maybe(&of("CloseReason"))),
+        ("ClusterView", "quote", of("Quote")),
+        ("ClusterView", "bill", of("Bill")),
+        ("TunnelGrant", "grant", of("Grant")),
+        ("TunnelMember", "endpoint", of("MemberEndpoint")),
+    ]
+}
+
+fn all() -> impl Iterator<Item = (String, Value)> {
+    let groups = [words(), market(), devices(), orders(), reports()];
+    groups.into_iter().flatten().map(|(name, schema)| (name.to_owned(), schema))
+}
+
+type Named = Vec<(&'static str, Value)>;
+
+fn words() -> Named {
+    vec![
+        ("Asset", one_of(&["IO", "IOSD", "USDC"])),
+        ("Scope", one_of(&["read", "rent", "supply", "pay", "keys"])),
+        ("ActivityKind", one_of(&["signed_in", "key_used", "tunnel_opened", "denied"])),
+        ("EngineKind", one_of(&["command", "ray"])),
+        ("Tier", one_of(&["basic", "low", "medium", "high", "ultra"])),
+        (
+            "Stage",
+            one_of(&["accepted", "funded", "placed", "starting", "running", "closing", "settled", "paid"]),
+        ),
+        (
+            "Refusal",
+            json!({
+                "type": "object",
+                "description": "The refusal's code and its numbers; which there are depends on the code.",
+                "properties": { "code": { "type": "string" } },
+                "required": ["code"],
+                "additionalProperties": true
+            }),
+        ),
+        (
+            "Part",
+            json!({ "type": "array", "description": "A name and milliseconds.", "minItems": 2, "maxItems": 2,
+                "prefixItems": [text(), count()] }),
+        ),
+    ]
+}
+
+fn market() -> Named {
+    let resources =
+        [("cpu_millis", number()), ("memory_bytes", count()), ("disk_bytes", count()), ("gpus", number())];
+    let request = [
+        ("engine", of("EngineKind")),
+        ("members", number()),
+        ("per_member", of("Resources")),
+        ("duration_ms", count()),
+        ("gpu_model?", maybe(&text())),
+        ("network?", maybe(&text())),
+        ("tags?", list(&text())),
+        ("spread?", truth()),
+        ("max_rate?", maybe(&count())),
+        ("asset", of("Asset")),
+    ];
+    let program = [
+        ("argv?", list(&text())),
+        ("env?", json!({ "type": "object", "additionalProperties": { "type": "string" } })),
+        ("environment?", maybe(&text())),
+        ("jupyter?", truth()),
+    ];
+    let item = [
+        ("device", text()),
+        ("class", of("HardwareClass")),
+        ("rate", count()),
+        ("compute_micro_usd", count()),
+    ];
+    let quote = [
+        ("id", text()),
+        ("account", text()),
+        ("request", of("Request")),
+        ("items", list(&of("QuoteItem"))),
+        ("rate", count()),
+        ("duration_factor_percent", number()),
+        ("renter_fee", number()),
+        ("supplier_fee", number()),
+        ("compute_micro_usd", count()),
+        ("fee_micro_usd", count()),
+        ("total_micro_usd", count()),
+        ("issued_ms", count()),
+        ("expires_ms", count()),
+        ("reserves_capacity", truth()),
+    ];
+    vec![
+        ("Resources", object(&resources)),
+        ("Request", object(&request)),
+        ("Program", object(&program)),
+        ("QuoteItem", object(&item)),
+        ("Quote", object(&quote)),
+    ]
+}
+
+fn devices() -> Named {
+    let hardware = [
+        ("cpu_model", text()),
+        ("cpu_threads", number()),
+        ("memory_bytes", count()),
+        ("gpus", list(&of("Gpu"))),
+        ("unsupported", list(&text())),
+    ];
+    let measured = [
+        ("cpu_one_mb_s", number()),
+        ("cpu_all_mb_s", number()),
+        ("memory_mb_s", number()),
+        ("disk_write_mb_s", number()),
+        ("disk_read_mb_s", number()),
+        ("network_down_mbit_s", number()),
+        ("network_up_mbit_s", number()),
+        ("rtt_us", number()),
+        ("gpus", list(&of("GpuCheck"))),
+        ("enforcement?", maybe(&text())),
+    ];
+    let gpu_check = [("uuid", text()), ("kernel_sees", truth()), ("driver_memory_bytes?", maybe(&count()))];
+    let rules = [
+        ("paused?", truth()),
+        ("draining?", truth()),
+        ("yielding?", truth()),
+        ("schedule?", list(&of("Window"))),
+    ];
+    let change = [
+        ("ask_per_unit?", maybe(&count())),
+        ("tags?", maybe(&list(&text()))),
+        ("rules?", maybe(&of("OwnerRules"))),
+    ];
+    let enrolment = [
+        ("device", text()),
+        ("owner", text()),
+        ("endpoint", text()),
+        ("network", text()),
+        ("tags", list(&text())),
+        ("ask_per_unit", count()),
+        ("offered", of("Resources")),
+        ("hardware", of("Hardware")),
+    ];
+    let refused = object(&[("reason", text())]);
+    vec![
+        ("HardwareClass", variants(&["cpu"], &[("gpu", text())])),
+        ("Gpu", object(&[("uuid", text()), ("model", text()), ("memory_bytes", count())])),
+        ("Hardware", object(&hardware)),
+        ("GpuCheck", object(&gpu_check)),
+        ("Measured", object(&measured)),
+        ("Window", object(&[("from_minute", number()), ("to_minute", number())])),
+        ("OwnerRules", object(&rules)),
+        ("DeviceChange", object(&change)),
+        ("Enrolment", object(&enrolment)),
+        ("DeviceStage", variants(&["registered", "checking", "pooled", "archived"], &[("refused", refused)])),
+    ]
+}
+
+fn orders() -> Named {
+    let reason = [("reason", text())];
+    let close = coded(&[
+        ("renter", &[]),
+        ("time", &[]),
+        ("no_capacity", &[]),
+        ("member_lost", &[("lease", text()), ("reason", text())]),
+        ("start_failed", &reason),
+        ("finished", &[("exit_code", number())]),
+        ("operator", &reason),
+    ]);
+    let phases = [
+        ("exited", object(&[("exit_code", number())])),
+        ("lost", object(&reason)),
+        ("removed", object(&[("wipe?", maybe(&of("WipeReceipt")))])),
+    ];
+    let wipe = [("files", count()), ("bytes", count()), ("processes_killed", number()), ("method", text())];
+    let line = [
+        ("lease", text()),
+        ("device", text()),
+        ("rate", count()),
+        ("elapsed_ms", count()),
+        ("compute_micro_usd", count()),
+        ("fee_micro_usd", count()),
+    ];
+    let bill = [
+        ("lines", list(&of("BillLine"))),
+        ("compute_micro_usd", count()),
+        ("fee_micro_usd", count()),
+        ("total_micro_usd", count()),
+        ("escrow_micro_usd", count()),
+        ("refund_micro_usd", count()),
+    ];
+    let transfer = [
+        ("id", text()),
+        ("step", one_of(&["post", "hold", "post_held", "void_held"])),
+        ("debit", text()),
+        ("credit", text()),
+        ("amount", count()),
+    ];
+    vec![
+        ("CloseReason", close),
+        ("LeasePhase", variants(&["placed", "ready"], &phases)),
+        ("WipeReceipt", object(&wipe)),
+        ("BillLine", object(&line)),
+        ("Bill", object(&bill)),
+        ("Transfer", object(&transfer)),
+    ]
+}
+
+fn reports() -> Named {
+    let preparing = [("percent?", maybe(&number())), ("detail", text())];
+    let phases = [
+        ("preparing", object(&preparing)),
+        ("exited", object(&[("exit_code", number())])),
+        ("lost", object(&[("reason", text())])),
+        ("removed", object(&[("wipe", of("WipeReceipt"))])),
+    ];
+    let telemetry = [
+        ("at_ms", count()),
+        ("cpu_percent", number()),
+        ("foreign_cpu_percent", number()),
+        ("memory_used_bytes", count()),
+        ("disk_free_bytes", count()),
+        ("gpus", list(&of("GpuTelemetry"))),
+    ];
+    let gpu = [
+        ("uuid", text()),
+        ("utilisation_percent", number()),
+        ("memory_used_bytes", count()),
+        ("memory_bytes", count()),
+        ("temperature_c", number()),
+        ("power_mw", number()),
+    ];
+    let grant = [("cluster", text()), ("endpoint", text()), ("not_after_ms", count())];
+    let anything = json!({ "description": "The transport's own JSON." });
+    vec![
+        ("BoxPhase", variants(&["starting", "ready"], &phases)),
+        ("Telemetry", object(&telemetry)),
+        ("GpuTelemetry", object(&gpu)),
+        ("Grant", object(&grant)),
+        ("MemberEndpoint", object(&[("id", text()), ("addr", anything)])),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ionet_api::sign::Grant;
+    use ionet_api::worker::{BoxPhase, GpuTelemetry, MemberEndpoint, Telemetry};
+    use ionet_domain::device::{
+        DeviceChange, DeviceStage, Enrolment, Gpu, GpuCheck, Hardware, HardwareClass, Measured, OwnerRules,
+        Resources, Window,
+    };
+    use ionet_domain::id::{QuoteId, TransferKind};
+    use ionet_domain::ledger::{AccountKey, Owner, Step, Transfer};
+    use ionet_domain::market::request::EnvironmentRef;
+    use ionet_domain::market::{EngineKind, Program, Quote, QuoteItem, Request};
+    use ionet_domain::money::BasisPoints;
+    use ionet_domain::order::{Bill, BillLine, CloseReason, LeasePhase, WipeReceipt};
+    use ionet_domain::{Address, Asset, DeviceId, EndpointId, LeaseId, OrderId, Rate, Refusal, TransferId};
+    use serde::Serialize;
+    use std::collections::{BTreeMap, BTreeSet};
+
+    /// Why a value is not what a schema says; the words of the schemas above and no others.
+    fn fault(schemas: &BTreeMap<String, Value>, schema: &Value, value: &Value) -> Option<String> {
+        if let Some(name) = schema["$ref"].as_str().and_then(|path| path.rsplit('/').next()) {
+            let found = schemas.get(name).unwrap_or_else(|| panic!("no schema {name}"));
+            return fault(schemas, found, value).map(|fault| format!("{name}: {fault}"));
+        }
+        if let Some(options) = schema["oneOf"].as_array() {
+            let faults: Vec<_> = options.iter().map(|option| fault(schemas, option, value)).collect();
+            let fitting = faults.iter().filter(|fault| fault.is_none()).count();
+            return (fitting != 1).then(|| format!("{fitting} options fit {value}: {faults:?}"));
+        }
+        let wrong = match schema["type"].as_str() {
+            None => false,
+            Some("null") => !value.is_null(),
+            Some("string") => !value.is_string(),
+            Some("boolean") => !value.is_boolean(),
+            Some("integer") => !value.is_i64() && !value.is_u64(),
+            Some("array") => {
+                let items = value.as_array()?;
+                return items.iter().find_map(|item| fault(schemas, &schema["items"], item));
+            }
+            Some("object") => return object_fault(schemas, schema, value),
+            other => panic!("unknown type {other:?}"),
+        };
+        let unlisted = schema["enum"].as_array().is_some_and(|words| !words.contains(value));
+        (wrong || unlisted).then(|| format!("{value} is not {schema}"))
+    }
+
+    fn object_fault(schemas: &BTreeMap<String, Value>, schema: &Value, value: &Value) -> Option<String> {
+        let Some(fields) = value.as_object() else { return Some(format!("{value} is no object")) };
+        let required = schema["required"].as_array().cloned().unwrap_or_default();
+        let missing = required.iter().find(|name| !fields.contains_key(name.as_str().unwrap_or_default()));
+        if let Some(name) = missing {
+            return Some(format!("{name} is missing"));
+        }
+        fields.iter().find_map(|(name, field)| match schema["properties"].get(name) {
+            Some(property) => fault(schemas, property, field).map(|fault| format!("{name}: {fault}")),
+            None if schema["additionalProperties"] == Value::Bool(false) => {
+                Some(format!("{name} is undescribed"))
+            }
+            None => None,
+        })
+    }
+
+    struct Check(BTreeMap<String, Value>);
+
+    impl Check {
+        /// The value, and as it shows every field, nothing of its description must be missing in it.
+        fn full(&self, name: &str, value: impl Serialize) {
+            let value = serde_json::to_value(value).unwrap();
+            assert_eq!(fault(&self.0, &of(name), &value), None);
+            let described = self.0[name]["properties"].as_object().cloned().unwrap_or_default();
+            for field in described.keys() {
+                assert!(value.get(field).is_some(), "{name}.{field} is described and not there: {value}");
+            }
+        }
+
+        fn each<T: Serialize>(&self, name: &str, values: &[T]) {
+            for value in values {
+                assert_eq!(fault(&self.0, &of(name), &serde_json::to_value(value).unwrap()), None);
+            }
+        }
+    }
+
+    fn request() -> Request {
+        Request {
+            engine: EngineKind::Ray,
+            members: 2,
+            per_member: Resources::default(),
+            duration_ms: 3,
+            gpu_model: Some("A".into()),
+            network: Some("n".into()),
+            tags: BTreeSet::from(["t".into()]),
+            spread: true,
+            max_rate: Some(Rate(4)),
+            asset: Asset::Iosd,
+        }
+    }
+
+    fn quote() -> Quote {
+        let item = QuoteItem {
+            device: DeviceId::from_parts(1, 2),
+            class: HardwareClass::Gpu("A".into()),
+            rate: Rate(1),
+            compute_micro_usd: 2,
+        };
+        Quote {
+            id: QuoteId::from_parts(1, 2),
+            account: Address([1; 32]),
+            request: request(),
+            items: vec![item],
+            rate: Rate(1),
+            duration_factor_percent: 90,
+            renter_fee: BasisPoints(25),
+            supplier_fee: BasisPoints(25),
+            compute_micro_usd: 1,
+            fee_micro_usd: 1,
+            total_micro_usd: 2,
+            issued_ms: 1,
+            expires_ms: 2,
+            reserves_capacity: false,
+        }
+    }
+
+    #[test]
+    fn the_markets_types_are_described_as_they_are() {
+        let check = Check(all().collect());
+        check.full("Resources", Resources::default());
+        check.full("Request", request());
+        check.full("Quote", quote());
+        let environment = Some(EnvironmentRef("ray@sha256:0".into()));
+        let env = BTreeMap::from([("A".to_owned(), "b".to_owned())]);
+        check.full("Program", Program { argv: vec!["x".into()], env, environment, jupyter: true });
+        check.each("Asset", &[Asset::Io, Asset::Iosd, Asset::Usdc]);
+        check.each("Scope", &ionet_domain::account::Scope::ALL);
+    }
+
+    #[test]
+    fn the_devices_types_are_described_as_they_are() {
+        let check = Check(all().collect());
+        let gpu = Gpu { uuid: "u".into(), model: "m".into(), memory_bytes: 1 };
+        let hardware = Hardware { gpus: vec![gpu], unsupported: vec!["x".into()], ..Hardware::default() };
+        let seen = GpuCheck { uuid: "u".into(), kernel_sees: true, driver_memory_bytes: Some(1) };
+        let rules =
+            OwnerRules { schedule: vec![Window { from_minute: 1, to_minute: 2 }], ..OwnerRules::default() };
+        check.full("Measured", Measured { gpus: vec![seen], enforcement: None, ..Measured::default() });
+        let (ask_per_unit, tags) = (Some(Rate(1)), Some(BTreeSet::from(["t".to_owned()])));
+        check.full("DeviceChange", DeviceChange { ask_per_unit, tags, rules: Some(rules) });
+        check.full(
+            "Enrolment",
+            Enrolment {
+                device: DeviceId::from_parts(1, 2),
+                owner: Address([1; 32]),
+                endpoint: EndpointId([2; 32]),
+                network: "n".into(),
+                tags: BTreeSet::new(),
+                ask_per_unit: Rate(1),
+                offered: Resources::default(),
+                hardware,
+            },
+        );
+        use DeviceStage as S;
+        let refused = S::Refused { reason: "r".into() };
+        check.each("DeviceStage", &[S::Registered, S::Checking, S::Pooled, refused, S::Archived]);
+        check.each("HardwareClass", &[HardwareClass::Cpu, HardwareClass::Gpu("A".into())]);
+    }
+
+    #[test]
+    fn the_orders_types_are_described_as_they_are() {
+        let check = Check(all().collect());
+        let lease = LeaseId { order: OrderId::from_parts(1, 2), n: 0 };
+        let device = DeviceId::from_parts(1, 2);
+        let line =
+            BillLine { lease, device, rate: Rate(1), elapsed_ms: 2, compute_micro_usd: 3, fee_micro_usd: 4 };
+        check.full(
+            "Bill",
+            Bill {
+                lines: vec![line],
+                compute_micro_usd: 1,
+                fee_micro_usd: 1,
+                total_micro_usd: 2,
+                escrow_micro_usd: 3,
+                refund_micro_usd: 1,
+            },
+        );
+        let account = |owner| AccountKey { owner, asset: Asset::Iosd };
+        let id = TransferId { scope: 1, kind: TransferKind::Send, n: 0 };
+        let (debit, credit) = (account(Owner::World), account(Owner::Fees));
+        for step in [Step::Post, Step::Hold, Step::PostHeld, Step::VoidHeld] {
+            check.full("Transfer", Transfer { id, step, debit, credit, amount: 1 });
+        }
+        use CloseReason as C;
+        let reason = || "r".to_owned();
+        let reasons = [
+            C::Renter,
+            C::Time,
+            C::NoCapacity,
+            C::MemberLost { lease, reason: reason() },
+            C::StartFailed { reason: reason() },
+            C::Finished { exit_code: -1 },
+            C::Operator { reason: reason() },
+        ];
+        check.each("CloseReason", &reasons);
+        use LeasePhase as P;
+        let wipe = Some(WipeReceipt::default());
+        let phases = [
+            P::Placed,
+            P::Ready,
+            P::Exited { exit_code: 1 },
+            P::Lost { reason: reason() },
+            P::Removed { wipe },
+            P::Removed { wipe: None },
+        ];
+        check.each("LeasePhase", &phases);
+        check.each("Refusal", &[Refusal::QuoteNotYours, Refusal::QuoteExpired { ago_ms: 1 }]);
+    }
+
+    #[test]
+    fn the_workers_reports_are_described_as_they_are() {
+        let check = Check(all().collect());
+        let gpu = GpuTelemetry {
+            uuid: "u".into(),
+            utilisation_percent: 1,
+            memory_used_bytes: 2,
+            memory_bytes: 3,
+            temperature_c: 4,
+            power_mw: 5,
+        };
+        check.full("Telemetry", Telemetry { gpus: vec![gpu], ..Telemetry::default() });
+        let (cluster, endpoint) = (OrderId::from_parts(1, 2), EndpointId([2; 32]));
+        check.full("Grant", Grant { cluster, endpoint, not_after_ms: 1 });
+        check.full("MemberEndpoint", MemberEndpoint { id: endpoint, addr: json!({}) });
+        let phases = [
+            BoxPhase::Preparing { percent: None, detail: "d".into() },
+            BoxPhase::Starting,
+            BoxPhase::Ready,
+            BoxPhase::Exited { exit_code: 1 },
+            BoxPhase::Lost { reason: "r".into() },
+            BoxPhase::Removed { wipe: WipeReceipt::default() },
+        ];
+        check.each("BoxPhase", &phases);
+    }
+
+    #[test]
+    fn every_mention_is_of_a_field_that_is_there() {
+        let whole: Value = serde_json::from_str(&super::super::openapi_json()).unwrap();
+        for (owner, field, schema) in mentions() {
+            let mut found = whole["components"]["schemas"][owner]["properties"][field].clone();
+            if let Some(found) = found.as_object_mut() {
+                found.remove("description");
+            }
+            assert_eq!(found, schema, "{owner}.{field}");
+        }
+    }
+}
