@@ -547,7 +547,7 @@ impl Decision<'_> {
         bill.refund_micro_usd = refund.map_or(0, |transfer| transfer.amount);
         let settled = PublicBody::OrderSettled { order: id, refund, bill };
         let mut happened = vec![(settled, None)];
-        if order.leases.values().all(|lease| lease.charged_micro_usd == lease.voided_micro_usd) {
+        if order::unpaid(self.state, order).is_empty() {
             happened.push((PublicBody::OrderPaid { order: id }, None));
         }
         Ok(happened)

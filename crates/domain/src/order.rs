@@ -575,6 +575,16 @@ pub fn settle(state: &State, order: &Order) -> Result<Option<Transfer>, Refusal>
     Ok((amount > 0).then_some(refund))
 }
 
+/// Suppliers who earned from an order that settles now and still have it coming; what an earlier payout took along,
+/// an epoch's while the order ran, is waited for no more.
+pub fn unpaid(state: &State, order: &Order) -> BTreeSet<Address> {
+    let earners = order.leases.values().filter(|lease| lease.charged_micro_usd > lease.voided_micro_usd);
+    let owed = |account: &Address| {
+        state.ledger.balance(Owner::Earned(*account), order.purse().asset).available() > 0
+    };
+    earners.map(|lease| lease.supplier).filter(owed).collect()
+}
+
 /// The quote's duration factor must match its request: a quote is rebuilt from its items when it is read back.
 pub fn quote_adds_up(quote: &Quote) -> bool {
     let mut again = quote.clone();

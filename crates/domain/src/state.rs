@@ -379,10 +379,10 @@ impl State {
         self.step(id, Move::Settle)?;
         self.ledger.post(refund.map(std::slice::from_ref).unwrap_or_default())?;
         let amount = refund.map_or(0, |transfer| transfer.amount);
+        let unpaid = crate::order::unpaid(self, self.order(id)?);
         let order = self.order_mut(id)?;
         order.refund_micro_usd = amount;
-        let earners = order.leases.values().filter(|lease| lease.charged_micro_usd > lease.voided_micro_usd);
-        order.unpaid = earners.map(|lease| lease.supplier).collect();
+        order.unpaid = unpaid;
         let (account, key) = (order.account, order.key);
         if let Some(key) = self.key_mut(account, key) {
             key.spent_micro_usd = key.spent_micro_usd.saturating_sub(amount);
