@@ -34,6 +34,8 @@ struct Times {
     batches: Vec<f64>,
     bare: Vec<f64>,
     decided: Vec<f64>,
+    /// On a processor, all batches together.
+    cpu: f64,
 }
 
 /// Runs in `dir`, which should be on the disk that matters.
@@ -54,13 +56,14 @@ pub fn run(dir: &Path, size: Size) -> Result<Report> {
             times.bare.push(bare.sync(size.batch * BYTES_A_TRANSFER)?);
         }
         let commands: Vec<_> = (0..size.batch).map(|_| load.send()).collect();
-        let begun = Instant::now();
+        let (begun, cpu_ms) = (Instant::now(), thread_cpu_ms());
         for command in &commands {
             pipe.submit(command, NOW_MS)?;
         }
         times.decided.push(ms(begun.elapsed()));
         let head = pipe.commit()?;
         times.batches.push(ms(begun.elapsed()));
+        times.cpu += thread_cpu_ms() - cpu_ms;
         follower.told(head.seq);
     }
     let lags = follower.finish()?;
@@ -89,6 +92,7 @@ fn report(size: Size, times: Times, lags: Vec<f64>) -> Report {
         Figure::new("batch_p50_in_syncs", percentile(&batches, 50) / bare_p50, "syncs"),
         Figure::new("batch_p99_in_syncs", p99 / bare_p50, "syncs").target(Target::Below(3.0)),
         Figure::new("decide_and_apply", decided_ms / count * 1000.0, "us each"),
+        Figure::new("writer_cpu", times.cpu / count * 1000.0, "us each"),
         Figure::new("index_lag_p50", percentile(&lags, 50), "ms"),
         Figure::new("index_lag_max", lags.last().copied().unwrap_or_default(), "ms")
             .target(Target::Below(1000.0)),
@@ -110,6 +114,12 @@ fn plot(times: &Times) -> Plot {
             Series { name: "bare write and sync".into(), points: points(&times.bare, BARE_EVERY) },
         ],
     }
+}
+
+/// What this thread has had of a processor so far; other programs' share of the machine is not in it.
+fn thread_cpu_ms() -> f64 {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+    text.split(' ').next().and_then(|ns| ns.parse::<f64>().ok()).unwrap_or_default() / 1e6
 }
 
 /// A file that is written and synced with nothing around it.
@@ -142,7 +152,8 @@ impl Follower {
         let (head, done) = (Arc::new(AtomicU64::new(head)), Arc::new(AtomicBool::new(false)));
         let commits = Arc::new(Mutex::new(Vec::new()));
         let (its_head, its_done, its_commits) = (head.clone(), done.clone(), commits.clone());
-        let thread = std::thread::spawn(move || {
+        let thread = std::thread::Builder::new().name("index".into());
+        let thread = thread.spawn(move || {
             let reader = Reader::new(disk, Scope::Full);
             let (mut lags, mut covered) = (Vec::new(), 0);
             loop {
@@ -159,6 +170,7 @@ impl Follower {
                 }
             }
         });
+        let thread = thread.map_err(LabError::io("start the index thread"))?;
         Ok(Self { head, done, commits, thread })
     }
 

@@ -43,8 +43,6 @@ impl<D: Disk> Pipe<D> {
 
     pub(super) fn snapshot(&self) -> Result<()> {
         let body = serde_json::to_vec(&self.state).map_err(|e| LabError::Broken(e.to_string()))?;
-        self.journal
-            .write_snapshot(self.journal.head(), &body)
-            .map_err(LabError::journal("write a snapshot"))
+        self.journal.write_snapshot(self.journal.head(), &body).map_err(LabError::journal("write a snapshot"))
     }
 }
