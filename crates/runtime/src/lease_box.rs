@@ -25,7 +25,7 @@ use crate::{
     bwrap::{self, BoxView, ENVIRONMENT, HOME},
     engine::{Program, Running, command, ray},
     environment::{self, Environment},
-    error::{During, Result},
+    error::{During, Error, Result},
     holder::{Connector, HelperExe, Holder, RunId},
     limits::{BoxGroup, Enforcement, Hierarchy},
     netns::Setup,
@@ -141,6 +141,25 @@ impl LeaseBox {
             started_ms: 0,
             ready_ms: self.ready_ms,
         }
+    }
+
+    /// Ends the engine and starts it anew in the same box: same namespaces, TUN and files. Waits a moment
+    /// for the end. A box that has broken cannot do it; one that is still preparing need not.
+    pub fn restart_engine(&mut self, now: Instant) -> Result<()> {
+        let run = match &self.stage {
+            Stage::Preparing { .. } => return Ok(()),
+            Stage::Broken { message, .. } => return Err(Error::Helper { message: message.clone() }),
+            Stage::Running { run, .. } => *run,
+        };
+        if self.holder.exit_code(run).is_none() {
+            self.holder.kill(run)?;
+        }
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while self.holder.exit_code(run).is_none() && self.holder.is_alive() && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(5));
+        }
+        self.stage = self.launch(ms_since(self.started, now))?;
+        Ok(())
     }
 
     /// The supervisor says that packets flow.
@@ -495,6 +514,8 @@ fn keep_log(mut pipe: File, folder: &Path) {
     let mut written = 0;
     let mut buffer = [0; 8192];
     let _ = fs::create_dir_all(folder);
+    // What an engine that was started again had said before stays to be read.
+    let _ = fs::rename(&path, folder.join("output.log.1"));
     let mut file = File::create(&path).ok();
     while let Ok(read @ 1..) = pipe.read(&mut buffer) {
         if written > LOG_BYTES {
