@@ -22,7 +22,7 @@ use tokio::{
 use crate::{
     EndpointId, NetError, Node, NodeAddr,
     frame::{FrameReader, check, write_frame},
-    node::{ALPN_LINK, CLOSE_DONE, CLOSE_REPLACED, Protocol, explain_end},
+    node::{ALPN_LINK, CLOSE_DONE, CLOSE_REPLACED, Serving, explain_end},
     relay::Admit,
 };
 
@@ -202,8 +202,8 @@ type Sessions = Arc<Mutex<BTreeMap<EndpointId, WeakConnectionHandle>>>;
 /// The server's side: yields the links of admitted endpoints.
 #[derive(Debug)]
 pub struct LinkListener {
-    node: Node,
     incoming: mpsc::Receiver<LinkConn>,
+    _serving: Serving,
 }
 
 impl LinkListener {
@@ -214,19 +214,12 @@ impl LinkListener {
         let handle = move |connection: Connection| {
             tokio::spawn(welcome(connection, sessions.clone(), ready.clone()));
         };
-        node.serve(ALPN_LINK, Protocol { admit, handle: Arc::new(handle) });
-        Self { node: node.clone(), incoming }
+        Self { _serving: node.serve(ALPN_LINK, admit, Arc::new(handle)), incoming }
     }
 
     /// The next link. A newer link of the same endpoint has then already ended the older one.
     pub async fn accept(&mut self) -> Option<LinkConn> {
         self.incoming.recv().await
-    }
-}
-
-impl Drop for LinkListener {
-    fn drop(&mut self) {
-        self.node.stop_serving(ALPN_LINK);
     }
 }
 

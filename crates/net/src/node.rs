@@ -94,11 +94,36 @@ fn parse_url(url: &str) -> Result<iroh::RelayUrl, NetError> {
     url.parse().map_err(|_| NetError::Malformed { what: format!("the relay url {url:?}") })
 }
 
+/// What a protocol does with an admitted connection.
+pub(crate) type Handle = Arc<dyn Fn(Connection) + Send + Sync>;
+
 /// A protocol served on a node.
 #[derive(Clone)]
 pub(crate) struct Protocol {
     pub(crate) admit: Admit,
-    pub(crate) handle: Arc<dyn Fn(Connection) + Send + Sync>,
+    pub(crate) handle: Handle,
+}
+
+/// Ends the service of a protocol when dropped, unless another has taken its place.
+pub(crate) struct Serving {
+    node: Node,
+    alpn: &'static [u8],
+    handle: Handle,
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        let mut protocols = lock_write(&self.node.0.protocols);
+        if protocols.get(self.alpn).is_some_and(|protocol| Arc::ptr_eq(&protocol.handle, &self.handle)) {
+            protocols.remove(self.alpn);
+        }
+    }
+}
+
+impl std::fmt::Debug for Serving {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Serving({})", String::from_utf8_lossy(self.alpn))
+    }
 }
 
 type ProtocolMap = BTreeMap<&'static [u8], Protocol>;
@@ -121,6 +146,12 @@ struct Inner {
 
 impl Drop for Inner {
     fn drop(&mut self) {
+        self.stop_tasks();
+    }
+}
+
+impl Inner {
+    fn stop_tasks(&self) {
         for task in self.tasks.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
             task.abort();
         }
@@ -134,7 +165,8 @@ impl Node {
     /// If an address cannot be bound or a relay's data is malformed.
     pub async fn bind(key: &EndpointKey, config: NodeConfig) -> Result<Self, NetError> {
         let pins = Pins::new(&config.relays)?;
-        let endpoint = open(key, &config, pins.clone()).await?;
+        // Boxed, as the future is some 20 kB.
+        let endpoint = Box::pin(open(key, &config, pins.clone())).await?;
         let protocols = Protocols::default();
         let overlays = overlay::Registry::default();
         lock_write(&protocols).insert(ALPN_OVERLAY, overlays.protocol());
@@ -200,9 +232,10 @@ impl Node {
         Ok(())
     }
 
-    /// Closes every connection, telling the peers, and frees the ports.
+    /// Closes every connection and tells the peers. The ports are free once the last clone is dropped too.
     pub async fn close(&self) {
         self.0.endpoint.close().await;
+        self.0.stop_tasks();
     }
 
     pub(crate) fn overlays(&self) -> &overlay::Registry {
@@ -213,12 +246,10 @@ impl Node {
         &self.0.tunnels
     }
 
-    pub(crate) fn serve(&self, alpn: &'static [u8], protocol: Protocol) {
-        lock_write(&self.0.protocols).insert(alpn, protocol);
-    }
-
-    pub(crate) fn stop_serving(&self, alpn: &'static [u8]) {
-        lock_write(&self.0.protocols).remove(alpn);
+    /// Serves a protocol while the answer lives; a later call for the same protocol takes its place.
+    pub(crate) fn serve(&self, alpn: &'static [u8], admit: Admit, handle: Handle) -> Serving {
+        lock_write(&self.0.protocols).insert(alpn, Protocol { admit, handle: handle.clone() });
+        Serving { node: self.clone(), alpn, handle }
     }
 
     /// Dials a peer for one protocol.

@@ -282,6 +282,10 @@ impl Seek {
             }
             lane.set(None);
             tracing::debug!(peer = %self.id, reason = ?connection.close_reason(), "an overlay connection ended");
+            if next.is_none() {
+                // A peer that lets us in and throws us out again must not make us spin.
+                tokio::time::sleep(REDIAL_MIN).await;
+            }
         }
     }
 

@@ -100,7 +100,13 @@ impl Relay {
     /// # Errors
     /// If a port is taken or the folder cannot be used.
     pub async fn spawn(config: RelayConfig) -> Result<Self, NetError> {
-        let host = config.host.clone().unwrap_or_else(|| config.bind.to_string());
+        let host = match &config.host {
+            Some(host) => host.clone(),
+            None if config.bind.is_unspecified() => {
+                return Err(failed("it listens on every interface, so say which host clients dial"));
+            }
+            None => config.bind.to_string(),
+        };
         let (tls, ca_der) = tls_identity(&config.dir, &host)?;
         let at = |port| SocketAddr::new(config.bind, port);
         let mut relay = server::RelayConfig::new(at(config.http_port));

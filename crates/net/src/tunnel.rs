@@ -29,7 +29,7 @@ use tokio::{
 use crate::{
     EndpointId, NetError, Node, NodeAddr,
     frame::{read_frame, write_frame},
-    node::{ALPN_TUNNEL, Protocol, explain_end},
+    node::{ALPN_TUNNEL, Serving, explain_end},
     relay::Admit,
 };
 
@@ -192,12 +192,8 @@ fn decode<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, NetError> {
 
 /// Serves tunnels while it lives.
 #[derive(Debug)]
-pub struct TunnelServer(Node);
-
-impl Drop for TunnelServer {
-    fn drop(&mut self) {
-        self.0.stop_serving(ALPN_TUNNEL);
-    }
+pub struct TunnelServer {
+    _serving: Serving,
 }
 
 /// Serves tunnels on a node: `handler` turns a request into a connection to the service (usually a `TcpStream`) or
@@ -212,8 +208,7 @@ where
     let handle = move |connection: Connection| {
         tokio::spawn(serve_connection(connection, handler.clone()));
     };
-    node.serve(ALPN_TUNNEL, Protocol { admit, handle: Arc::new(handle) });
-    TunnelServer(node.clone())
+    TunnelServer { _serving: node.serve(ALPN_TUNNEL, admit, Arc::new(handle)) }
 }
 
 async fn serve_connection<H, F, S>(connection: Connection, handler: Arc<H>)

@@ -97,7 +97,7 @@ fn a_worker_comes_back_to_a_restarted_server() {
         first.close().await;
         drop(first);
         assert_eq!(soon("end", link.recv()).await.expect_err("gone").code(), "net_closed");
-        let second = node_at(1, port).await;
+        let second = soon("the port is free again", node_at(1, port)).await;
         let mut hub = IrohLink::start(&second, admit_all());
         let mut link = soon("reconnect", connect_link(&worker, &addr(&second))).await.expect("link");
         assert_eq!(next(&mut hub).await, LinkEvent::Up(me));

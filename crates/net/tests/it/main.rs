@@ -9,7 +9,7 @@ mod tunnel;
 
 use std::{future::Future, net::Ipv4Addr, sync::Arc, time::Duration};
 
-use ionet_net::{EndpointKey, Node, NodeConfig, relay::Admit};
+use ionet_net::{EndpointKey, NetError, Node, NodeConfig, relay::Admit};
 
 /// The key of a test's actor; the same number is the same key.
 fn key(number: u8) -> EndpointKey {
@@ -18,12 +18,23 @@ fn key(number: u8) -> EndpointKey {
 
 /// A node on the loopback.
 async fn node(number: u8) -> Node {
-    node_at(number, 0).await
+    try_node_at(number, 0).await.expect("bind")
 }
 
+/// A node on a port that another node of ours is just leaving.
 async fn node_at(number: u8, port: u16) -> Node {
+    let mut tick = tokio::time::interval(Duration::from_millis(5));
+    loop {
+        if let Ok(node) = try_node_at(number, port).await {
+            return node;
+        }
+        tick.tick().await;
+    }
+}
+
+async fn try_node_at(number: u8, port: u16) -> Result<Node, NetError> {
     let bind = vec![(Ipv4Addr::LOCALHOST, port).into()];
-    Node::bind(&key(number), NodeConfig { bind, ..NodeConfig::default() }).await.expect("bind")
+    Node::bind(&key(number), NodeConfig { bind, ..NodeConfig::default() }).await
 }
 
 /// Admits these actors only.
