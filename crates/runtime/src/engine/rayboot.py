@@ -168,14 +168,19 @@ class Fast:
 
         self.services.start_ray_process = start
 
+    def start_early(self):
+        """The slowest part of a head begins while the members are still starting."""
+        self.dashboard = threading.Thread(target=or_fail(self.start_dashboard), daemon=True)
+        self.dashboard.start()
+
     def start_rest(self):
         """What the first task did not need."""
         touch(GO)
         if self.cfg["role"] == "head":
-            threading.Thread(target=or_fail(self.start_dashboard), daemon=True).start()
             self.node._ray_params.ray_client_server_port = CLIENT
             self.node.start_ray_client_server()
-        self.node.start_log_monitor()
+        else:
+            self.node.start_log_monitor()
 
     def start_dashboard(self):
         """It waits for the dashboard, which nothing else needs to do."""
@@ -183,8 +188,10 @@ class Fast:
         self.start_api_server(self.node, include_dashboard=True, raise_on_failure=True)
 
     def start_last(self):
-        """What only `ray status` needs."""
+        """What only printed output and `ray status` need."""
         if self.cfg["role"] == "head":
+            self.dashboard.join()
+            self.node.start_log_monitor()
             self.node.start_monitor()
 
     def dead(self):
@@ -230,6 +237,9 @@ class Plain:
         ray += [f"--{name}={value}" for name, value in shared.items()]
         self.process = subprocess.Popen(ray)
         wait_for_port(cfg["ip"], NODE_MANAGER, self.process)
+
+    def start_early(self):
+        pass
 
     def start_rest(self):
         pass
@@ -280,8 +290,8 @@ def start_node(cfg):
 # --- the head's checks --------------------------------------------------------------------------
 
 
-def first_tasks(cfg):
-    """Waits for every member and runs one task on each."""
+def first_tasks(cfg, own_task_done):
+    """Waits for every member and runs one task on each; calls back when this node's own is done."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -299,6 +309,7 @@ def first_tasks(cfg):
         open(path, "w").close()
         return True
 
+    own, told = ray.get_runtime_context().get_node_id(), False
     started, seen = {}, 0
     while True:
         alive = [n["NodeID"] for n in ray.nodes() if n["Alive"]]
@@ -309,23 +320,28 @@ def first_tasks(cfg):
         if len(alive) != seen:
             seen = len(alive)
             report("members", alive=seen, wanted=cfg["members"])
-        if len(alive) >= cfg["members"] and all_done(ray, [started[n] for n in alive]):
+        if not told and own in started and all_done(ray, started, [own]):
+            told = True
+            own_task_done()
+        if len(alive) >= cfg["members"] and all_done(ray, started, alive):
             break
         time.sleep(0.05)
     report("first_task", members=len(started))
-    ray.shutdown()
 
 
-def all_done(ray, tasks):
-    _, waiting = ray.wait(tasks, num_returns=len(tasks), timeout=0.5)
+def all_done(ray, started, nodes):
+    """Whether the tasks of these nodes are done; one that failed is forgotten, so that it is sent again."""
+    tasks = [started[node] for node in nodes]
+    _, waiting = ray.wait(tasks, num_returns=len(tasks), timeout=0.2)
     if waiting:
         return False
-    try:
-        ray.get(tasks)
-        return True
-    except Exception as error:
-        print(f"first task: {error}", file=sys.stderr)
-        return False
+    for node in nodes:
+        try:
+            ray.get(started[node])
+        except Exception as error:
+            print(f"first task on {node}: {error}", file=sys.stderr)
+            del started[node]
+    return all(node in started for node in nodes)
 
 
 def jobs_answer(cfg):
@@ -372,10 +388,14 @@ def start_jupyter():
 
 def lead(cfg, node):
     """The head's own steps, beside the watch over its processes."""
-    first_tasks(cfg)
+    first_tasks(cfg, node.start_early)
     node.start_rest()
     wait_for_services(cfg)
     node.start_last()
+    # Not before: the wait for the dashboard uses this driver's connection.
+    import ray
+
+    ray.shutdown()
     if cfg["jupyter"]:
         start_jupyter()
         wait_for_port(cfg["ip"], JUPYTER)
