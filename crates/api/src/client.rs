@@ -32,7 +32,7 @@ pub enum ClientError {
         /// The HTTP status.
         status: u16,
         /// What it said.
-        body: rest::ErrorBody,
+        body: Box<rest::ErrorBody>,
     },
     /// An answer that is none of this API.
     #[error(
@@ -80,7 +80,7 @@ impl Client {
     pub fn new(base: &str) -> Answer<Self> {
         let http = reqwest::Client::builder()
             .connect_timeout(Duration::from_secs(5))
-            .read_timeout(Duration::from_secs(60))
+            .read_timeout(Duration::from_mins(1))
             .user_agent(concat!("ionet/", env!("CARGO_PKG_VERSION")))
             .no_proxy()
             .build();

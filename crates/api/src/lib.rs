@@ -1,4 +1,4 @@
-//! What is said on the wires: signed statements, the REST types with their OpenAPI schemas, the messages between
+//! What is said on the wires: signed statements, the REST types with their `OpenAPI` schemas, the messages between
 //! server and worker, and the typed client.
 //!
 //! Always holds: unknown fields are refused; secrets mask themselves in every print; a statement is signed over

@@ -287,6 +287,7 @@ pub struct DeviceView {
 /// Which devices are listed; all given conditions hold.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema, utoipa::IntoParams)]
 #[serde(deny_unknown_fields, default)]
+#[into_params(parameter_in = Query)]
 pub struct DeviceFilter {
     /// Only my own.
     pub mine: bool,
@@ -471,6 +472,7 @@ pub struct EventView {
 /// Which events; newest last.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema, utoipa::IntoParams)]
 #[serde(deny_unknown_fields, default)]
+#[into_params(parameter_in = Query)]
 pub struct EventFilter {
     /// A cluster, lease, device, account, key or payout.
     pub subject: Option<String>,
