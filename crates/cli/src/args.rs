@@ -5,7 +5,6 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use ionet_domain::account::Scope;
-use ionet_domain::market::EngineKind;
 use ionet_domain::money::Asset;
 use ionet_domain::{Address, DeviceId, KeyId, OrderId, Rate};
 
@@ -54,7 +53,7 @@ pub(crate) enum Command {
     /// See it work: a network, a 2-node Ray cluster, a hyper-parameter search on both nodes, the bill
     #[command(after_help = "Examples:
   ionet quickstart
-  ionet quickstart --keep            leave network and cluster running
+  ionet quickstart --keep            leave the network running
   ionet quickstart --json            the last line is one object with the figures")]
     Quickstart(QuickstartArgs),
     /// Run a server
@@ -120,11 +119,14 @@ pub(crate) struct UpArgs {
     /// Ask of the local workers for one CPU thread (or GPU) an hour, in dollars
     #[arg(long, default_value = "0.10", value_name = "USD", value_parser = parse_rate)]
     pub(crate) ask: Rate,
+    /// End when standard input ends: for whoever starts it as a child
+    #[arg(long, hide = true)]
+    pub(crate) tied: bool,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct QuickstartArgs {
-    /// Leave the network and the cluster running
+    /// Leave the network running
     #[arg(long)]
     pub(crate) keep: bool,
     /// How many parameter settings are tried
@@ -210,9 +212,15 @@ pub(crate) struct WorkerStartArgs {
     /// Ask for one GPU, or on a CPU device for one CPU thread, an hour in dollars
     #[arg(long, default_value = "0.10", value_name = "USD", value_parser = parse_rate)]
     pub(crate) ask: Rate,
+    /// GPUs for hire, with --cpus, --memory or --disk [default: none then, all otherwise]
+    #[arg(long, default_value_t = 0)]
+    pub(crate) gpus: u32,
     /// A word to find the device by; may be given again
     #[arg(long, value_name = "WORD")]
     pub(crate) tag: Vec<String>,
+    /// Folder of prepared environments, to share between the workers of a machine
+    #[arg(long, env = "IONET_ENVIRONMENTS_DIR", value_name = "DIR", hide_env_values = true)]
+    pub(crate) environments: Option<PathBuf>,
     /// Never let a lease wait for the owner's own use of the machine
     #[arg(long)]
     pub(crate) never_yield: bool,
@@ -361,7 +369,7 @@ pub(crate) enum DevicesCommand {
 pub(crate) struct RequestArgs {
     /// What runs in the boxes: ray or command
     #[arg(long, default_value = "ray")]
-    pub(crate) engine: EngineKind,
+    pub(crate) engine: String,
     /// How many members
     #[arg(long, short = 'n', default_value_t = 1)]
     pub(crate) members: u32,

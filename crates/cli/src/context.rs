@@ -78,6 +78,16 @@ impl Context {
         Ok(Self { data_dir, out: Out { json: global.json }, url: global.url.clone() })
     }
 
+    /// Whether nothing but the default says where the data directory is.
+    pub(crate) fn is_default_dir(&self) -> bool {
+        default_data_dir().is_ok_and(|dir| dir == self.data_dir)
+    }
+
+    /// Whether a server was named on the command line.
+    pub(crate) fn has_url(&self) -> bool {
+        self.url.is_some()
+    }
+
     /// A file or folder in the data directory.
     pub(crate) fn path(&self, name: impl AsRef<Path>) -> PathBuf {
         self.data_dir.join(name)

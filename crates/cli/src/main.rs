@@ -6,7 +6,9 @@ mod args;
 mod commands;
 mod context;
 mod error;
+mod log;
 mod out;
+mod process;
 mod ray;
 mod tunnel;
 mod units;
@@ -33,6 +35,8 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> Result<u8> {
+    // The HTTP client takes whichever provider the process has; another crate may have been faster.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.map_err(error::io("start"))?;
     runtime.block_on(dispatch(cli))
@@ -51,6 +55,7 @@ async fn dispatch(cli: Cli) -> Result<u8> {
         Command::Cluster(command) => return commands::cluster::cluster(&context, &command).await,
         Command::Job(command) => commands::job::job(&context, &command).await,
         Command::Journal(command) => commands::journal::journal(&context, &command).await,
+        Command::Relay(args) => commands::relay::relay(&context, &args).await,
         Command::Completions { shell } => {
             completions(shell);
             Ok(())

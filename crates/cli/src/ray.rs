@@ -271,7 +271,7 @@ mod tests {
         let package = pack(dir.path()).unwrap();
         assert_eq!(package, pack(dir.path()).unwrap());
         let zip = zip::ZipArchive::new(Cursor::new(package)).unwrap();
-        let names: Vec<_> = zip.file_names().collect();
+        let names: Vec<_> = zip.file_names().map(|name| name.unwrap().into_owned()).collect();
         assert_eq!(names, ["lib/a.py", "main.py"]);
     }
 }

@@ -45,6 +45,7 @@ pub(crate) async fn show(context: &Context, mut filter: EventFilter, follow: boo
     }
     events.iter().for_each(|event| one(context.out, event));
     filter.after = events.last().map_or(filter.after, |event| event.seq);
+    filter.limit = None;
     let mut response = client.events(&filter).await?;
     let mut reader = EventLines::default();
     while let Some(chunk) = response.chunk().await.map_err(|error| lost(&error))? {

@@ -7,3 +7,4 @@ pub(crate) mod devices;
 pub(crate) mod job;
 pub(crate) mod journal;
 pub(crate) mod quote;
+pub(crate) mod relay;

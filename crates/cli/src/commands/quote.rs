@@ -14,7 +14,7 @@ use crate::units::{bytes, cpus, span, usd};
 /// The request that the words typed make.
 pub(crate) fn request(args: &RequestArgs) -> Result<Request> {
     let request = Request {
-        engine: args.engine,
+        engine: args.engine.parse()?,
         members: args.members,
         per_member: Resources {
             cpu_millis: args.cpus,

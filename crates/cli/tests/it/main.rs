@@ -1,0 +1,4 @@
+//! The real binary: words in, tables or JSON out, exit status.
+
+mod kit;
+mod words;
