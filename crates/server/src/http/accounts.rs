@@ -17,7 +17,7 @@ use super::auth::key_token;
 use super::caller::{Anybody, Caller};
 use super::error::Error;
 use super::extract::{Body, Named, Params};
-use super::{Api, history, views};
+use super::{Api, history, random, views};
 use crate::handle::HistoryEvent;
 
 /// A challenge to sign in with.
@@ -27,7 +27,7 @@ pub(super) async fn challenge(
     State(api): State<Api>,
     Body(request): Body<ChallengeRequest>,
 ) -> Result<Json<Challenge>, Error> {
-    Ok(Json(api.sessions().challenge(request.account, &api.random()?, api.now_ms())))
+    Ok(Json(api.sessions().challenge(request.account, &random()?, api.now_ms())))
 }
 
 /// A session for a signed challenge.
@@ -37,7 +37,7 @@ pub(super) async fn sign_in(
     State(api): State<Api>,
     Body(request): Body<SignInRequest>,
 ) -> Result<Json<Session>, Error> {
-    let (network, random) = (api.handle.network(), api.random()?);
+    let (network, random) = (api.handle.network(), random()?);
     let session = api.sessions().sign_in(&network, &request, &random, api.now_ms())?;
     let account = request.account;
     api.note(Caller { actor: Actor::Wallet(account), account }, ActivityKind::SignedIn, "by signature")
@@ -63,7 +63,7 @@ pub(super) async fn make_key(
         expires_ms: now_ms.saturating_add(new.lifetime_ms),
         revoked: false,
     };
-    let (token, sha256) = key_token(id, &api.random()?);
+    let (token, sha256) = key_token(id, &random()?);
     api.ask(caller, None, CommandBody::MakeKey { key, label: new.label, sha256 }).await?;
     Ok(Json(MadeKey { id, token }))
 }
@@ -72,7 +72,7 @@ pub(super) async fn make_key(
 #[utoipa::path(get, path = "/v1/keys", tag = "accounts",
     responses((status = 200, body = Vec<KeyView>)), security(("token" = [])))]
 pub(super) async fn keys(State(api): State<Api>, caller: Caller) -> Result<Json<Vec<KeyView>>, Error> {
-    caller.needs(&api, &[Scope::Read, Scope::Keys], "list keys").await?;
+    caller.needs(&api, &[Scope::Read, Scope::Keys], "list keys")?;
     Ok(Json(api.handle.read(|view| views::keys(&view.state, caller.account))))
 }
 
@@ -84,7 +84,7 @@ pub(super) async fn revoke_key(
     caller: Caller,
     Named(key): Named<KeyId>,
 ) -> Result<StatusCode, Error> {
-    caller.needs(&api, &[Scope::Keys], "revoke keys").await?;
+    caller.needs(&api, &[Scope::Keys], "revoke keys")?;
     if api.handle.read(|view| view.state.key(caller.account, key).is_err()) {
         return Err(Error::UnknownKey { key: key.to_string() });
     }
@@ -96,7 +96,7 @@ pub(super) async fn revoke_key(
 #[utoipa::path(get, path = "/v1/wallet", tag = "accounts",
     responses((status = 200, body = Wallet)), security(("token" = [])))]
 pub(super) async fn wallet(State(api): State<Api>, caller: Caller) -> Result<Json<Wallet>, Error> {
-    caller.needs(&api, &[Scope::Read, Scope::Pay], "look at the wallet").await?;
+    caller.needs(&api, &[Scope::Read, Scope::Pay], "look at the wallet")?;
     Ok(Json(api.wallet(caller.account)))
 }
 
@@ -120,13 +120,12 @@ pub(super) async fn ledger(
     caller: Anybody,
     Params(filter): Params<EventFilter>,
 ) -> Result<Json<Vec<LedgerLine>>, Error> {
-    let subject = match &filter.subject {
-        Some(subject) => subject.clone(),
-        None => {
-            let caller = caller.0.ok_or_else(Caller::nobody)?;
-            caller.needs(&api, &[Scope::Read, Scope::Pay], "look at the ledger").await?;
-            caller.account.to_string()
-        }
+    let subject = if let Some(subject) = &filter.subject {
+        subject.clone()
+    } else {
+        let caller = caller.0.ok_or_else(Caller::nobody)?;
+        caller.needs(&api, &[Scope::Read, Scope::Pay], "look at the ledger")?;
+        caller.account.to_string()
     };
     let about: Option<Address> = subject.parse().ok();
     let lines = history::collect(&api, subject, &filter, |record| {
@@ -153,7 +152,7 @@ pub(super) async fn activity(
     caller: Caller,
     Params(filter): Params<EventFilter>,
 ) -> Result<Json<Vec<ActivityLine>>, Error> {
-    caller.needs(&api, &[Scope::Read], "look at the activity log").await?;
+    caller.needs(&api, &[Scope::Read], "look at the activity log")?;
     let own = caller.account.to_string();
     if filter.subject.as_ref().is_some_and(|subject| *subject != own) {
         let what = "look at somebody else's activity log".to_owned();

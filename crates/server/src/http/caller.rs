@@ -112,7 +112,7 @@ impl Caller {
     }
 
     /// Refuses a key with none of these scopes.
-    pub(super) async fn needs(&self, api: &Api, scopes: &[Scope], what: &str) -> Result<(), Error> {
+    pub(super) fn needs(&self, api: &Api, scopes: &[Scope], what: &str) -> Result<(), Error> {
         if api.handle.read(|view| self.has_one_of(&view.state, scopes)) {
             return Ok(());
         }

@@ -31,7 +31,7 @@ pub(super) async fn quote(
     caller: Caller,
     Body(request): Body<Request>,
 ) -> Result<Json<SignedQuote>, Error> {
-    caller.needs(&api, &[Scope::Rent], "ask for a price").await?;
+    caller.needs(&api, &[Scope::Rent], "ask for a price")?;
     let now_ms = api.now_ms();
     let id = QuoteId::from_parts(now_ms, api.handle.random_bits()?);
     let quote = api.handle.read(|view| price::quote(&view.state, id, caller.account, &request, now_ms))?;
@@ -76,7 +76,7 @@ pub(super) async fn clusters(
     State(api): State<Api>,
     caller: Caller,
 ) -> Result<Json<Vec<ClusterView>>, Error> {
-    caller.needs(&api, &OWN_SCOPES, "list clusters").await?;
+    caller.needs(&api, &OWN_SCOPES, "list clusters")?;
     let found = api.handle.read(|view| {
         let own = view.state.orders.values().filter(|order| order.account == caller.account);
         own.map(|order| show(&api, view, order)).collect()
@@ -92,7 +92,7 @@ pub(super) async fn cluster(
     caller: Caller,
     Named(cluster): Named<OrderId>,
 ) -> Result<Json<ClusterView>, Error> {
-    caller.needs(&api, &OWN_SCOPES, "look at a cluster").await?;
+    caller.needs(&api, &OWN_SCOPES, "look at a cluster")?;
     api.cluster(caller, cluster)
 }
 
@@ -130,7 +130,7 @@ pub(super) async fn grant(
     Named(cluster): Named<OrderId>,
     Body(TunnelGrantRequest { endpoint }): Body<TunnelGrantRequest>,
 ) -> Result<Json<TunnelGrant>, Error> {
-    caller.needs(&api, &[Scope::Rent], "open a tunnel").await?;
+    caller.needs(&api, &[Scope::Rent], "open a tunnel")?;
     let now_ms = api.now_ms();
     let found = api.handle.read(|view| {
         let order = own(view, caller, cluster)?;

@@ -39,7 +39,7 @@ pub(super) async fn devices(
     Params(filter): Params<DeviceFilter>,
 ) -> Result<Json<Vec<DeviceView>>, Error> {
     if filter.mine {
-        caller.0.ok_or_else(Caller::nobody)?.needs(&api, &OWNER_SCOPES, "list its devices").await?;
+        caller.0.ok_or_else(Caller::nobody)?.needs(&api, &OWNER_SCOPES, "list its devices")?;
     }
     let reader = caller.reader(&api, &OWNER_SCOPES);
     let sieve = DeviceSieve::new(filter, reader)?;
@@ -83,7 +83,7 @@ pub(super) async fn check_device(
     Named(device): Named<DeviceId>,
 ) -> Result<StatusCode, Error> {
     const WHAT: &str = "check the device";
-    caller.needs(&api, &[Scope::Supply], WHAT).await?;
+    caller.needs(&api, &[Scope::Supply], WHAT)?;
     let checkable = api.handle.read(|view| {
         let found = view.state.device(device)?;
         if found.enrolment.owner != caller.account {

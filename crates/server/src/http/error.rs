@@ -51,6 +51,9 @@ pub(crate) enum Error {
     /// Took too long here.
     #[error("no answer within {limit_s} s; what was asked may still happen: look before you repeat it")]
     TimedOut { limit_s: u64 },
+    /// No quiet moment came to look in.
+    #[error("the server is too busy for a settled answer; ask again in a moment")]
+    Busy,
     /// The server cannot do it now.
     #[error("{0}")]
     Server(ServerError),
@@ -74,6 +77,7 @@ impl Error {
             Self::WrongContentType => "wrong_content_type",
             Self::TooMany { .. } => "too_many",
             Self::TimedOut { .. } => "timed_out",
+            Self::Busy => "busy",
         }
     }
 
@@ -89,7 +93,7 @@ impl Error {
             Self::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::WrongContentType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::TooMany { .. } => StatusCode::TOO_MANY_REQUESTS,
-            Self::TimedOut { .. } | Self::Server(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::TimedOut { .. } | Self::Busy | Self::Server(_) => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
 

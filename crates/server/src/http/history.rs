@@ -19,11 +19,18 @@ pub(super) fn limit(filter: &EventFilter) -> Result<usize, Error> {
     if !(1..=LIMIT_MOST).contains(&wanted) {
         return Err(out_of_range("limit", &wanted.to_string(), &format!("1 to {LIMIT_MOST}")).into());
     }
-    if filter.subject.as_ref().is_some_and(|subject| subject.len() > SUBJECT_BYTES_MOST) {
-        let (subject, limit) = (filter.subject.clone().unwrap_or_default(), "an id of this network");
-        return Err(out_of_range("subject", &subject, limit).into());
-    }
+    check_subject(filter.subject.as_deref())?;
     Ok(usize::try_from(wanted).unwrap_or(usize::MAX))
+}
+
+/// Refuses a subject that is longer than any there is.
+pub(super) fn check_subject(subject: Option<&str>) -> Result<(), Error> {
+    match subject {
+        Some(subject) if subject.len() > SUBJECT_BYTES_MOST => {
+            Err(out_of_range("subject", subject, "an id of this network").into())
+        }
+        _ => Ok(()),
+    }
 }
 
 /// At least `limit` of what `pick` finds in the events about `subject`, or all there is. One event's finds stay together,

@@ -21,6 +21,7 @@ use super::extract::Params;
 use super::views::out_of_range;
 use super::{Api, history, views};
 use crate::handle::{Handle, PublishedEvent, journal_head};
+use crate::view::View;
 
 /// Events of the journal, oldest first: public parts, with what anyone needs to recompute the chain.
 ///
@@ -39,17 +40,29 @@ pub(super) async fn journal(
 
 /// All balances, with the journal's head that they follow from.
 #[utoipa::path(get, path = "/v1/books", tag = "books", responses((status = 200, body = Books)))]
-pub(super) async fn books(State(api): State<Api>) -> Json<Books> {
-    let books = |view: &crate::view::View| Books {
-        balances: views::books(&view.state),
-        journal: journal_head(view.head),
-    };
-    Json(api.handle.read(books))
+pub(super) async fn books(State(api): State<Api>) -> Result<Json<Books>, Error> {
+    /// Under load the state is ahead of the durable head most of the time; a moment when it is not comes with a commit.
+    const TRIES: u32 = 200;
+    let mut commits = api.handle.subscribe();
+    for _ in 0..TRIES {
+        if let Some(books) = api.handle.read(settled_books) {
+            return Ok(Json(books));
+        }
+        let _ = tokio::time::timeout(Duration::from_millis(50), commits.recv()).await;
+    }
+    Err(Error::Busy)
+}
+
+/// The books, if nothing is in them that is not durable yet.
+fn settled_books(view: &View) -> Option<Books> {
+    let settled = view.state.events == view.head.seq;
+    settled.then(|| Books { balances: views::books(&view.state), journal: journal_head(view.head) })
 }
 
 /// Which events are followed.
 #[derive(Debug, Default, Deserialize, utoipa::IntoParams)]
 #[serde(deny_unknown_fields, default)]
+#[into_params(parameter_in = Query)]
 pub(super) struct FollowFilter {
     /// A cluster, lease, device, account, key or payout.
     subject: Option<String>,
@@ -68,6 +81,7 @@ pub(super) async fn events(
     headers: HeaderMap,
     Params(filter): Params<FollowFilter>,
 ) -> Result<Response, Error> {
+    history::check_subject(filter.subject.as_deref())?;
     let too_many = |_| Error::TooMany { what: "live streams", retry_s: 30 };
     let permit = Arc::clone(&api.shared.streams).try_acquire_owned().map_err(too_many)?;
     let after = last_event_id(&headers)?.or(filter.after);

@@ -95,13 +95,13 @@ pub async fn serve(
 
 fn router(api: Api) -> Router {
     let (routes, _) = openapi::routes().split_for_parts();
-    let router = routes
+    routes
         .fallback(layers::no_such_path)
         .method_not_allowed_fallback(layers::wrong_method)
         .layer(from_fn(layers::in_time))
         .layer(from_fn_with_state(api.clone(), layers::count))
-        .layer(from_fn(layers::harden));
-    router.with_state(api)
+        .layer(from_fn(layers::harden))
+        .with_state(api)
 }
 
 /// The API's description as it is served at `/openapi.json`.
@@ -135,10 +135,6 @@ impl Api {
 
     fn now_ms(&self) -> u64 {
         self.handle.now_ms()
-    }
-
-    fn random(&self) -> Result<Random, Error> {
-        Ok(random()?)
     }
 
     fn sessions(&self) -> MutexGuard<'_, Sessions> {

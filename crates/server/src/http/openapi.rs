@@ -70,7 +70,7 @@ pub(super) fn text(openapi: &OpenApi) -> String {
         "description": "A session's token (POST /v1/sign-in) or an API key (POST /v1/keys)."
     }});
     schemas::add(&mut whole);
-    for_each_operation(&mut whole, describe_errors);
+    for_each_operation(&mut whole, describe_answers);
     let mut text = serde_json::to_string_pretty(&whole).unwrap_or_default();
     text.push('\n');
     text
@@ -83,13 +83,60 @@ fn for_each_operation(whole: &mut Value, change: impl Fn(&mut Value)) {
     }
 }
 
-/// Every "no" has the same body.
-fn describe_errors(operation: &mut Value) {
+/// Every "no" has the same body; every answer has a description, which `OpenAPI` asks for.
+fn describe_answers(operation: &mut Value) {
+    for answer in operation["responses"].as_object_mut().into_iter().flat_map(serde_json::Map::values_mut) {
+        if answer["description"].as_str().is_none_or(str::is_empty) {
+            answer["description"] = "As asked".into();
+        }
+    }
     let error = json!({ "application/json": { "schema": { "$ref": "#/components/schemas/ErrorBody" } } });
     operation["responses"]["default"] =
         json!({ "description": "Refused: the code says why", "content": error });
     if operation["security"].is_array() {
         operation["responses"]["401"] =
             json!({ "description": "Not signed in: the message says how", "content": error });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    /// Set to write the description anew instead of comparing.
+    const UPDATE: &str = "IONET_UPDATE_OPENAPI";
+
+    #[test]
+    fn the_stored_description_is_up_to_date() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/openapi.json");
+        let now = super::super::openapi_json();
+        if std::env::var_os(UPDATE).is_some() {
+            std::fs::write(&path, &now).expect("write");
+        }
+        let stored = std::fs::read_to_string(&path).unwrap_or_default();
+        assert!(
+            stored == now,
+            "docs/openapi.json is not up to date; run this test with {UPDATE}=1 and look at the change"
+        );
+    }
+
+    #[test]
+    fn every_reference_points_somewhere() {
+        let whole: serde_json::Value = serde_json::from_str(&super::super::openapi_json()).expect("json");
+        let mut open = vec![&whole];
+        let mut references = 0;
+        while let Some(value) = open.pop() {
+            if let Some(reference) = value.get("$ref").and_then(|reference| reference.as_str()) {
+                let pointer = reference.trim_start_matches('#');
+                assert!(whole.pointer(pointer).is_some(), "{reference} points nowhere");
+                references += 1;
+            }
+            match value {
+                serde_json::Value::Object(object) => open.extend(object.values()),
+                serde_json::Value::Array(array) => open.extend(array),
+                _ => {}
+            }
+        }
+        assert!(references > 100, "{references}");
     }
 }
