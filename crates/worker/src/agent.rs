@@ -175,6 +175,11 @@ impl Agent {
         self.held.values().filter_map(|held| held.observed.clone()).collect()
     }
 
+    /// What the supervisors that run should carry out.
+    pub fn assignments(&self) -> Vec<Assignment> {
+        self.held.values().filter(|held| !held.gone).filter_map(|held| held.assignment.clone()).collect()
+    }
+
     /// Whether the machine yields to its owner's own use.
     pub fn is_yielding(&self) -> bool {
         self.yielding.on

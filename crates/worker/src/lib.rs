@@ -1,6 +1,25 @@
-//! The worker.
+//! The supplier's side: the agent of one machine and the supervisor process of each lease.
+//!
+//! Always holds: the agent is only the supervisors' client, so its end interrupts no packet; what a lease needs to go
+//! on is in its own folder; everything that decides is a synchronous step ([`agent`], [`supervision`]) that the lab runs
+//! too. Not here: rules and money (`ionet-domain`), boxes (`ionet-runtime`), packets (`ionet-net`).
+
 pub mod agent;
 pub mod assignment;
+mod attend;
+pub mod check;
+pub mod config;
+mod control;
 pub mod error;
+pub mod files;
+pub mod inventory;
+pub mod nvml;
+pub mod shell;
 pub mod supervision;
+pub mod supervisor;
+pub mod telemetry;
+pub mod tunnels;
+
+pub use config::{Status, WorkerConfig};
 pub use error::{Result, WorkerError};
+pub use shell::{Worker, status};
