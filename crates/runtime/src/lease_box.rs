@@ -57,6 +57,8 @@ const FIRST_BOX_UID: u32 = 1_879_048_192;
 const NOBODY: u32 = 65534;
 /// Logs of a box: two files of this size.
 const LOG_BYTES: u64 = 4 << 20;
+/// Killed processes are gone in milliseconds, unless the kernel is in trouble.
+const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 const DISK_CHECK_EVERY: Duration = Duration::from_secs(5);
 
 /// A box that is being prepared, is running, or has ended.
@@ -154,8 +156,13 @@ impl LeaseBox {
         if self.holder.exit_code(run).is_none() {
             self.holder.kill(run)?;
         }
-        let deadline = Instant::now() + Duration::from_secs(5);
-        while self.holder.exit_code(run).is_none() && self.holder.is_alive() && Instant::now() < deadline {
+        // All of them, for the last one to end may still hold a port.
+        let helper = i32::try_from(self.holder.pid()).unwrap_or(0);
+        let deadline = Instant::now() + KILL_TIMEOUT;
+        while residents(&self.config.lease_dir, &self.group).iter().any(|pid| *pid != helper) {
+            if Instant::now() > deadline {
+                return Err(Error::Helper { message: "the engine's processes do not end".into() });
+            }
             thread::sleep(Duration::from_millis(5));
         }
         self.stage = self.launch(ms_since(self.started, now))?;
@@ -331,7 +338,7 @@ pub fn log_tail(lease_dir: &Path, bytes: usize) -> String {
 
 /// Kills what belongs to the box until nothing does, then wipes.
 fn finish(lease: &str, lease_dir: &Path, group: &BoxGroup, left: u64) -> Result<WipeReceipt> {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + KILL_TIMEOUT;
     let mut inside = residents(lease_dir, group);
     while !inside.is_empty() && Instant::now() < deadline {
         for pid in inside.into_iter().filter_map(Pid::from_raw) {

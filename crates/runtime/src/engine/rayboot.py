@@ -270,7 +270,14 @@ def kill_everything_else():
                 os.kill(int(name), signal.SIGKILL)
             except OSError:
                 pass
+
+
+def forget_earlier_start():
+    """A box whose engine is started again keeps its files: what the last start left would mislead."""
     shutil.rmtree("/tmp/ray", ignore_errors=True)
+    for path in (GO, USED):
+        if os.path.exists(path):
+            os.unlink(path)
 
 
 def start_node(cfg):
@@ -412,6 +419,7 @@ def main():
     if sys.argv[1:2] == ["--agent-stub"]:
         agent_stub(sys.argv[2:])
     keep_progress_apart()
+    forget_earlier_start()
     cfg = json.loads(os.environ["IONET_RAY_BOOT"])
     try:
         node = start_node(cfg)

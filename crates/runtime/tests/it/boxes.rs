@@ -236,9 +236,10 @@ fn as_root_a_box_runs_as_nobody_known_and_its_variables_show_in_no_process_list(
             text.lines().find_map(|l| l.strip_prefix("Uid:\t")?.split('\t').next()?.parse().ok()).unwrap();
         assert_ne!(uid, 0, "{text}");
     }
-    assert_eq!(processes_with("a-secret-value"), [0; 0]);
-    assert!(it.remove().unwrap().processes_killed >= 2);
-    assert_eq!(processes_with(&marker), [0; 0]);
+    assert_eq!(processes_with("a-secret-value"), [0; 0], "a variable shows in a process list");
+    let receipt = it.remove().unwrap();
+    assert!(receipt.processes_killed >= 2, "{receipt:?}");
+    assert_eq!(processes_with(&marker), [0; 0], "a process is left: {receipt:?}");
 }
 
 /// Skips when this machine does not enforce limits.

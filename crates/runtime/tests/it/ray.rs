@@ -193,6 +193,9 @@ fn two_boxes_become_a_cluster_fast_and_run_a_job() {
     cluster.submit("job-2", KILL_THE_CONTROL_STORE);
     let report = wait_for(&mut cluster.head, 30, |r| r.phase != Phase::Ready);
     assert!(matches!(&report.phase, Phase::Failed { code, .. } if code == "ray_node_died"), "{report:?}");
+    cluster.head.restart_engine(Instant::now()).unwrap();
+    cluster.member.restart_engine(Instant::now()).unwrap();
+    cluster.ready("restarted after the head was lost");
     cluster.remove();
 }
 
