@@ -12,9 +12,9 @@ use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
-use tokio::sync::{OwnedSemaphorePermit, watch};
 
 use super::error::Error;
 use super::extract::Params;
@@ -112,7 +112,6 @@ fn sent(view: &EventView) -> Sent {
 struct Follow {
     handle: Handle,
     live: Receiver<Arc<PublishedEvent>>,
-    stopping: watch::Receiver<bool>,
     subject: Option<String>,
     cursor: u64,
     /// Whether the journal may have more after `cursor` than was read.
@@ -131,7 +130,6 @@ impl Follow {
         Self {
             handle: api.handle.clone(),
             live,
-            stopping: api.shared.stopping.subscribe(),
             subject: filter.subject.clone(),
             cursor: after.unwrap_or(head),
             behind: after.is_some(),
@@ -174,7 +172,7 @@ impl Follow {
     async fn wait(&mut self) -> Option<()> {
         let event = tokio::select! {
             event = self.live.recv() => event,
-            _ = self.stopping.wait_for(|stopping| *stopping) => return None,
+            () = self.handle.0.writer.closed() => return None,
         };
         match event {
             Ok(event) if event.seq <= self.cursor => {}

@@ -24,15 +24,14 @@ mod views;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use axum::Router;
 use axum::middleware::{from_fn, from_fn_with_state};
 use ionet_domain::account::ActivityKind;
 use ionet_domain::command::CommandBody;
 use ionet_domain::{Actor, Address, Command, CommandId, Refusal};
-use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::Semaphore;
 
 use self::auth::{Random, Sessions};
 use self::caller::Caller;
@@ -55,53 +54,26 @@ struct Shared {
     denied: Mutex<BTreeMap<Address, u64>>,
     counters: Counters,
     streams: Arc<Semaphore>,
-    /// Becomes true once, when the server goes down: live streams end then.
-    stopping: watch::Sender<bool>,
     openapi: String,
 }
 
 /// Live event streams at a time.
 const STREAMS_MOST: usize = 1024;
 
-/// Streams and slow requests get this long to end when the server goes down.
-const FAREWELL: Duration = Duration::from_secs(5);
-
-/// Answers requests on `listener` until `stop` is done, then ends the live streams and lets requests under way finish.
+/// The whole HTTP service. Live streams end when the writer does.
 ///
 /// # Errors
 /// If the system gives no randomness.
-pub async fn serve(
-    listener: TcpListener,
-    handle: Handle,
-    stop: impl Future<Output = ()> + Send + 'static,
-) -> Result<(), ServerError> {
+pub fn router(handle: Handle) -> Result<Router, ServerError> {
     let api = Api::new(handle)?;
-    let (stopping, mut stopped) = (api.shared.stopping.clone(), api.shared.stopping.subscribe());
-    let stop = async move {
-        stop.await;
-        stopping.send_replace(true);
-    };
-    let serving = axum::serve(listener, router(api)).with_graceful_shutdown(stop);
-    let farewell = async move {
-        let _ = stopped.wait_for(|stopping| *stopping).await;
-        tokio::time::sleep(FAREWELL).await;
-    };
-    tokio::select! {
-        served = serving => served.map_err(ServerError::io("answer HTTP requests"))?,
-        () = farewell => tracing::warn!("requests under way were cut off: the server is going down"),
-    }
-    Ok(())
-}
-
-fn router(api: Api) -> Router {
     let (routes, _) = openapi::routes().split_for_parts();
-    routes
+    let routes = routes
         .fallback(layers::no_such_path)
         .method_not_allowed_fallback(layers::wrong_method)
         .layer(from_fn(layers::in_time))
         .layer(from_fn_with_state(api.clone(), layers::count))
-        .layer(from_fn(layers::harden))
-        .with_state(api)
+        .layer(from_fn(layers::harden));
+    Ok(routes.with_state(api))
 }
 
 /// The API's description as it is served at `/openapi.json`.
@@ -127,7 +99,6 @@ impl Api {
             denied: Mutex::default(),
             counters: Counters::default(),
             streams: Arc::new(Semaphore::new(STREAMS_MOST)),
-            stopping: watch::Sender::new(false),
             openapi: openapi_json(),
         };
         Ok(Self { handle, shared: Arc::new(shared) })

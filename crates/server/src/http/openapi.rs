@@ -42,6 +42,7 @@ pub(super) fn routes() -> OpenApiRouter<Api> {
         .routes(routes!(accounts::revoke_key))
         .routes(routes!(accounts::wallet))
         .routes(routes!(accounts::send))
+        .routes(routes!(devices::enrol))
         .routes(routes!(devices::device, devices::change_device, devices::archive_device))
         .routes(routes!(devices::check_device))
         .routes(routes!(clusters::quote))
@@ -54,7 +55,7 @@ pub(super) fn routes() -> OpenApiRouter<Api> {
     let filtered = OpenApiRouter::new()
         .routes(routes!(accounts::ledger))
         .routes(routes!(accounts::activity))
-        .routes(routes!(devices::devices, devices::enrol))
+        .routes(routes!(devices::devices))
         .routes(routes!(journal::journal))
         .routes(routes!(journal::events));
     OpenApiRouter::with_openapi(Described::openapi()).merge(plain).merge(filtered)
