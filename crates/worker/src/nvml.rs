@@ -87,8 +87,13 @@ pub struct DriverGpu {
     pub pci: String,
 }
 
-fn failed(library: &str, reason: impl ToString) -> WorkerError {
-    WorkerError::Nvml { library: library.into(), reason: reason.to_string() }
+fn failed(library: &str, reason: String) -> WorkerError {
+    WorkerError::Nvml { library: library.into(), reason }
+}
+
+/// What the system's loader said.
+fn cause(error: &libloading::Error) -> String {
+    std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string)
 }
 
 /// Looks up one function of `nvml.h`.
@@ -123,12 +128,12 @@ impl Nvml {
         // SAFETY: loading runs the library's initialisers; the driver's library is trusted as the driver is.
         let loaded = match unsafe { Library::new(library) } {
             Ok(loaded) => loaded,
-            Err(error) if error.to_string().contains("No such file") => return Ok(None),
-            Err(error) => return Err(failed(&name, error)),
+            Err(error) if cause(&error).contains("No such file") => return Ok(None),
+            Err(error) => return Err(failed(&name, cause(&error))),
         };
         let load = || Ok((function(&loaded, c"nvmlInit_v2")?, Calls::load(&loaded)?));
         let (init, calls): (unsafe extern "C" fn() -> Status, Calls) =
-            load().map_err(|error: libloading::Error| failed(&name, error))?;
+            load().map_err(|error: libloading::Error| failed(&name, cause(&error)))?;
         let this = Self { calls, name, _library: loaded };
         // SAFETY: takes nothing; `Drop` shuts down as often as this initialises.
         this.check(unsafe { init() })?;

@@ -2,4 +2,7 @@
 
 mod agent;
 mod fixtures;
+mod machine;
+mod process;
+mod server;
 mod supervision;
