@@ -31,6 +31,7 @@ use axum::middleware::{from_fn, from_fn_with_state};
 use ionet_domain::account::ActivityKind;
 use ionet_domain::command::CommandBody;
 use ionet_domain::{Actor, Address, Command, CommandId, Refusal};
+use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
 use self::auth::{Random, Sessions};
@@ -59,6 +60,19 @@ struct Shared {
 
 /// Live event streams at a time.
 const STREAMS_MOST: usize = 1024;
+
+/// Answers requests on `listener` until `stop` is done, then lets those under way finish.
+///
+/// # Errors
+/// If the system gives no randomness or the listener fails.
+pub async fn serve(
+    listener: TcpListener,
+    handle: Handle,
+    stop: impl Future<Output = ()> + Send + 'static,
+) -> Result<(), ServerError> {
+    let serving = axum::serve(listener, router(handle)?).with_graceful_shutdown(stop);
+    serving.await.map_err(ServerError::io("answer HTTP requests"))
+}
 
 /// The whole HTTP service. Live streams end when the writer does.
 ///
