@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use ionet_api::Secret;
 use ionet_api::sign::{self, Usage};
 use ionet_api::worker::{Desired, Generation, MemberEndpoint, MemberList, ObservedLease, Telemetry};
 use ionet_domain::device::Measured;
@@ -17,6 +18,8 @@ use serde::{Deserialize, Serialize};
 pub const SILENT_MS: u64 = 20_000;
 /// Telemetry points kept for each device.
 pub const TELEMETRY_POINTS: usize = 120;
+/// A receipt may claim this much more than the server's own clock allows; it is never charged.
+const CLOCKS_APART_MS: u64 = 2_000;
 /// Leases that one device can report at most; more are ignored.
 const MAX_OBSERVED: usize = 1024;
 
@@ -82,6 +85,15 @@ pub(crate) struct MeterNow {
     pub(crate) heard_by: BTreeMap<u32, u64>,
 }
 
+/// A member list as the members are told it.
+#[derive(Debug, Clone)]
+pub(crate) struct SignedList {
+    pub(crate) list: MemberList,
+    pub(crate) signature: String,
+    /// The secret of the cluster's services.
+    pub(crate) token: Secret,
+}
+
 /// All devices as they are heard now.
 #[derive(Debug, Clone, Default)]
 pub struct Fleet {
@@ -90,9 +102,13 @@ pub struct Fleet {
     endpoints: BTreeMap<LeaseId, MemberEndpoint>,
     pub(crate) endpoints_changed: bool,
     pub(crate) meters: BTreeMap<LeaseId, MeterNow>,
-    pub(crate) lists: BTreeMap<OrderId, (MemberList, String)>,
+    pub(crate) lists: BTreeMap<OrderId, SignedList>,
+    /// When a payment under way is asked for again.
     pub(crate) payments: BTreeMap<PayoutId, u64>,
-    pub(crate) earned_since_epoch: BTreeMap<Address, u64>,
+    /// When this server started to listen.
+    pub(crate) started_ms: u64,
+    /// The number of the last desired set that any device was told.
+    pub(crate) last_told_n: u64,
     unknown: BTreeMap<LeaseId, Unknown>,
 }
 
@@ -109,8 +125,13 @@ enum Unknown {
 
 impl Fleet {
     /// A fleet that remembers how supervisors were reached before a restart.
-    pub fn new(endpoints: BTreeMap<LeaseId, MemberEndpoint>) -> Self {
-        Self { endpoints, ..Self::default() }
+    pub fn new(endpoints: BTreeMap<LeaseId, MemberEndpoint>, now_ms: u64) -> Self {
+        Self { endpoints, started_ms: now_ms, ..Self::default() }
+    }
+
+    /// When a device was heard last; when this server started if it was not heard since.
+    pub(crate) fn heard_ms(&self, device: DeviceId) -> u64 {
+        self.devices.get(&device).map_or(self.started_ms, |now| now.heard_ms)
     }
 
     /// What is heard of a device; `None` if nothing was since the server started.
@@ -229,31 +250,33 @@ impl Fleet {
         self.devices.get_mut(&device)
     }
 
-    /// A device said what runs on it: all of it. Receipts are verified for `network`; one that is not good is
-    /// replaced by the last good one.
+    /// A device said what runs on it: all of it. `most_ms` is how long a lease of this device can have run by now.
+    /// Receipts are verified for `network`; one that is not good is replaced by the last good one.
     pub(crate) fn observe(
         &mut self,
         device: DeviceId,
         reported: Vec<ObservedLease>,
-        holds: impl Fn(LeaseId) -> bool,
+        most_ms: impl Fn(LeaseId) -> Option<u64>,
         (network, now_ms): (&str, u64),
     ) {
         let Some(now) = self.devices.get_mut(&device) else { return };
-        let before = std::mem::take(&mut now.observed);
+        let mut before = std::mem::take(&mut now.observed);
         now.observed_ms = now_ms;
         for mut observed in reported.into_iter().take(MAX_OBSERVED) {
             let id = observed.lease;
-            let known = before.get(&id);
-            if let Some(endpoint) = observed.endpoint.as_ref().filter(|_| holds(id))
+            let most_ms = most_ms(id);
+            if let Some(endpoint) = observed.endpoint.as_ref().filter(|_| most_ms.is_some())
                 && self.endpoints.get(&id) != Some(endpoint)
             {
                 self.endpoints.insert(id, endpoint.clone());
                 self.endpoints_changed = true;
             }
-            let last = known.and_then(|known| known.receipt.clone());
+            let last = before.remove(&id).and_then(|known| known.receipt);
             if let Some(receipt) = observed.receipt.take_if(|receipt| last.as_ref() != Some(receipt)) {
                 let signer = self.endpoints.get(&id).map(|endpoint| endpoint.id);
-                if receipt.lease == id && signer.is_some_and(|key| believed(&receipt, key, network)) {
+                let plausible =
+                    receipt.lease == id && receipt.elapsed_ms <= most_ms.unwrap_or(0) + CLOCKS_APART_MS;
+                if plausible && signer.is_some_and(|key| believed(&receipt, key, network)) {
                     note_heard(&mut self.meters, &receipt, last.as_ref(), now_ms);
                     observed.receipt = Some(receipt);
                 } else {

@@ -15,7 +15,7 @@ use ionet_domain::command::CommandBody;
 use ionet_domain::market::Quote;
 use ionet_domain::money::HOUR_MS;
 use ionet_domain::{Actor, Address, Command, DeviceId, Event, KeyId, OrderId, PrivateBody, PublicBody};
-use ionet_journal::{FileDisk, Hash, Head, Index, PrivatePart, Reader, Record, Scope, private_digest};
+use ionet_journal::{FileDisk, Hash, Head, Index, PrivatePart, Reader, Record, private_digest};
 use ionet_net::{Node, RelayInfo};
 use tokio::sync::{broadcast, mpsc, oneshot};
 

@@ -6,15 +6,24 @@
 //! Always holds: nothing is answered, published or acted upon before it is durable; a failed append ends the process.
 //! Not here: rules (`ionet-domain`), anything that runs a customer's code (`ionet-worker`).
 
+pub mod core;
+pub mod engine;
 pub mod error;
 pub mod fleet;
 pub mod handle;
+pub mod http;
 pub mod keys;
+pub mod reconcile;
 pub mod shell;
+pub mod verify;
 pub mod view;
 
+pub use crate::core::{Core, CoreOptions, Input, Output, Ticket};
+pub use engine::{Engine, EngineOptions, Opened};
 pub use error::ServerError;
 pub use fleet::Fleet;
 pub use handle::{Handle, HistoryEvent, PublishedEvent, Submitted};
 pub use keys::Keys;
+pub use shell::{LocalFunds, Server, ServerConfig};
+pub use verify::{Audit, verify};
 pub use view::{SharedView, View};

@@ -1,0 +1,427 @@
+//! The core: inputs in, durable outputs out. Synchronous, without clock, threads or network; the shell and the lab
+//! both run it.
+//!
+//! [`Core::step`] stages, [`Core::commit`] makes everything staged durable and only then releases what was to be
+//! answered, told, paid and published. Not here: rules (`ionet-domain`), what is due when (`reconcile`).
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ionet_api::worker::{FromWorker, MemberEndpoint, MemberList, ToWorker, Welcome};
+use ionet_chain::Deposit;
+use ionet_domain::command::CommandBody;
+use ionet_domain::device::{Contact, DeviceStage};
+use ionet_domain::{Actor, Command, DeviceId, EndpointId, Event, LeaseId, PayoutId, PublicBody, Refusal};
+use ionet_journal::Disk;
+use ionet_net::link::LinkEvent;
+
+use crate::engine::{Engine, EngineOptions, Opened};
+use crate::error::ServerError;
+use crate::fleet::{CheckNow, Fleet, NetworkMeasured, SignedList};
+use crate::handle::PublishedEvent;
+use crate::keys::Keys;
+use crate::reconcile::{self, Act, Todo};
+use crate::view::SharedView;
+
+/// How often telemetry is wanted from workers.
+pub const TELEMETRY_MS: u64 = 5_000;
+/// Rounds of reconciling in one tick; what is left waits for the next.
+const MAX_ROUNDS: u32 = 12;
+/// How often all devices are looked at.
+const DEVICES_EVERY_MS: u64 = 1_000;
+/// Unknown leases of one report that the journal is asked about.
+const MAX_FINDS: usize = 64;
+/// A payment without an answer is asked for again after this long, a failed one sooner. Asking again pays once.
+const PAY_AGAIN_MS: u64 = 60_000;
+const PAY_AFTER_FAILURE_MS: u64 = 5_000;
+
+/// Names a submitted command until it is answered.
+pub type Ticket = u64;
+
+/// What reaches the core.
+#[derive(Debug)]
+pub enum Input {
+    /// A command; answered under its ticket, if it has one.
+    Submit(Option<Ticket>, Command),
+    /// The links.
+    Link(LinkEvent),
+    /// A measurement that was asked for with [`Output::Probe`].
+    Probed(EndpointId, NetworkMeasured),
+    /// The answer to [`Output::Pay`]: the chain's reference, or what failed.
+    ChainPaid(PayoutId, Result<String, String>),
+    /// The chain's watcher saw tokens arrive.
+    ChainDeposit(Deposit),
+    /// The answer to [`Output::Find`]: whether the journal has the lease's order.
+    Found(LeaseId, bool),
+    /// Time went by: reconcile.
+    Tick,
+}
+
+/// What leaves the core, after it is durable.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Output {
+    /// To a submitted command: its events with their places.
+    Answer(Ticket, Result<Vec<(u64, Event)>, Refusal>),
+    /// Say something to a worker.
+    Tell(EndpointId, Box<ToWorker>),
+    /// Measure the network to a worker and answer with [`Input::Probed`].
+    Probe(EndpointId),
+    /// Pay and answer with [`Input::ChainPaid`].
+    Pay {
+        /// The payment's id.
+        payout: PayoutId,
+        /// Who is paid.
+        account: ionet_domain::Address,
+        /// In what.
+        asset: ionet_domain::Asset,
+        /// In minor units.
+        amount: u64,
+    },
+    /// Look in the journal whether it has the order of a lease, and answer with [`Input::Found`].
+    Find(LeaseId),
+    /// These events are durable now.
+    Published(Vec<PublishedEvent>),
+}
+
+/// How to open a core.
+#[derive(Debug, Clone)]
+pub struct CoreOptions {
+    /// The engine's part.
+    pub engine: EngineOptions,
+    /// The server's keys.
+    pub keys: Keys,
+    /// How supervisors were reached before the restart, from [`Fleet::endpoints`]; may be empty.
+    pub endpoints: BTreeMap<LeaseId, MemberEndpoint>,
+}
+
+/// Engine, fleet and reconcilers together.
+#[derive(Debug)]
+pub struct Core<D> {
+    engine: Engine<D>,
+    view: SharedView,
+    keys: Keys,
+    outputs: Vec<Output>,
+    dirty: bool,
+    devices_due_ms: u64,
+}
+
+impl<D: Disk> Core<D> {
+    /// Opens the engine and begins to listen.
+    ///
+    /// # Errors
+    /// Those of [`Engine::open`].
+    pub fn open(disk: D, options: CoreOptions, now_ms: u64) -> Result<(Self, Opened), ServerError> {
+        let fleet = Fleet::new(options.endpoints, now_ms);
+        let (engine, opened) = Engine::open(disk, options.engine, fleet, now_ms)?;
+        let view = engine.view().clone();
+        let core =
+            Self { engine, view, keys: options.keys, outputs: Vec::new(), dirty: true, devices_due_ms: 0 };
+        Ok((core, opened))
+    }
+
+    /// State and fleet.
+    pub fn view(&self) -> &SharedView {
+        &self.view
+    }
+
+    /// The engine below.
+    pub fn engine(&mut self) -> &mut Engine<D> {
+        &mut self.engine
+    }
+
+    /// Whether something happened that reconcilers may want to act upon before the next tick.
+    pub fn dirty(&self) -> bool {
+        self.dirty
+    }
+
+    /// Takes one input. What follows from it leaves with the next [`Core::commit`].
+    pub fn step(&mut self, now_ms: u64, input: Input) {
+        match input {
+            Input::Submit(ticket, command) => self.submitted(ticket, &command, now_ms),
+            Input::Link(event) => self.linked(event, now_ms),
+            Input::Probed(endpoint, measured) => self.probed(endpoint, measured),
+            Input::ChainPaid(payout, paid) => self.paid(payout, paid, now_ms),
+            Input::ChainDeposit(deposit) => self.deposited(&deposit, now_ms),
+            Input::Found(lease, ended) => {
+                self.view.write().fleet.note_found(lease, ended);
+                self.dirty = true;
+            }
+            Input::Tick => self.reconcile(now_ms),
+        }
+    }
+
+    /// Makes everything staged durable and releases what follows from it.
+    ///
+    /// # Errors
+    /// Fatal: nothing may be released; end the process and open again.
+    pub fn commit(&mut self) -> Result<Vec<Output>, ServerError> {
+        let published = self.engine.commit()?;
+        let mut outputs = std::mem::take(&mut self.outputs);
+        if !published.is_empty() {
+            outputs.push(Output::Published(published));
+        }
+        Ok(outputs)
+    }
+
+    fn submitted(&mut self, ticket: Option<Ticket>, command: &Command, now_ms: u64) {
+        let answer = match self.engine.submit(command, now_ms) {
+            Ok(events) => Ok(self.note(events)),
+            Err(ServerError::Refused(refusal)) => Err(refusal),
+            // Fatal: the next commit says so, and nobody is answered.
+            Err(_) => return,
+        };
+        self.outputs.extend(ticket.map(|ticket| Output::Answer(ticket, answer)));
+    }
+
+    /// Takes note of what own memory follows from events.
+    fn note(&mut self, events: Vec<(u64, Event)>) -> Vec<(u64, Event)> {
+        self.dirty = true;
+        for (_, event) in &events {
+            match &event.public {
+                PublicBody::DeviceChecking { device } => {
+                    if let Some(now) = self.view.write().fleet.device_mut(*device) {
+                        now.check = CheckNow::default();
+                        self.devices_due_ms = 0;
+                    }
+                }
+                PublicBody::PayoutPaid { payout, .. } => {
+                    self.view.write().fleet.payments.remove(payout);
+                }
+                PublicBody::Retired { .. } => {
+                    let mut view = self.view.write();
+                    let live: BTreeSet<_> = view.state.orders.keys().copied().collect();
+                    view.fleet.forget(&live);
+                }
+                _ => {}
+            }
+        }
+        events
+    }
+
+    /// Carries out a command of the server's own or of a device; refusals are no news.
+    fn carry_out(&mut self, command: &Command, now_ms: u64) -> bool {
+        let done = match self.engine.submit(command, now_ms) {
+            Ok(events) => {
+                self.note(events);
+                true
+            }
+            Err(error) => {
+                tracing::debug!(%error, ?command, "not carried out");
+                false
+            }
+        };
+        if let CommandBody::Meter { receipt, .. } = &command.body {
+            let mut view = self.view.write();
+            let memory = view.fleet.meters.entry(receipt.lease).or_default();
+            memory.tried_ms = receipt.elapsed_ms;
+            if done {
+                memory.at_ms = Some(now_ms);
+            }
+        }
+        done
+    }
+
+    fn by_server(&mut self, body: CommandBody, now_ms: u64) -> bool {
+        self.carry_out(&Command { id: None, actor: Actor::Server, body }, now_ms)
+    }
+
+    fn deposited(&mut self, deposit: &Deposit, now_ms: u64) {
+        let Deposit { reference, account, asset, amount, .. } = deposit.clone();
+        let id = deposit.transfer_id();
+        if deposit.n > self.view.read().deposits_seen {
+            self.by_server(CommandBody::Deposit { id, reference, account, asset, amount }, now_ms);
+        }
+    }
+
+    fn paid(&mut self, payout: PayoutId, paid: Result<String, String>, now_ms: u64) {
+        match paid {
+            Ok(reference) => _ = self.by_server(CommandBody::ConfirmPayout { payout, reference }, now_ms),
+            Err(reason) => {
+                tracing::warn!(%payout, reason, "a payout failed and is tried again");
+                self.view.write().fleet.payments.insert(payout, now_ms + PAY_AFTER_FAILURE_MS);
+            }
+        }
+    }
+
+    fn linked(&mut self, event: LinkEvent, now_ms: u64) {
+        match event {
+            LinkEvent::Up(net) => {
+                let endpoint = EndpointId(net.0);
+                self.view.write().fleet.link_up(endpoint);
+                let welcome = Welcome {
+                    network: self.view.read().state.params.network.clone(),
+                    server: self.keys.signing.address(),
+                    telemetry_ms: TELEMETRY_MS,
+                };
+                self.outputs.push(Output::Tell(endpoint, Box::new(ToWorker::Welcome(welcome))));
+            }
+            LinkEvent::Down(net) => self.view.write().fleet.link_down(EndpointId(net.0)),
+            LinkEvent::Frame(net, frame) => {
+                let endpoint = EndpointId(net.0);
+                match serde_json::from_slice(&frame) {
+                    Ok(message) => self.heard(endpoint, message, now_ms),
+                    Err(error) => tracing::warn!(%endpoint, %error, "a frame was not understood"),
+                }
+            }
+        }
+    }
+
+    fn heard(&mut self, endpoint: EndpointId, message: FromWorker, now_ms: u64) {
+        if let FromWorker::Hello { device, version, generation, observed } = message {
+            if !self.is_device(device, endpoint) || self.view.read().fleet.link(endpoint).is_none() {
+                return tracing::warn!(%endpoint, %device, "a hello from a key that is not the device's");
+            }
+            self.view.write().fleet.hello(device, endpoint, (version, generation), now_ms);
+            self.frame(device, FromWorker::Observed(observed), now_ms);
+            self.by_server(CommandBody::NoteContact { device, contact: Contact::Connected }, now_ms);
+            self.devices_due_ms = 0;
+            self.dirty = true;
+            return;
+        }
+        let device = self.view.read().fleet.link(endpoint).flatten();
+        match device.filter(|device| self.is_device(*device, endpoint)) {
+            Some(device) => self.frame(device, message, now_ms),
+            None => tracing::debug!(%endpoint, "a frame before hello"),
+        }
+    }
+
+    fn is_device(&self, device: DeviceId, endpoint: EndpointId) -> bool {
+        let view = self.view.read();
+        let enrolled = view.state.devices.get(&device).filter(|found| found.stage != DeviceStage::Archived);
+        enrolled.is_some_and(|found| found.enrolment.endpoint == endpoint)
+    }
+
+    fn frame(&mut self, device: DeviceId, message: FromWorker, now_ms: u64) {
+        let mut view = self.view.write();
+        let Some(now) = view.fleet.heard(device, now_ms) else { return };
+        match message {
+            FromWorker::Telemetry(telemetry) => return now.take_telemetry(telemetry),
+            FromWorker::Checked(measured) if now.check.asked_ms.is_some() => {
+                now.check.measured = Some(measured);
+                self.devices_due_ms = 0;
+            }
+            FromWorker::Observed(observed) => {
+                drop(view);
+                return self.observed(device, observed, now_ms);
+            }
+            FromWorker::Yielding(yielding) => {
+                drop(view);
+                let body = CommandBody::ReportYield { device, yielding };
+                self.carry_out(&Command { id: None, actor: Actor::Device(device), body }, now_ms);
+                return;
+            }
+            // Pongs belong to the probe of whoever runs the links.
+            FromWorker::Checked(_) | FromWorker::Pong { .. } | FromWorker::Hello { .. } => return,
+        }
+        self.dirty = true;
+    }
+
+    fn observed(&mut self, device: DeviceId, observed: Vec<ionet_api::worker::ObservedLease>, now_ms: u64) {
+        let mut view = self.view.write();
+        let view = &mut *view;
+        let (state, fleet) = (&view.state, &mut view.fleet);
+        let unknown: Vec<_> =
+            observed.iter().map(|one| one.lease).filter(|id| state.lease(*id).is_err()).collect();
+        let most_ms = |id| {
+            let (_, lease) = state.lease(id).ok().filter(|(_, lease)| lease.device == device)?;
+            Some(lease.charging_since_ms.map_or(0, |since_ms| now_ms.saturating_sub(since_ms)))
+        };
+        let before = fleet.device(device).map(|now| now.observed.clone());
+        fleet.observe(device, observed, most_ms, (&state.params.network, now_ms));
+        self.dirty |= before.as_ref() != fleet.device(device).map(|now| &now.observed);
+        for lease in unknown.into_iter().take(MAX_FINDS) {
+            if !fleet.note_unknown(device, lease) {
+                continue;
+            }
+            tracing::warn!(%device, %lease, "a device reports a lease that is not in the live state");
+            if state.orders.contains_key(&lease.order) {
+                // The order lives and this lease of it was never made here: from before a restore.
+                fleet.note_found(lease, false);
+            } else {
+                self.outputs.push(Output::Find(lease));
+            }
+        }
+    }
+
+    fn probed(&mut self, endpoint: EndpointId, measured: NetworkMeasured) {
+        let mut view = self.view.write();
+        let device = view.fleet.link(endpoint).flatten();
+        if let Some(now) = device.and_then(|device| view.fleet.device_mut(device)) {
+            now.check.network = Some(measured);
+            self.devices_due_ms = 0;
+            self.dirty = true;
+        }
+    }
+
+    /// Lets the reconcilers look until nothing more follows.
+    fn reconcile(&mut self, now_ms: u64) {
+        self.dirty = false;
+        let look_at_devices = now_ms >= self.devices_due_ms;
+        if look_at_devices {
+            self.devices_due_ms = now_ms + DEVICES_EVERY_MS;
+        }
+        for _ in 0..MAX_ROUNDS {
+            let mut todos = reconcile::orders(&self.view.read(), now_ms);
+            if look_at_devices {
+                todos.extend(reconcile::devices(&self.view.read(), now_ms));
+            }
+            let mut moved = false;
+            for todo in todos {
+                moved |= self.carry_on(todo, now_ms);
+            }
+            if !moved {
+                return self.dirty = false;
+            }
+        }
+    }
+
+    /// Carries out one thing; whether more may follow from it at once.
+    fn carry_on(&mut self, todo: Todo, now_ms: u64) -> bool {
+        match todo {
+            Todo::Command(command) => self.carry_out(&command, now_ms),
+            Todo::Sign(list) => {
+                self.sign(list);
+                true
+            }
+            Todo::Act(act) => {
+                self.act(act, now_ms);
+                false
+            }
+        }
+    }
+
+    fn sign(&mut self, list: MemberList) {
+        let mut view = self.view.write();
+        let signature = self.keys.signing.sign(&view.state.params.network, &list);
+        let token = self.keys.cluster_token(list.cluster);
+        view.fleet.lists.insert(list.cluster, SignedList { list, signature, token });
+    }
+
+    fn act(&mut self, act: Act, now_ms: u64) {
+        let mut view = self.view.write();
+        let fleet = &mut view.fleet;
+        match &act {
+            Act::Tell(endpoint, message) => {
+                if let ToWorker::Desired(desired) = message.as_ref() {
+                    fleet.last_told_n = desired.generation.n;
+                }
+                let device = fleet.link(*endpoint).flatten();
+                if let Some(now) = device.and_then(|device| fleet.device_mut(device)) {
+                    match message.as_ref() {
+                        ToWorker::Desired(desired) => now.told = Some((desired.clone(), now_ms)),
+                        ToWorker::Check => {
+                            now.check = CheckNow { asked_ms: Some(now_ms), ..CheckNow::default() }
+                        }
+                        _ => {}
+                    }
+                }
+            }
+            Act::Pay { payout, .. } => _ = fleet.payments.insert(*payout, now_ms + PAY_AGAIN_MS),
+            Act::Probe(_) => {}
+        }
+        self.outputs.push(match act {
+            Act::Tell(endpoint, message) => Output::Tell(endpoint, message),
+            Act::Probe(endpoint) => Output::Probe(endpoint),
+            Act::Pay { payout, account, asset, amount } => Output::Pay { payout, account, asset, amount },
+        });
+    }
+}

@@ -1,0 +1,76 @@
+//! Orders end when their time is over or every program ended; closed ones wait until each box is removed, with its
+//! last receipt metered first, or until the grace for silent devices is over.
+
+use ionet_api::worker::BoxPhase;
+use ionet_domain::command::CommandBody;
+use ionet_domain::order::{CloseReason, Lease, LeasePhase, WipeReceipt};
+use ionet_domain::{LeaseId, Order, Stage};
+
+use super::{Todo, command, in_stage, lease_id, meter};
+use crate::view::View;
+
+/// A device that was told that a lease ended has this long to report its box before it is believed to have none.
+const NO_BOX_AFTER_MS: u64 = 3_000;
+
+pub(super) fn step(view: &View, now_ms: u64) -> Vec<Todo> {
+    let ends = in_stage(view, Stage::Running).filter_map(|order| {
+        let reason = over(order, now_ms)?;
+        Some(command(CommandBody::Close { order: order.id, reason }))
+    });
+    ends.chain(in_stage(view, Stage::Closing).flat_map(|order| removals(view, order, now_ms))).collect()
+}
+
+/// Why a running order is over, if it is.
+fn over(order: &Order, now_ms: u64) -> Option<CloseReason> {
+    if order.ends_ms().is_some_and(|ends_ms| ends_ms <= now_ms) {
+        return Some(CloseReason::Time);
+    }
+    let members = (0..order.quote.request.members).map(|slot| order.member(slot));
+    let codes = members.map(|member| match member?.1.phase {
+        LeasePhase::Exited { exit_code } => Some(exit_code),
+        _ => None,
+    });
+    let codes: Vec<i32> = codes.collect::<Option<_>>()?;
+    Some(CloseReason::Finished { exit_code: codes.into_iter().max()? })
+}
+
+fn removals(view: &View, order: &Order, now_ms: u64) -> Vec<Todo> {
+    let open = order.leases.iter().filter(|(_, lease)| !lease.ended());
+    open.filter_map(|(n, lease)| {
+        let id = lease_id(order, *n);
+        let wipe = evidence(view, order, lease, id, now_ms)?;
+        let last = meter::final_charge(view, order, id, lease);
+        let removed = command(CommandBody::ReportRemoved { lease: id, wipe });
+        Some(last.into_iter().chain([removed]))
+    })
+    .flatten()
+    .collect()
+}
+
+/// Evidence that a box is gone; `None` while there is a reason to wait.
+#[expect(clippy::option_option, reason = "gone without a receipt is something else than not gone")]
+fn evidence(
+    view: &View,
+    order: &Order,
+    lease: &Lease,
+    id: LeaseId,
+    now_ms: u64,
+) -> Option<Option<WipeReceipt>> {
+    let given_up_ms = order.closed_ms.unwrap_or(now_ms) + view.state.params.removal_grace_ms;
+    match view.fleet.observed(lease.device, id).map(|observed| &observed.phase) {
+        Some(BoxPhase::Removed { wipe }) => return Some(Some(wipe.clone())),
+        None if has_no_box(view, lease, id) => {
+            let method = "none: the device reports that it has no such box".into();
+            return Some(Some(WipeReceipt { method, ..WipeReceipt::default() }));
+        }
+        _ => {}
+    }
+    (given_up_ms <= now_ms).then_some(None)
+}
+
+/// Whether the connected device was told that the lease ended and has since reported all its boxes without it.
+fn has_no_box(view: &View, lease: &Lease, id: LeaseId) -> bool {
+    let Some(now) = view.fleet.device(lease.device).filter(|now| now.connected) else { return false };
+    let told = now.told.as_ref().filter(|(desired, _)| desired.ended.contains(&id));
+    told.is_some_and(|(_, since_ms)| now.observed_ms >= since_ms + NO_BOX_AFTER_MS)
+}
