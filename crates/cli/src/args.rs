@@ -145,6 +145,10 @@ pub(crate) struct ServerArgs {
     /// A file with a relay's JSON line, as `ionet relay` prints it; may be given again
     #[arg(long, value_name = "FILE")]
     pub(crate) relay: Vec<PathBuf>,
+    /// Local money for an account, given once, ADDRESS=USD; may be given again. It is worth nothing: no chain is
+    /// connected yet
+    #[arg(long, value_name = "ADDRESS=USD", value_parser = parse_funds)]
+    pub(crate) fund: Vec<(Address, u64)>,
 }
 
 #[derive(Debug, Args)]
@@ -456,6 +460,9 @@ pub(crate) enum ClusterCommand {
         /// Which member; 0 is the head
         #[arg(long, default_value_t = 0, value_name = "SLOT")]
         member: u32,
+        /// Go on with what comes
+        #[arg(long, short)]
+        follow: bool,
     },
     /// End a cluster: boxes are removed and wiped, the rest of the money comes back
     Rm {
@@ -617,6 +624,11 @@ pub(crate) struct ActivityArgs {
 fn parse_usd(text: &str) -> Result<u64, String> {
     let text = text.strip_prefix('$').unwrap_or(text);
     Asset::Iosd.parse(text).map_err(|refusal| refusal.to_string())
+}
+
+fn parse_funds(text: &str) -> Result<(Address, u64), String> {
+    let (account, amount) = text.split_once('=').ok_or("write it as ADDRESS=USD")?;
+    Ok((account.parse().map_err(|error| format!("{error}"))?, parse_usd(amount)?))
 }
 
 fn parse_rate(text: &str) -> Result<Rate, String> {

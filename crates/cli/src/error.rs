@@ -146,6 +146,33 @@ impl From<NetError> for CliError {
     }
 }
 
+impl From<ionet_worker::WorkerError> for CliError {
+    fn from(error: ionet_worker::WorkerError) -> Self {
+        match error {
+            ionet_worker::WorkerError::Api(error) => error.into(),
+            ionet_worker::WorkerError::Net(error) => error.into(),
+            ionet_worker::WorkerError::Busy { .. } | ionet_worker::WorkerError::Join { .. } => {
+                Self::refused(error.code(), error.to_string())
+            }
+            other => Self::internal(other.code(), other.full_message()),
+        }
+    }
+}
+
+/// An error with its causes, each said once.
+pub(crate) fn whole(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(source) = cause {
+        let said = source.to_string();
+        if !text.contains(&said) {
+            text = format!("{text}: {said}");
+        }
+        cause = source.source();
+    }
+    text
+}
+
 /// Names what was tried when the system said no.
 pub(crate) fn io(action: impl std::fmt::Display) -> impl FnOnce(std::io::Error) -> CliError {
     move |error| {

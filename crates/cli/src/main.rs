@@ -7,6 +7,7 @@ mod commands;
 mod context;
 mod error;
 mod log;
+mod machine;
 mod out;
 mod process;
 mod ray;
@@ -23,6 +24,9 @@ use context::Context;
 use error::{CliError, Result};
 
 fn main() -> ExitCode {
+    if let Some(status) = hidden() {
+        return status;
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return ExitCode::from(misunderstood(&error)),
@@ -32,6 +36,26 @@ fn main() -> ExitCode {
         Ok(status) => ExitCode::from(status),
         Err(error) => ExitCode::from(show(&error, json)),
     }
+}
+
+/// The processes of a lease, which are this same binary: started by the worker, never by people. They come before
+/// everything else, as they must stay small.
+fn hidden() -> Option<ExitCode> {
+    let words: Vec<String> =
+        std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
+    let (word, rest) = words.split_first()?;
+    Some(match word.as_str() {
+        "supervisor" => match ionet_worker::HelperExe::current() {
+            Ok(helper) => ionet_worker::supervisor::main(rest, helper),
+            Err(error) => {
+                eprintln!("supervisor: {error}");
+                ExitCode::FAILURE
+            }
+        },
+        "box-init" => ionet_worker::netns::main(rest),
+        "box-launch" => ionet_worker::launch::main(rest),
+        _ => return None,
+    })
 }
 
 fn run(cli: Cli) -> Result<u8> {
@@ -56,11 +80,15 @@ async fn dispatch(cli: Cli) -> Result<u8> {
         Command::Job(command) => commands::job::job(&context, &command).await,
         Command::Journal(command) => commands::journal::journal(&context, &command).await,
         Command::Relay(args) => commands::relay::relay(&context, &args).await,
+        Command::Up(args) => commands::up::up(&context, &args).await,
+        Command::Quickstart(args) => commands::quickstart::quickstart(&context, &args).await,
+        Command::Server(args) => commands::server::server(&context, &args).await,
+        Command::Worker(command) => return commands::worker::worker(&context, &command).await,
+        Command::Support(args) => commands::support::support(&context, &args).await,
         Command::Completions { shell } => {
             completions(shell);
             Ok(())
         }
-        _ => Err(CliError::internal("not_built", "not here yet")),
     };
     done.map(|()| 0)
 }

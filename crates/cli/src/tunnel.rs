@@ -43,9 +43,9 @@ impl Tunnels {
         })
     }
 
-    fn request(&self, slot: u32, port: u16) -> Result<(NodeAddr, TunnelRequest)> {
+    fn request(&self, slot: u32, port: u16, follow: bool) -> Result<(NodeAddr, TunnelRequest)> {
         let member = self.member(slot)?;
-        let auth = json!({ "grant": self.grant.grant, "signature": self.grant.signature });
+        let auth = json!({ "grant": self.grant.grant, "signature": self.grant.signature, "follow": follow });
         let request =
             TunnelRequest { cluster: member.lease.to_string(), port, auth: auth.to_string().into_bytes() };
         Ok((read(&member.endpoint.addr, "address")?, request))
@@ -53,7 +53,7 @@ impl Tunnels {
 
     /// A local port that leads to `port` of a member: `local_port` if it is free, else another.
     pub(crate) async fn forward(&self, slot: u32, port: u16, local_port: u16) -> Result<LocalForward> {
-        let (addr, request) = self.request(slot, port)?;
+        let (addr, request) = self.request(slot, port, true)?;
         match tunnel::forward_local(&self.node, addr.clone(), local_port, request.clone()).await {
             Err(NetError::Io { source, .. }) if source.kind() == std::io::ErrorKind::AddrInUse => {
                 Ok(tunnel::forward_local(&self.node, addr, 0, request).await?)
@@ -62,9 +62,9 @@ impl Tunnels {
         }
     }
 
-    /// A stream of a member's output.
-    pub(crate) async fn logs(&self, slot: u32) -> Result<TunnelStream> {
-        let (addr, request) = self.request(slot, LOG_PORT)?;
+    /// A stream of a member's output: what there is, or with `follow` until the member ends.
+    pub(crate) async fn logs(&self, slot: u32, follow: bool) -> Result<TunnelStream> {
+        let (addr, request) = self.request(slot, LOG_PORT, follow)?;
         Ok(tunnel::open(&self.node, &addr, &request).await?)
     }
 

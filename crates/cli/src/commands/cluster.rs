@@ -36,7 +36,7 @@ pub(crate) async fn cluster(context: &Context, command: &ClusterCommand) -> Resu
             extend(context, *cluster, *added_ms, *yes).await?;
         }
         ClusterCommand::Connect(args) => return connect::connect(context, args).await,
-        ClusterCommand::Logs { cluster, member } => logs(context, *cluster, *member).await?,
+        ClusterCommand::Logs { cluster, member, follow } => logs(context, *cluster, *member, *follow).await?,
         ClusterCommand::Rm { cluster, yes, no_wait } => remove(context, *cluster, *yes, !*no_wait).await?,
         ClusterCommand::Events { cluster, follow } => {
             let filter = EventFilter { subject: Some(cluster.to_string()), limit: Some(1000), after: 0 };
@@ -294,10 +294,10 @@ pub(crate) async fn wait_until_settled(out: Out, client: &Client, id: OrderId) -
     Ok(view)
 }
 
-async fn logs(context: &Context, id: OrderId, slot: u32) -> Result {
+async fn logs(context: &Context, id: OrderId, slot: u32, follow: bool) -> Result {
     let session = context.session().await?;
     let tunnels = Tunnels::open(context, &session, id).await?;
-    let mut stream = tunnels.logs(slot).await?;
+    let mut stream = tunnels.logs(slot, follow).await?;
     let mut text = Vec::new();
     let mut buffer = vec![0; 16 << 10];
     loop {

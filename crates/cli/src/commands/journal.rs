@@ -1,7 +1,10 @@
 //! The journal: read it, follow it, and (offline) verify it.
 
+use std::path::{Path, PathBuf};
+
 use ionet_api::rest::{EventFilter, EventView};
-use serde_json::json;
+use ionet_server::Audit;
+use serde_json::{Value, json};
 
 use crate::args::JournalCommand;
 use crate::context::Context;
@@ -13,12 +16,87 @@ use crate::words;
 /// `ionet journal`
 pub(crate) async fn journal(context: &Context, command: &JournalCommand) -> Result {
     match command {
-        JournalCommand::Verify { .. } => Err(CliError::internal("not_built", "not here yet")),
+        JournalCommand::Verify { dir } => {
+            let found = verify_dir(&dir.clone().unwrap_or_else(|| dir_of(context))).await?;
+            context.out.answer(&found.json(), |out| found.show(out));
+            Ok(())
+        }
         JournalCommand::Show { subject, after, limit, follow } => {
             let filter = EventFilter { subject: subject.clone(), after: *after, limit: Some(*limit) };
             show(context, filter, *follow).await
         }
         JournalCommand::Head => head(context).await,
+    }
+}
+
+/// Where the journal of this data directory's server is.
+pub(crate) fn dir_of(context: &Context) -> PathBuf {
+    context.path("server/journal")
+}
+
+/// A journal that was found whole, and whose books add up.
+#[derive(Debug)]
+pub(crate) struct Found(Audit);
+
+/// Recomputes the chain of the journal in this folder, folds it and checks the books.
+pub(crate) async fn verify_dir(dir: &Path) -> Result<Found> {
+    if !dir.is_dir() {
+        let message = format!("there is no journal in {}", dir.display());
+        return Err(CliError::refused("no_journal", message)
+            .help("say --dir DIR; the server's machine has it in <data-dir>/server/journal"));
+    }
+    let dir = dir.to_owned();
+    let audit = tokio::task::spawn_blocking(move || ionet_server::verify(&dir)).await;
+    let audit = audit.map_err(|error| CliError::internal("verify", error.to_string()))??;
+    match &audit.fault {
+        Some(fault) => Err(CliError::refused("books_wrong", format!("the books do not add up: {fault}"))
+            .help("keep a copy of the data directory and report this")),
+        None => Ok(Found(audit)),
+    }
+}
+
+impl Found {
+    fn json(&self) -> Value {
+        let Audit { journal, state, .. } = &self.0;
+        json!({
+            "verified": true,
+            "seq": journal.head.seq,
+            "hash": journal.head.hash.to_string(),
+            "segments": journal.segments,
+            "private_present": journal.privates_present,
+            "private_erased": journal.privates_erased,
+            "torn": journal.torn.as_ref().map(|torn| format!("{torn:?}")),
+            "accounts": state.ledger.balances().count(),
+            "devices": state.devices.len(),
+            "live_orders": state.orders.len(),
+        })
+    }
+
+    /// In one line.
+    pub(crate) fn line(&self) -> String {
+        let Audit { journal, state, .. } = &self.0;
+        format!(
+            "verified: {} events in one chain, {} accounts that add up to zero, head {}",
+            journal.head.seq,
+            state.ledger.balances().count(),
+            journal.head.hash
+        )
+    }
+
+    fn show(&self, out: Out) {
+        let Audit { journal, state, .. } = &self.0;
+        out.line(self.line());
+        out.line(format!(
+            "{} segments, {} private parts that match, {} erased; {} devices, {} live orders",
+            journal.segments,
+            journal.privates_present,
+            journal.privates_erased,
+            state.devices.len(),
+            state.orders.len()
+        ));
+        if let Some(torn) = &journal.torn {
+            out.line(format!("a torn end, which the next start cuts (nobody was told of it): {torn:?}"));
+        }
     }
 }
 

@@ -1,0 +1,130 @@
+//! `ionet server`, and the server inside `ionet up`.
+
+use std::net::SocketAddr;
+use std::path::Path;
+
+use ionet_domain::money::Asset;
+use ionet_domain::{Address, Params};
+use ionet_net::RelayInfo;
+use ionet_server::{LocalFunds, Server, ServerConfig, ServerError};
+use serde_json::json;
+
+use crate::args::ServerArgs;
+use crate::context::{Context, read_json};
+use crate::error::{CliError, Result};
+use crate::process::told_to_end;
+
+/// Suppliers of a network on one machine are paid at the end of each of these.
+const LOCAL_EPOCH_MS: u64 = 5_000;
+const LOCAL_METER_PERIOD_MS: u64 = 10_000;
+const LOCAL_WAIT_MS: u64 = 60_000;
+
+/// `ionet server`
+pub(crate) async fn server(context: &Context, args: &ServerArgs) -> Result {
+    crate::log::begin("info");
+    let relays = args.relay.iter().map(|path| read_relay(path)).collect::<Result<Vec<_>>>()?;
+    let funds = args.fund.iter().map(|(account, amount)| funds(*account, *amount)).collect();
+    let params = Params { network: args.network.clone(), ..Params::default() };
+    let server = LocalServer::start(config(context, args.listen, relays, params, funds)).await?;
+    context.remember(server.url())?;
+    let answer = json!({ "url": server.url(), "network": args.network, "pid": std::process::id() });
+    context.out.answer(&answer, |out| out.line(format!("serving '{}' at {}", args.network, server.url())));
+    serve(server).await
+}
+
+async fn serve(mut server: LocalServer) -> Result {
+    tokio::select! {
+        told = told_to_end(false) => told?,
+        failed = server.failed() => return Err(failed),
+    }
+    server.stop().await
+}
+
+fn read_relay(path: &Path) -> Result<RelayInfo> {
+    let missing = || CliError::usage(format!("{} does not exist", path.display()));
+    read_json(path)?.ok_or_else(missing)
+}
+
+fn funds(account: Address, amount: u64) -> LocalFunds {
+    LocalFunds { account, asset: Asset::Iosd, amount }
+}
+
+fn config(
+    context: &Context,
+    listen: SocketAddr,
+    relays: Vec<RelayInfo>,
+    params: Params,
+    local_funds: Vec<LocalFunds>,
+) -> ServerConfig {
+    // Who listens for other machines is linked to from other machines too.
+    let bind = if listen.ip().is_loopback() { vec![SocketAddr::new(listen.ip(), 0)] } else { Vec::new() };
+    let environments = ionet_worker::environment::BUILT_IN.iter().map(|known| known.reference().to_string());
+    ServerConfig {
+        listen,
+        bind,
+        params,
+        relays,
+        environments: environments.collect(),
+        local_funds,
+        ..ServerConfig::local(context.path("server"))
+    }
+}
+
+/// The server of a network on this machine: short periods, so that everything can be watched, and a funded wallet.
+pub(crate) fn local_config(
+    context: &Context,
+    listen: SocketAddr,
+    relay: RelayInfo,
+    renter: Address,
+    amount: u64,
+) -> ServerConfig {
+    let params = Params {
+        network: "local".into(),
+        epoch_ms: LOCAL_EPOCH_MS,
+        meter_period_ms: LOCAL_METER_PERIOD_MS,
+        dispute_window_ms: LOCAL_WAIT_MS,
+        removal_grace_ms: LOCAL_WAIT_MS,
+        ..Params::default()
+    };
+    config(context, listen, vec![relay], params, vec![funds(renter, amount)])
+}
+
+/// A server in this process.
+#[derive(Debug)]
+pub(crate) struct LocalServer(Server);
+
+impl LocalServer {
+    pub(crate) async fn start(config: ServerConfig) -> Result<Self> {
+        let server = Server::start(config).await?;
+        for torn in &server.opened().journal.torn {
+            tracing::warn!("the journal's end was torn by a crash and cut: {torn:?}");
+        }
+        Ok(Self(server))
+    }
+
+    pub(crate) fn url(&self) -> &str {
+        self.0.url()
+    }
+
+    /// Why it ended by itself; never returns while it runs.
+    pub(crate) async fn failed(&mut self) -> CliError {
+        match self.0.wait().await {
+            Ok(()) => CliError::internal("server_ended", "the server ended by itself"),
+            Err(error) => error.into(),
+        }
+    }
+
+    pub(crate) async fn stop(self) -> Result {
+        Ok(self.0.stop().await?)
+    }
+}
+
+impl From<ServerError> for CliError {
+    fn from(error: ServerError) -> Self {
+        match error {
+            ServerError::Refused(refusal) => refusal.into(),
+            ServerError::Net(error) => error.into(),
+            other => Self::internal(other.code(), crate::error::whole(&other)),
+        }
+    }
+}
