@@ -5,6 +5,8 @@
 
 pub mod bench;
 mod error;
+pub mod golden;
 pub mod random;
+pub mod sim;
 
 pub use error::{LabError, Result};

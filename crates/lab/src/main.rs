@@ -5,7 +5,8 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 use ionet_lab::bench::{self, Report, engine};
-use ionet_lab::{LabError, Result};
+use ionet_lab::sim::{self, Plan};
+use ionet_lab::{LabError, Result, golden};
 
 #[derive(Parser)]
 #[command(name = "ionet-lab", about = "The cloud under one seed, its benchmarks and its golden journals")]
@@ -16,9 +17,28 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Run the whole cloud under many seeds; prints the seed and the last acts of what breaks.
+    Sim {
+        /// How many seeds.
+        #[arg(long, default_value_t = 50)]
+        seeds: u64,
+        /// The first one.
+        #[arg(long, default_value_t = 0)]
+        first: u64,
+    },
+    /// Run one seed and print every act.
+    Replay {
+        /// Which.
+        seed: u64,
+    },
     /// Measure the real parts on a real disk.
     #[command(subcommand)]
     Bench(Bench),
+    /// Write this release's golden journal into an empty folder; never over an old one.
+    Golden {
+        /// The folder.
+        dir: PathBuf,
+    },
 }
 
 #[derive(Subcommand)]
@@ -72,8 +92,39 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> Result<bool> {
     match command {
+        Command::Sim { seeds, first } => simulate(first, seeds),
+        Command::Replay { seed } => sim::replay(&Plan::random(seed)).map(|_| true),
         Command::Bench(bench) => run_bench(bench),
+        Command::Golden { dir } => {
+            let empty = std::fs::read_dir(&dir).map_or(true, |mut files| files.next().is_none());
+            if !empty {
+                return Err(LabError::Broken(format!("{} is not empty; name a new folder", dir.display())));
+            }
+            golden::write(&dir).map(|()| true)
+        }
     }
+}
+
+/// Stops at the first seed that breaks.
+fn simulate(first: u64, seeds: u64) -> Result<bool> {
+    let begun = std::time::Instant::now();
+    let (mut acts, mut virtual_ms, mut orders, mut faults) = (0, 0, 0, 0);
+    for seed in first..first.saturating_add(seeds) {
+        let plan = Plan::random(seed);
+        let Ok(summary) = sim::run(&plan) else {
+            println!("{}\nagain, act by act: ionet-lab replay {seed}", sim::explain(&plan));
+            return Ok(false);
+        };
+        acts += summary.acts;
+        virtual_ms += summary.virtual_ms;
+        orders += summary.orders;
+        faults += summary.faults;
+    }
+    let seconds = begun.elapsed().as_secs_f64();
+    let (hours, acts_each_s) = (virtual_ms as f64 / 3_600_000.0, acts as f64 / seconds);
+    println!("{seeds} seeds from {first}: nothing broke; {orders} orders, {faults} faults");
+    println!("{acts} acts in {seconds:.1} s ({acts_each_s:.0} a second), {hours:.1} virtual hours ({:.2} a second)", hours / seconds);
+    Ok(true)
 }
 
 fn run_bench(bench: Bench) -> Result<bool> {

@@ -1,0 +1,129 @@
+//! The server's process: the real core over the disk that tears, and what its shell would do around it.
+//!
+//! Every input, commit and output is an act of its own, so that a crash can come between any two.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use ionet_api::worker::MemberEndpoint;
+use ionet_domain::{LeaseId, Params};
+use ionet_journal::Options;
+use ionet_net::mem_link::MemLink;
+use ionet_net::link::Link;
+use ionet_server::engine::{PendingSnapshot, write_snapshot};
+use ionet_server::{Core, CoreOptions, EngineOptions, Input, Keys, Output};
+
+use super::disk::LabDisk;
+use crate::{LabError, Result};
+
+/// The network's parameters: an hour's business in minutes.
+pub(super) fn params() -> Params {
+    Params {
+        network: "lab".into(),
+        epoch_ms: 5 * 60_000,
+        meter_period_ms: 15_000,
+        dispute_window_ms: 3 * 60_000,
+        removal_grace_ms: 2 * 60_000,
+        retention_ms: 10 * 60_000,
+        ..Params::default()
+    }
+}
+
+/// The server, up or down.
+pub(super) struct ServerNode {
+    pub(super) disk: LabDisk,
+    pub(super) keys: Keys,
+    pub(super) core: Option<Core<LabDisk>>,
+    pub(super) link: MemLink,
+    pub(super) inbox: VecDeque<Input>,
+    pub(super) outbox: VecDeque<Output>,
+    /// Inputs taken since the last commit.
+    pub(super) staged: u64,
+    pub(super) snapshot: Option<PendingSnapshot>,
+    pub(super) tick_due_ms: u64,
+    pub(super) watch_due_ms: u64,
+    pub(super) start_due_ms: u64,
+    /// What its shell keeps of [`ionet_server::Fleet::endpoints`].
+    pub(super) endpoints: BTreeMap<LeaseId, MemberEndpoint>,
+    starts: u8,
+}
+
+impl ServerNode {
+    pub(super) fn new(disk: LabDisk, keys: Keys, link: MemLink) -> Self {
+        Self {
+            disk,
+            keys,
+            core: None,
+            link,
+            inbox: VecDeque::new(),
+            outbox: VecDeque::new(),
+            staged: 0,
+            snapshot: None,
+            tick_due_ms: 0,
+            watch_due_ms: 0,
+            start_due_ms: 0,
+            endpoints: BTreeMap::new(),
+            starts: 0,
+        }
+    }
+
+    pub(super) fn up(&self) -> bool {
+        self.core.is_some()
+    }
+
+    /// Opens the journal again and goes on.
+    pub(super) fn start(&mut self, now_ms: u64) -> Result<()> {
+        self.starts = self.starts.wrapping_add(1);
+        let engine = EngineOptions {
+            journal: Options { segment_bytes: 60_000, check_from_snapshot: self.starts.is_multiple_of(2) },
+            params: params(),
+            snapshot_every: 150,
+            salt_seed: [self.starts; 32],
+        };
+        let options = CoreOptions { engine, keys: self.keys.clone(), endpoints: self.endpoints.clone() };
+        let (core, _) = Core::open(self.disk.clone(), options, now_ms)
+            .map_err(|error| LabError::Broken(format!("the server does not start again: {error}")))?;
+        self.core = Some(core);
+        Ok(())
+    }
+
+    /// The process ends without a word; what was only in its memory is gone.
+    pub(super) fn stop(&mut self) {
+        self.core = None;
+        self.inbox.clear();
+        self.outbox.clear();
+        self.snapshot = None;
+        self.staged = 0;
+    }
+
+    pub(super) fn poll_link(&mut self) {
+        while let Some(event) = self.link.poll() {
+            if self.core.is_some() {
+                self.inbox.push_back(Input::Link(event));
+            }
+        }
+    }
+
+    pub(super) fn step(&mut self, now_ms: u64, input: Input) {
+        if let Some(core) = &mut self.core {
+            core.step(now_ms, input);
+            self.staged += 1;
+        }
+    }
+
+    /// Commits what is staged; an error is the end of the process.
+    pub(super) fn commit(&mut self) -> Result<Vec<Output>, ionet_server::ServerError> {
+        let Some(core) = &mut self.core else { return Ok(Vec::new()) };
+        let outputs = core.commit()?;
+        self.staged = 0;
+        self.snapshot = core.engine().due_snapshot().or(self.snapshot.take());
+        self.endpoints.clone_from(core.view().read().fleet.endpoints());
+        Ok(outputs)
+    }
+
+    pub(super) fn write_snapshot(&mut self) -> Result<(), ionet_server::ServerError> {
+        match self.snapshot.take() {
+            Some(snapshot) => write_snapshot(&self.disk, &snapshot),
+            None => Ok(()),
+        }
+    }
+}
