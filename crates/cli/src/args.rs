@@ -142,6 +142,9 @@ pub(crate) struct ServerArgs {
     /// Name of the network, part of every signature; fixed at the first start
     #[arg(long, default_value = "ionet", value_name = "NAME")]
     pub(crate) network: String,
+    /// A file with the rules that a new network is founded with, as JSON; what it leaves out is as usual
+    #[arg(long, value_name = "FILE")]
+    pub(crate) rules: Option<PathBuf>,
     /// A file with a relay's JSON line, as `ionet relay` prints it; may be given again
     #[arg(long, value_name = "FILE")]
     pub(crate) relay: Vec<PathBuf>,

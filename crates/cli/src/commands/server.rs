@@ -7,7 +7,7 @@ use ionet_domain::money::Asset;
 use ionet_domain::{Address, Params};
 use ionet_net::RelayInfo;
 use ionet_server::{LocalFunds, Server, ServerConfig, ServerError};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::args::ServerArgs;
 use crate::context::{Context, read_json};
@@ -24,8 +24,7 @@ pub(crate) async fn server(context: &Context, args: &ServerArgs) -> Result {
     crate::log::begin("info");
     let relays = args.relay.iter().map(|path| read_relay(path)).collect::<Result<Vec<_>>>()?;
     let funds = args.fund.iter().map(|(account, amount)| funds(*account, *amount)).collect();
-    let params = Params { network: args.network.clone(), ..Params::default() };
-    let server = LocalServer::start(config(context, args.listen, relays, params, funds)).await?;
+    let server = LocalServer::start(config(context, args.listen, relays, params(args)?, funds)).await?;
     context.remember(server.url())?;
     let answer = json!({ "url": server.url(), "network": args.network, "pid": std::process::id() });
     context.out.answer(&answer, |out| out.line(format!("serving '{}' at {}", args.network, server.url())));
@@ -38,6 +37,20 @@ async fn serve(mut server: LocalServer) -> Result {
         failed = server.failed() => return Err(failed),
     }
     server.stop().await
+}
+
+/// What a new network is founded with: the usual, and over it what the file of rules says.
+fn params(args: &ServerArgs) -> Result<Params> {
+    let usual = Params { network: args.network.clone(), ..Params::default() };
+    let Some(path) = &args.rules else { return Ok(usual) };
+    let said: serde_json::Map<String, Value> =
+        read_json(path)?.ok_or_else(|| CliError::usage(format!("{} does not exist", path.display())))?;
+    let mut rules = json!(usual);
+    for (name, value) in said {
+        rules[name] = value;
+    }
+    serde_json::from_value(rules)
+        .map_err(|error| CliError::usage(format!("{} holds no rules of a network: {error}", path.display())))
 }
 
 fn read_relay(path: &Path) -> Result<RelayInfo> {
