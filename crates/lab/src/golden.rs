@@ -78,7 +78,11 @@ pub fn check_snapshot<D: Disk>(copy: D, recorded: &State) -> Result<()> {
         let event = fold::event(&record.map_err(LabError::journal("read the journal"))?)?;
         state.apply(&event).map_err(|e| LabError::Broken(e.to_string()))?;
     }
-    if state == *recorded { Ok(()) } else { Err(LabError::Broken("from its snapshot it folds to another".into())) }
+    if state == *recorded {
+        Ok(())
+    } else {
+        Err(LabError::Broken("from its snapshot it folds to another".into()))
+    }
 }
 
 struct Script<D> {
@@ -128,7 +132,8 @@ impl<D: Disk> Script<D> {
         self.server(C::Found { params })?;
         self.server(C::BeginTerm)?;
         self.accounts()?;
-        let devices = [self.device(SUPPLIER, 100_000)?, self.device(SUPPLIER, 120_000)?, self.device(OTHER, 150_000)?];
+        let devices =
+            [self.device(SUPPLIER, 100_000)?, self.device(SUPPLIER, 120_000)?, self.device(OTHER, 120_000)?];
         self.more_of_devices(devices[0])?;
         let first = self.running(2, false)?;
         self.metered_and_extended(first)?;
@@ -149,7 +154,11 @@ impl<D: Disk> Script<D> {
 
     fn accounts(&mut self) -> Result<()> {
         for (n, account) in (1..).zip([RENTER, OTHER]) {
-            let id = TransferId { scope: OrderId::from_parts(self.now_ms, n).bits(), kind: TransferKind::Deposit, n: n as u64 };
+            let id = TransferId {
+                scope: OrderId::from_parts(self.now_ms, n).bits(),
+                kind: TransferKind::Deposit,
+                n: n as u64,
+            };
             let reference = format!("golden:{n}");
             self.server(C::Deposit { id, reference, account, asset: Asset::Iosd, amount: 90_000_000 })?;
         }
@@ -167,7 +176,12 @@ impl<D: Disk> Script<D> {
         let id = key.id;
         self.ask(Actor::Wallet(RENTER), C::MakeKey { key, label: "ci".into(), sha256: "ab".repeat(32) })?;
         let particulars = "from 192.0.2.1".into();
-        self.server(C::LogActivity { account: RENTER, kind: ActivityKind::SignedIn, key: None, particulars })?;
+        self.server(C::LogActivity {
+            account: RENTER,
+            kind: ActivityKind::SignedIn,
+            key: None,
+            particulars,
+        })?;
         self.ask(Actor::Wallet(RENTER), C::RevokeKey { key: id })
     }
 
@@ -242,7 +256,8 @@ impl<D: Disk> Script<D> {
         let id = QuoteId::from_parts(self.now_ms, self.unique());
         let quote = price::quote(&self.state, id, RENTER, &request, self.now_ms)
             .map_err(|refusal| LabError::Broken(refusal.to_string()))?;
-        let program = Program { argv: vec!["python3".into(), "-c".into(), "print(1)".into()], ..Program::default() };
+        let program =
+            Program { argv: vec!["python3".into(), "-c".into(), "print(1)".into()], ..Program::default() };
         self.ask(Actor::Wallet(RENTER), C::PlaceOrder { order, quote, program })?;
         self.server(C::Place { order })?;
         self.server(C::Start { order })?;

@@ -123,7 +123,10 @@ fn simulate(first: u64, seeds: u64) -> Result<bool> {
     let seconds = begun.elapsed().as_secs_f64();
     let (hours, acts_each_s) = (virtual_ms as f64 / 3_600_000.0, acts as f64 / seconds);
     println!("{seeds} seeds from {first}: nothing broke; {orders} orders, {faults} faults");
-    println!("{acts} acts in {seconds:.1} s ({acts_each_s:.0} a second), {hours:.1} virtual hours ({:.2} a second)", hours / seconds);
+    println!(
+        "{acts} acts in {seconds:.1} s ({acts_each_s:.0} a second), {hours:.1} virtual hours ({:.2} a second)",
+        hours / seconds
+    );
     Ok(true)
 }
 

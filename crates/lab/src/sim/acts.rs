@@ -4,11 +4,11 @@ use std::collections::BTreeSet;
 
 use ionet_api::worker::ToWorker;
 use ionet_chain::Chain;
+use ionet_domain::command::CommandBody;
+use ionet_domain::device::Measured;
 use ionet_domain::market::EngineKind;
 use ionet_domain::meter::{Receipt, Witness};
 use ionet_domain::order::{LeasePhase, Stage};
-use ionet_domain::command::CommandBody;
-use ionet_domain::device::Measured;
 use ionet_domain::{Actor, Command, LeaseId, PayoutId, decide};
 use ionet_journal::{Fault, Keep, Scope};
 use ionet_net::link::Link;
@@ -53,7 +53,7 @@ impl World {
 
     pub(super) fn server_input(&mut self) -> Result<()> {
         let Some(input) = self.server.inbox.pop_front() else { return Ok(()) };
-        self.trace.note(self.at_ms, || format!("server: takes {}", show_input(&input)));
+        self.trace.detail(self.at_ms, || format!("server: takes {}", show_input(&input)));
         let now_ms = self.now_ms();
         if self.plan.planted.answer_before_commit
             && let (Input::Submit(Some(ticket), command), Some(core)) = (&input, &mut self.server.core)
@@ -130,8 +130,7 @@ impl World {
             Output::Answer(ticket, answer) => return self.take_answer(ticket, answer),
             Output::Tell(endpoint, message) => self.tell(endpoint, *message),
             Output::Probe(endpoint) => {
-                let measured =
-                    NetworkMeasured { rtt_us: 900, down_mbit_s: 900, up_mbit_s: 700 };
+                let measured = NetworkMeasured { rtt_us: 900, down_mbit_s: 900, up_mbit_s: 700 };
                 self.later(200, Input::Probed(endpoint, measured));
             }
             Output::Pay { payout, account, asset, amount } => {
@@ -269,7 +268,7 @@ impl World {
             }
         };
         if !matches!(input, agent::Input::Tick) {
-            self.trace.note(at_ms, || format!("agent {n}: takes {input:?}"));
+            self.trace.detail(at_ms, || format!("agent {n}: takes {input:?}"));
         }
         if let Some(agent) = &mut device.agent {
             device.outbox.extend(agent.step(device.boot_ms + at_ms, input));
@@ -402,7 +401,10 @@ impl World {
             return BTreeSet::new();
         }
         let peers = supervisor.peers.iter().filter_map(|peer| self.keys.get(peer));
-        peers.filter(|peer| self.devices.iter().any(|device| device.running(**peer))).map(|peer| peer.n).collect()
+        peers
+            .filter(|peer| self.devices.iter().any(|device| device.running(**peer)))
+            .map(|peer| peer.n)
+            .collect()
     }
 
     pub(super) fn dial(&mut self, n: usize) -> Result<()> {
@@ -434,7 +436,9 @@ fn good_measures() -> Measured {
 
 fn show_input(input: &Input) -> String {
     match input {
-        Input::Link(ionet_net::link::LinkEvent::Frame(_, frame)) => String::from_utf8_lossy(frame).into_owned(),
+        Input::Link(ionet_net::link::LinkEvent::Frame(_, frame)) => {
+            String::from_utf8_lossy(frame).into_owned()
+        }
         other => format!("{other:?}"),
     }
 }

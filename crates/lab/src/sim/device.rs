@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, VecDeque};
 use ionet_api::worker::{BoxPhase, MemberEndpoint, ObservedLease};
 use ionet_domain::device::Enrolment;
 use ionet_domain::{DeviceId, EndpointId, LeaseId};
-use ionet_net::mem_link::MemLink;
 use ionet_net::link::{Link, LinkEvent};
+use ionet_net::mem_link::MemLink;
 use ionet_runtime::mem::MemHost;
 use ionet_worker::agent::{Agent, AgentConfig, Input, Output, Saved};
 use ionet_worker::supervision::Progress;
@@ -74,7 +74,8 @@ impl DeviceNode {
     }
 
     pub(super) fn start_agent(&mut self, forgets: bool) {
-        let config = AgentConfig { version: "lab".into(), enforced: true, near: true, ..AgentConfig::default() };
+        let config =
+            AgentConfig { version: "lab".into(), enforced: true, near: true, ..AgentConfig::default() };
         let found: Vec<LeaseId> = if forgets { Vec::new() } else { self.folders.keys().copied().collect() };
         self.agent = Some(Agent::new(self.id(), config, self.saved.clone(), found.iter().copied()));
         for lease in found {

@@ -92,7 +92,8 @@ impl World {
     }
 
     fn make_chain_bad(&mut self) {
-        let faults = [PayFault::Refuse, PayFault::TimeoutBefore, PayFault::TimeoutAfter, PayFault::TimeoutAfter];
+        let faults =
+            [PayFault::Refuse, PayFault::TimeoutBefore, PayFault::TimeoutAfter, PayFault::TimeoutAfter];
         for _ in 0..self.random.between(1, 4) {
             let fault = self.random.one_of(&faults).copied().unwrap_or(PayFault::Refuse);
             self.trace.note(self.at_ms, || format!("FAULT: the chain will {fault:?}"));

@@ -55,11 +55,16 @@ impl World {
         }
         let waits = self.renters[n].intents.iter().position(|intent| !intent.answered);
         if let Some(which) = waits {
+            // The oldest first: one wish at a time.
             if self.at_ms >= self.renters[n].intents[which].asked_ms + RETRY_MS {
                 self.freshen(n, which);
                 self.ask(n, which);
             }
             return Ok(());
+        }
+        if self.plan.chance {
+            let pause_ms = self.plan.chaos_ms / (self.plan.orders_each * 3);
+            self.renters[n].due_ms += self.random.below(pause_ms);
         }
         if self.healed && self.plan.chance {
             return Ok(());
@@ -137,7 +142,9 @@ impl World {
         let (now_ms, random) = (self.now_ms(), self.unique());
         let Some(core) = &self.server.core else { return };
         let id = QuoteId::from_parts(now_ms, random);
-        let Ok(quote) = price::quote(&core.view().read().state, id, account, &request, now_ms) else { return };
+        let Ok(quote) = price::quote(&core.view().read().state, id, account, &request, now_ms) else {
+            return;
+        };
         let order = OrderId::from_parts(now_ms, random);
         let argv = match request.engine {
             EngineKind::Command => vec!["work".into()],

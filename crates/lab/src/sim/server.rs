@@ -7,8 +7,8 @@ use std::collections::{BTreeMap, VecDeque};
 use ionet_api::worker::MemberEndpoint;
 use ionet_domain::{LeaseId, Params};
 use ionet_journal::Options;
-use ionet_net::mem_link::MemLink;
 use ionet_net::link::Link;
+use ionet_net::mem_link::MemLink;
 use ionet_server::engine::{PendingSnapshot, write_snapshot};
 use ionet_server::{Core, CoreOptions, EngineOptions, Input, Keys, Output};
 

@@ -42,6 +42,13 @@ impl Trace {
         self.lines.push_back(line);
     }
 
+    /// Something that happens again and again: only for those who want to see everything.
+    pub(super) fn detail(&mut self, at_ms: u64, words: impl FnOnce() -> String) {
+        if self.print {
+            self.note(at_ms, words);
+        }
+    }
+
     pub(super) fn text(&self) -> String {
         self.lines.iter().cloned().collect::<Vec<_>>().join("\n")
     }

@@ -8,7 +8,10 @@ fn every_planted_fault_is_found() {
     let none = Planted::default();
     let table: [(Planted, &[&str]); 10] = [
         (Planted { lying_sync: true, ..none }, &["are left", "changed after", "does not start again"]),
-        (Planted { answer_before_commit: true, ..none }, &["was answered", "not the event that was answered"]),
+        (
+            Planted { answer_before_commit: true, ..none },
+            &["was answered", "not the event that was answered"],
+        ),
         (Planted { fresh_id_on_retry: true, ..none }, &["one wish became two orders"]),
         (Planted { charge_by_wall_clock: true, ..none }, &["and receipted"]),
         (Planted { pay_twice: true, ..none }, &["the books do not know it", "never paid"]),
@@ -19,7 +22,8 @@ fn every_planted_fault_is_found() {
         (Planted { lie_about_boxes: true, ..none }, &["paid for and not there"]),
     ];
     for (planted, words) in table {
-        let found = (0..40).find_map(|seed| sim::run(&Plan { planted, restores: true, ..Plan::random(seed) }).err());
+        let found =
+            (0..40).find_map(|seed| sim::run(&Plan { planted, restores: true, ..Plan::random(seed) }).err());
         let error = found.unwrap_or_else(|| panic!("{planted:?} was not found in 40 seeds")).to_string();
         assert!(words.iter().any(|word| error.contains(word)), "{planted:?} was found as: {error}");
     }
