@@ -240,9 +240,14 @@ impl Inner {
     ) -> Result<Vec<HistoryEvent>, ServerError> {
         let head = self.view.read().head.seq;
         let Some(subject) = subject else { return self.scan(after, head, limit, |_| true) };
-        let (indexed, seqs) = self.indexed(subject, after, limit)?;
+        // The index only says where to look: while it is not there yet or broken, the journal itself is looked through.
+        let (indexed, seqs) = self.indexed(subject, after, limit).unwrap_or_else(|error| {
+            // Only slower: without the index, as at the very first start, the journal itself is looked through.
+            tracing::debug!(%error, "the subject index cannot be asked");
+            (0, Vec::new())
+        });
         let mut found = Vec::new();
-        for seq in seqs.into_iter().filter(|seq| *seq <= head) {
+        for seq in seqs.into_iter().filter(|seq| *seq <= head.min(indexed)) {
             found.extend(self.reader.get(seq)?.map(history_event).transpose()?);
         }
         // The index trails the head: what it does not have yet is looked through.

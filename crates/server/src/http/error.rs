@@ -110,7 +110,11 @@ impl From<ServerError> for Error {
     fn from(error: ServerError) -> Self {
         match error {
             ServerError::Refused(refusal) => Self::Refused(refusal),
-            other => Self::Server(other),
+            other => {
+                let cause = std::error::Error::source(&other).map(ToString::to_string);
+                tracing::error!(error = %other, cause, "a request failed");
+                Self::Server(other)
+            }
         }
     }
 }

@@ -508,9 +508,17 @@ mod tests {
                 hardware,
             },
         );
-        use DeviceStage as S;
-        let refused = S::Refused { reason: "r".into() };
-        check.each("DeviceStage", &[S::Registered, S::Checking, S::Pooled, refused, S::Archived]);
+        let refused = DeviceStage::Refused { reason: "r".into() };
+        check.each(
+            "DeviceStage",
+            &[
+                DeviceStage::Registered,
+                DeviceStage::Checking,
+                DeviceStage::Pooled,
+                refused,
+                DeviceStage::Archived,
+            ],
+        );
         check.each("HardwareClass", &[HardwareClass::Cpu, HardwareClass::Gpu("A".into())]);
     }
 
@@ -538,27 +546,25 @@ mod tests {
         for step in [Step::Post, Step::Hold, Step::PostHeld, Step::VoidHeld] {
             check.full("Transfer", Transfer { id, step, debit, credit, amount: 1 });
         }
-        use CloseReason as C;
         let reason = || "r".to_owned();
         let reasons = [
-            C::Renter,
-            C::Time,
-            C::NoCapacity,
-            C::MemberLost { lease, reason: reason() },
-            C::StartFailed { reason: reason() },
-            C::Finished { exit_code: -1 },
-            C::Operator { reason: reason() },
+            CloseReason::Renter,
+            CloseReason::Time,
+            CloseReason::NoCapacity,
+            CloseReason::MemberLost { lease, reason: reason() },
+            CloseReason::StartFailed { reason: reason() },
+            CloseReason::Finished { exit_code: -1 },
+            CloseReason::Operator { reason: reason() },
         ];
         check.each("CloseReason", &reasons);
-        use LeasePhase as P;
         let wipe = Some(WipeReceipt::default());
         let phases = [
-            P::Placed,
-            P::Ready,
-            P::Exited { exit_code: 1 },
-            P::Lost { reason: reason() },
-            P::Removed { wipe },
-            P::Removed { wipe: None },
+            LeasePhase::Placed,
+            LeasePhase::Ready,
+            LeasePhase::Exited { exit_code: 1 },
+            LeasePhase::Lost { reason: reason() },
+            LeasePhase::Removed { wipe },
+            LeasePhase::Removed { wipe: None },
         ];
         check.each("LeasePhase", &phases);
         check.each("Refusal", &[Refusal::QuoteNotYours, Refusal::QuoteExpired { ago_ms: 1 }]);

@@ -1,0 +1,161 @@
+//! Who may do what: a line for every operation of the API, and no operation without a line.
+
+use std::collections::BTreeSet;
+
+use ionet_api::rest::{EnrolRequest, ExtendRequest, OrderRequest, SendRequest, TunnelGrantRequest};
+use ionet_domain::account::Scope;
+use ionet_domain::device::DeviceChange;
+use ionet_domain::id::TransferKind;
+use ionet_domain::{Asset, CommandId, DeviceId, EndpointId, OrderId, Rate};
+use serde_json::{Value, json};
+
+use crate::http_kit::{Network, PRIVATE_NAME, enrolment, new_key, order, request, run, wallet};
+
+/// What is there before the table is walked.
+struct Scene {
+    network: Network,
+    cluster: OrderId,
+    /// Holds the cluster.
+    device: DeviceId,
+    /// Holds nothing.
+    spare: DeviceId,
+    next: OrderRequest,
+    key: String,
+}
+
+/// One operation: its path, its body, and the status for nobody, another account, a key of the owner's without any
+/// scope, and the owner.
+type Line = (&'static str, &'static str, fn(&Scene) -> Value, [u16; 4]);
+
+fn none(_: &Scene) -> Value {
+    Value::Null
+}
+
+fn json_of(value: impl serde::Serialize) -> Value {
+    serde_json::to_value(value).expect("json")
+}
+
+const TABLE: &[Line] = &[
+    ("get", "/", none, [200; 4]),
+    ("get", "/healthz", none, [200; 4]),
+    ("get", "/metrics", none, [200; 4]),
+    ("get", "/openapi.json", none, [200; 4]),
+    ("get", "/v1/network", none, [200; 4]),
+    ("post", "/v1/sign-in/challenge", |_| json!({ "account": wallet(1).address() }), [200; 4]),
+    (
+        "post",
+        "/v1/sign-in",
+        |_| json!({ "account": wallet(1).address(), "nonce": "n", "expires_ms": 1, "signature": "00" }),
+        [401; 4],
+    ),
+    ("get", "/v1/keys", none, [401, 200, 403, 200]),
+    ("post", "/v1/keys", |_| json_of(new_key(&[Scope::Read], 0)), [401, 200, 403, 200]),
+    ("delete", "/v1/keys/{key}", none, [401, 404, 403, 204]),
+    ("get", "/v1/wallet", none, [401, 200, 403, 200]),
+    ("post", "/v1/wallet/send", send, [401, 402, 403, 200]),
+    ("get", "/v1/ledger", none, [401, 200, 403, 200]),
+    ("get", "/v1/activity", none, [401, 200, 403, 200]),
+    ("get", "/v1/devices", none, [200; 4]),
+    ("post", "/v1/devices", enrol, [401, 403, 403, 200]),
+    ("get", "/v1/devices/{device}", none, [200; 4]),
+    ("patch", "/v1/devices/{device}", change, [401, 403, 403, 200]),
+    ("post", "/v1/devices/{device}/check", none, [401, 403, 403, 409]),
+    ("delete", "/v1/devices/{device}", none, [401, 403, 403, 204]),
+    ("post", "/v1/quotes", |_| json_of(request()), [401, 200, 403, 200]),
+    ("get", "/v1/clusters", none, [401, 200, 403, 200]),
+    ("post", "/v1/clusters", |scene| json_of(&scene.next), [401, 403, 403, 200]),
+    ("get", "/v1/clusters/{cluster}", none, [401, 404, 403, 200]),
+    ("post", "/v1/clusters/{cluster}/extend", extend, [401, 404, 403, 200]),
+    ("post", "/v1/clusters/{cluster}/tunnels", tunnel, [401, 404, 403, 200]),
+    ("delete", "/v1/clusters/{cluster}", none, [401, 404, 403, 200]),
+    ("get", "/v1/books", none, [200; 4]),
+    ("get", "/v1/journal", none, [200; 4]),
+    ("get", "/v1/events", none, [200; 4]),
+];
+
+fn send(scene: &Scene) -> Value {
+    let id = scene.network.transfer_id(TransferKind::Send);
+    json_of(SendRequest { id, to: wallet(9).address(), asset: Asset::Iosd, amount: 5 })
+}
+
+fn enrol(scene: &Scene) -> Value {
+    let device = DeviceId::from_bits(scene.network.order_id().bits());
+    let enrolment = enrolment(device, wallet(1).address(), EndpointId([77; 32]));
+    json_of(EnrolRequest { enrolment, machine_name: PRIVATE_NAME.into() })
+}
+
+fn change(_: &Scene) -> Value {
+    json_of(DeviceChange { ask_per_unit: Some(Rate(90_000)), ..DeviceChange::default() })
+}
+
+fn extend(scene: &Scene) -> Value {
+    let id = CommandId::from_bits(scene.network.order_id().bits());
+    json_of(ExtendRequest { id, added_ms: 60_000 })
+}
+
+fn tunnel(_: &Scene) -> Value {
+    json_of(TunnelGrantRequest { endpoint: EndpointId([5; 32]) })
+}
+
+async fn scene() -> (Scene, [Option<String>; 4]) {
+    let network = Network::start().await;
+    let owner = network.signed_in(&wallet(1)).await;
+    let address = wallet(1).address();
+    network.fund(address, 10_000_000).await;
+    let worker = network.pool(&owner, address, 11).await;
+    let cluster = network.running_cluster(&owner).await;
+    let spare = network.pool(&owner, address, 12).await;
+    let next = order(network.order_id(), owner.quote(&request()).await.expect("quote"));
+    let key = owner.make_key(&new_key(&[Scope::Read], 0)).await.expect("key").id.to_string();
+    let (_, without_scope) = network.with_key(&owner, &[], 0).await;
+    let network_name = network.handle().network();
+    let mut tokens = [None, None, Some(without_scope.expose().to_owned()), None];
+    for (place, number) in [(1, 2), (3, 1)] {
+        let session = network.nobody().sign_in(&network_name, &wallet(number)).await.expect("sign in");
+        tokens[place] = Some(session.token.expose().to_owned());
+    }
+    let (device, spare_device) = (worker.device, spare.device);
+    // The stand-ins live as long as the test's process: their links must stay up.
+    std::mem::forget((worker, spare));
+    (Scene { network, cluster, device, spare: spare_device, next, key }, tokens)
+}
+
+async fn status(scene: &Scene, line: &Line, token: Option<&String>) -> u16 {
+    let (method, path, body, _) = line;
+    let path = path.replace("{cluster}", &scene.cluster.to_string()).replace("{key}", &scene.key);
+    let device = if ["patch", "delete"].contains(method) { scene.spare } else { scene.device };
+    let url = format!("{}{}", scene.network.url(), path.replace("{device}", &device.to_string()));
+    let method = reqwest::Method::from_bytes(method.to_uppercase().as_bytes()).expect("method");
+    let mut request = reqwest::Client::new().request(method, url);
+    if let Some(token) = token {
+        request = request.bearer_auth(token);
+    }
+    let body = body(scene);
+    if !body.is_null() {
+        request = request.json(&body);
+    }
+    request.send().await.expect("an answer").status().as_u16()
+}
+
+#[test]
+fn every_operation_has_a_line_and_answers_by_it() {
+    run(async {
+        let (scene, tokens) = scene().await;
+        let whole: Value = serde_json::from_str(&ionet_server::http::openapi_json()).expect("json");
+        let paths = whole["paths"].as_object().expect("paths");
+        let operations = paths.iter().flat_map(|(path, item)| {
+            item.as_object().expect("item").keys().map(move |method| (method.clone(), path.clone()))
+        });
+        let listed = TABLE.iter().map(|(method, path, ..)| ((*method).to_owned(), (*path).to_owned()));
+        assert_eq!(operations.collect::<BTreeSet<_>>(), listed.collect::<BTreeSet<_>>());
+        for line in TABLE {
+            for (who, (token, expected)) in ["nobody", "another account", "a key without scopes", "the owner"]
+                .into_iter()
+                .zip(tokens.iter().zip(line.3))
+            {
+                let answered = status(&scene, line, token.as_ref()).await;
+                assert_eq!(answered, expected, "{} {} by {who}", line.0, line.1);
+            }
+        }
+    });
+}
