@@ -122,6 +122,13 @@ impl Client {
         self.get("/v1/network", &()).await
     }
 
+    /// The server's clock as it dates its answers (`Sun, 06 Nov 1994 08:49:37 GMT`), if it does.
+    pub async fn server_date(&self) -> Answer<Option<String>> {
+        let response = self.answer(self.request(Method::GET, "/v1/network")).await?;
+        let date = response.headers().get("date").and_then(|date| date.to_str().ok());
+        Ok(date.map(str::to_owned))
+    }
+
     /// Makes an API key.
     pub async fn make_key(&self, key: &rest::NewKey) -> Answer<rest::MadeKey> {
         self.post("/v1/keys", key).await

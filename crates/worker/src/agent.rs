@@ -128,9 +128,9 @@ pub struct Agent {
     held: BTreeMap<LeaseId, Held>,
     linked: bool,
     checking: bool,
-    changed: bool,
     started: bool,
-    observed_ms: u64,
+    /// When everything observed was last said; `None` once something has changed since.
+    observed_ms: Option<u64>,
     yielding: Yielding,
 }
 
@@ -158,9 +158,8 @@ impl Agent {
             held,
             linked: false,
             checking: false,
-            changed: false,
             started: false,
-            observed_ms: 0,
+            observed_ms: None,
             yielding: Yielding::default(),
         }
     }
@@ -215,8 +214,7 @@ impl Agent {
 
     fn link_up(&mut self, now_ms: u64, todo: &mut Vec<Output>) {
         self.linked = true;
-        self.changed = false;
-        self.observed_ms = now_ms;
+        self.observed_ms = Some(now_ms);
         todo.push(Output::Send(FromWorker::Hello {
             device: self.device,
             version: self.config.version.clone(),
@@ -373,7 +371,7 @@ impl Agent {
             return;
         }
         held.observed = Some(observed);
-        self.changed = true;
+        self.observed_ms = None;
     }
 
     fn supervisor_gone(&mut self, lease: LeaseId, last: Option<Box<ObservedLease>>, reason: String) {
@@ -391,7 +389,7 @@ impl Agent {
             observed.phase = BoxPhase::Lost { reason };
         }
         held.observed = Some(observed);
-        self.changed = true;
+        self.observed_ms = None;
     }
 
     fn take_telemetry(&mut self, now_ms: u64, telemetry: Telemetry, todo: &mut Vec<Output>) {
@@ -403,10 +401,9 @@ impl Agent {
     }
 
     fn say_observed(&mut self, now_ms: u64, todo: &mut Vec<Output>) {
-        let due = now_ms.saturating_sub(self.observed_ms) >= OBSERVED_EVERY_MS;
-        if self.linked && (self.changed || due) {
-            self.changed = false;
-            self.observed_ms = now_ms;
+        let due = self.observed_ms.is_none_or(|at_ms| now_ms.saturating_sub(at_ms) >= OBSERVED_EVERY_MS);
+        if self.linked && due {
+            self.observed_ms = Some(now_ms);
             todo.push(Output::Send(FromWorker::Observed(self.observed())));
             self.note_removals_told(now_ms);
         }

@@ -28,7 +28,7 @@ const RETRY: Duration = Duration::from_millis(10);
 pub(crate) enum News {
     /// The supervisor's process id.
     Attached(u32),
-    Observed(ObservedLease),
+    Observed(Box<ObservedLease>),
     Gone {
         last: Box<ObservedLease>,
         reason: String,
@@ -78,7 +78,7 @@ pub(crate) fn attend(
         let reason = listen(&dir, child, heard, |news| tell(lease, news)).await;
         let last = dir.last_word(lease, &reason);
         if matches!(last.phase, BoxPhase::Removed { .. }) {
-            tell(lease, News::Observed(last.clone()));
+            tell(lease, News::Observed(Box::new(last.clone())));
         }
         tell(lease, News::Gone { last: Box::new(last), reason });
     });
@@ -100,7 +100,7 @@ async fn listen(
         if let Some(pid) = stream.peer_cred().ok().and_then(|cred| u32::try_from(cred.pid()?).ok()) {
             tell(News::Attached(pid));
         }
-        control::attend(stream, &mut words, |observed| tell(News::Observed(observed))).await;
+        control::attend(stream, &mut words, |observed| tell(News::Observed(Box::new(observed)))).await;
         // A line may break while both live; a socket that nobody holds is the end.
         match connect(dir) {
             Ok(again) => stream = again,

@@ -144,7 +144,7 @@ fn unsupported(places: &Places, no_nvidia_because: Option<&str>) -> Vec<String> 
 
 /// PCI display controllers: place, vendor, device.
 fn displays(places: &Places) -> Vec<(String, String, String)> {
-    let read = |path: PathBuf| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
+    let text = |path: PathBuf| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
     let names = |dir: &str| {
         let entries = fs::read_dir(places.root.join(dir)).into_iter().flatten().flatten();
         let mut paths: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
@@ -153,7 +153,7 @@ fn displays(places: &Places) -> Vec<(String, String, String)> {
     };
     let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let is_card = |path: &Path| name(path).strip_prefix("card").is_some_and(|n| n.parse::<u32>().is_ok());
-    let pci = names("sys/bus/pci/devices").into_iter().filter(|p| read(p.join("class")).starts_with("0x03"));
+    let pci = names("sys/bus/pci/devices").into_iter().filter(|p| text(p.join("class")).starts_with("0x03"));
     let cards =
         names("sys/class/drm").into_iter().filter(|path| is_card(path)).map(|path| path.join("device"));
     let mut found = Vec::new();
@@ -161,7 +161,7 @@ fn displays(places: &Places) -> Vec<(String, String, String)> {
     for path in pci.chain(cards) {
         let real = fs::canonicalize(&path).unwrap_or_else(|_| path.clone());
         if seen.insert(real.clone()) {
-            found.push((name(&real), read(path.join("vendor")), read(path.join("device"))));
+            found.push((name(&real), text(path.join("vendor")), text(path.join("device"))));
         }
     }
     found

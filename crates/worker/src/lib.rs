@@ -10,6 +10,7 @@ mod attend;
 pub mod check;
 pub mod config;
 mod control;
+pub mod doctor;
 pub mod error;
 pub mod files;
 pub mod inventory;

@@ -262,7 +262,7 @@ async fn link_once(node: &Node, network: &Network, tell: &Tell) -> std::result::
                     let _ = tell.send(Event::Agent(Input::FromServer(said)));
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "a frame of the server cannot be read; update the worker")
+                    tracing::warn!(%error, "a frame of the server cannot be read; update the worker");
                 }
             },
             Err(error) => return Ok(error.to_string()),
@@ -416,7 +416,7 @@ impl Shell {
     async fn take_news(&mut self, lease: LeaseId, news: News) {
         match news {
             News::Attached(pid) => self.own.send_modify(|own| _ = own.insert(Some(lease), pid)),
-            News::Observed(observed) => self.step(Input::Observed(observed)).await,
+            News::Observed(observed) => self.step(Input::Observed(*observed)).await,
             News::Gone { last, reason } => {
                 self.attendants.remove(&lease);
                 self.own.send_modify(|own| _ = own.remove(&Some(lease)));

@@ -286,7 +286,7 @@ impl Supervision {
             sandbox::Phase::Exited { code } => self.stage = Stage::Exited { exit_code: *code },
             sandbox::Phase::Failed { code, message } => self.engine_died(code, message),
             sandbox::Phase::Removed { .. } => {
-                self.lose("the box vanished without having been asked to go".into())
+                self.lose("the box vanished without having been asked to go".into());
             }
         }
     }

@@ -204,7 +204,7 @@ impl Supervisor {
                 None
             }
             Output::Report(observed) => {
-                self.report(*observed);
+                self.report(&observed);
                 None
             }
             Output::Save(progress) => self.keep(write_json(&self.dir.progress(), &*progress)),
@@ -309,9 +309,9 @@ impl Supervisor {
         }
     }
 
-    fn report(&mut self, observed: ObservedLease) {
+    fn report(&mut self, observed: &ObservedLease) {
         if matches!(observed.phase, BoxPhase::Removed { .. }) {
-            self.keep(self.dir.write_end(&observed));
+            self.keep(self.dir.write_end(observed));
         }
         if matches!(observed.phase, BoxPhase::Exited { .. } | BoxPhase::Lost { .. }) {
             self.over.send_replace(true);

@@ -4,5 +4,6 @@ mod agent;
 mod fixtures;
 mod machine;
 mod process;
+mod ray;
 mod server;
 mod supervision;

@@ -10,7 +10,7 @@ use ionet_net::{EndpointKey, Node, NodeConfig};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::fixtures::{NETWORK, lease, wanted};
-use crate::server::{Site, addr_of, eventually, processes_with};
+use crate::server::{Site, addr_of, eventually, processes_with, rss_bytes};
 
 const FAR_MS: u64 = u64::MAX / 2;
 
@@ -29,12 +29,6 @@ async fn read_all(mut stream: TunnelStream) -> String {
     // A service that is ended hangs up in the middle.
     let _ = tokio::time::timeout(Duration::from_secs(20), stream.read_to_end(&mut text)).await.unwrap();
     String::from_utf8_lossy(&text).into_owned()
-}
-
-fn rss_bytes(pid: i32) -> u64 {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -61,7 +55,7 @@ async fn a_lease_from_start_to_wipe() {
     }
     let rss = rss_bytes(site.supervisor(id).unwrap());
     println!("supervisor: {} kB", rss / 1024);
-    assert!(rss < 30 << 20, "the supervisor takes {rss} bytes");
+    assert!(rss < 20 << 20, "the supervisor takes {rss} bytes");
     std::fs::write(site.lease_dir(id).join("box/work/go"), "").unwrap();
     let exited = site.until(id, 20, |o| matches!(o.phase, BoxPhase::Exited { .. })).await;
     assert_eq!(exited.phase, BoxPhase::Exited { exit_code: 7 });
@@ -158,8 +152,8 @@ async fn two_members_see_each_other_and_a_tunnel_leads_in() {
     let closed = tunnel::open(&client, &at, &Site::request(&auth, 9)).await.unwrap_err();
     assert!(closed.to_string().contains("service_unreachable"), "{closed}");
     // Another member's word is a witness: the head's next receipt names it.
-    let heard = site.until(head, 20, |o| o.receipt.as_ref().is_some_and(|r| r.heard == [1])).await;
-    assert_eq!(heard.phase, BoxPhase::Ready);
+    let witnessed = site.until(head, 20, |o| o.receipt.as_ref().is_some_and(|r| r.heard == [1])).await;
+    assert_eq!(witnessed.phase, BoxPhase::Ready);
     site.want(vec![], vec![head, other]).await;
     for id in [head, other] {
         site.until_removed(id).await;
@@ -182,6 +176,14 @@ async fn a_worker_measures_answers_and_tells_how_it_is() {
     eventually("telemetry", || heard(|o| matches!(o, FromWorker::Telemetry(t) if t.memory_used_bytes > 0)))
         .await;
     eventually("a check", || heard(|o| matches!(o, FromWorker::Checked(Ok(m)) if m.cpu_one_mb_s > 0))).await;
+    for check in ionet_worker::doctor::checks(&site.data_dir(), Some(site.url())).await {
+        if ["server", "clock", "link", "data_dir", "udp_ports"].contains(&check.name) {
+            assert_eq!(check.remedy, "", "{check:?}");
+        }
+    }
+    let nowhere = ionet_worker::doctor::checks(&site.data_dir(), Some("http://127.0.0.1:1")).await;
+    assert!(nowhere.iter().any(|check| check.name == "server" && check.remedy.contains("127.0.0.1:1")));
+    assert_eq!(site.hellos(), 1, "the doctor does not disturb the agent's link");
     let status = worker.status().borrow().clone();
     assert!(status.linked && status.link_error.is_none(), "{status:?}");
     worker.stop().await;

@@ -89,6 +89,10 @@ impl Site {
         WorkerConfig::new(self.data_dir(), join, ask, helper)
     }
 
+    pub(crate) fn url(&self) -> &str {
+        &self.url
+    }
+
     fn heard(&self) -> std::sync::MutexGuard<'_, Heard> {
         self.heard.lock().unwrap()
     }
@@ -286,4 +290,11 @@ pub(crate) async fn eventually(what: &str, condition: impl Fn() -> bool) {
         assert!(Instant::now() < deadline, "{what}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
+}
+
+/// Memory of a process that is in use and not swapped out.
+pub(crate) fn rss_bytes(pid: i32) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
 }
