@@ -140,8 +140,8 @@ impl Network {
                 if let Some(found) = self.handle().read(&wanted) {
                     return found;
                 }
-                let waited = tokio::time::timeout(Duration::from_millis(200), events.recv()).await;
-                assert!(!matches!(waited, Ok(Err(RecvError::Closed))), "the server ended: {what}");
+                let event = tokio::time::timeout(Duration::from_millis(200), events.recv()).await;
+                assert!(!matches!(event, Ok(Err(RecvError::Closed))), "the server ended: {what}");
             }
         })
         .await
