@@ -16,7 +16,7 @@ use ionet_net::link::LinkEvent;
 
 use crate::engine::{Engine, EngineOptions, Opened};
 use crate::error::ServerError;
-use crate::fleet::{CheckNow, Fleet, NetworkMeasured, SignedList};
+use crate::fleet::{CheckNow, Fleet, NetworkMeasured, SignedList, trimmed};
 use crate::handle::PublishedEvent;
 use crate::keys::Keys;
 use crate::reconcile::{self, Act, Todo};
@@ -39,6 +39,7 @@ pub type Ticket = u64;
 
 /// What reaches the core.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "inputs are handed over one by one and never kept")]
 pub enum Input {
     /// A command; answered under its ticket, if it has one.
     Submit(Option<Ticket>, Command),
@@ -267,7 +268,7 @@ impl<D: Disk> Core<D> {
 
     fn heard(&mut self, endpoint: EndpointId, message: FromWorker, now_ms: u64) {
         if let FromWorker::Hello { device, version, generation, observed } = message {
-            if !self.is_device(device, endpoint) || self.view.read().fleet.link(endpoint).is_none() {
+            if !self.is_device(device, endpoint) || !self.view.read().fleet.link_is_up(endpoint) {
                 return tracing::warn!(%endpoint, %device, "a hello from a key that is not the device's");
             }
             self.view.write().fleet.hello(device, endpoint, (version, generation), now_ms);
@@ -277,10 +278,11 @@ impl<D: Disk> Core<D> {
             self.dirty = true;
             return;
         }
-        let device = self.view.read().fleet.link(endpoint).flatten();
-        match device.filter(|device| self.is_device(*device, endpoint)) {
-            Some(device) => self.frame(device, message, now_ms),
-            None => tracing::debug!(%endpoint, "a frame before hello"),
+        let device = self.view.read().fleet.device_on(endpoint);
+        if let Some(device) = device.filter(|device| self.is_device(*device, endpoint)) {
+            self.frame(device, message, now_ms);
+        } else {
+            tracing::debug!(%endpoint, "a frame before hello");
         }
     }
 
@@ -296,7 +298,7 @@ impl<D: Disk> Core<D> {
         match message {
             FromWorker::Telemetry(telemetry) => return now.take_telemetry(telemetry),
             FromWorker::Checked(measured) if now.check.asked_ms.is_some() => {
-                now.check.measured = Some(measured);
+                now.check.measured = Some(trimmed(measured));
                 self.devices_due_ms = 0;
             }
             FromWorker::Observed(observed) => {
@@ -321,12 +323,8 @@ impl<D: Disk> Core<D> {
         let (state, fleet) = (&view.state, &mut view.fleet);
         let unknown: Vec<_> =
             observed.iter().map(|one| one.lease).filter(|id| state.lease(*id).is_err()).collect();
-        let most_ms = |id| {
-            let (_, lease) = state.lease(id).ok().filter(|(_, lease)| lease.device == device)?;
-            Some(lease.charging_since_ms.map_or(0, |since_ms| now_ms.saturating_sub(since_ms)))
-        };
         let before = fleet.device(device).map(|now| now.observed.clone());
-        fleet.observe(device, observed, most_ms, (&state.params.network, now_ms));
+        fleet.observe(device, observed, state, now_ms);
         self.dirty |= before.as_ref() != fleet.device(device).map(|now| &now.observed);
         for lease in unknown.into_iter().take(MAX_FINDS) {
             if !fleet.note_unknown(device, lease) {
@@ -344,7 +342,7 @@ impl<D: Disk> Core<D> {
 
     fn probed(&mut self, endpoint: EndpointId, measured: NetworkMeasured) {
         let mut view = self.view.write();
-        let device = view.fleet.link(endpoint).flatten();
+        let device = view.fleet.device_on(endpoint);
         if let Some(now) = device.and_then(|device| view.fleet.device_mut(device)) {
             now.check.network = Some(measured);
             self.devices_due_ms = 0;
@@ -404,7 +402,7 @@ impl<D: Disk> Core<D> {
                 if let ToWorker::Desired(desired) = message.as_ref() {
                     fleet.last_told_n = desired.generation.n;
                 }
-                let device = fleet.link(*endpoint).flatten();
+                let device = fleet.device_on(*endpoint);
                 if let Some(now) = device.and_then(|device| fleet.device_mut(device)) {
                     match message.as_ref() {
                         ToWorker::Desired(desired) => now.told = Some((desired.clone(), now_ms)),

@@ -8,10 +8,12 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use ionet_api::Secret;
 use ionet_api::sign::{self, Usage};
-use ionet_api::worker::{Desired, Generation, MemberEndpoint, MemberList, ObservedLease, Telemetry};
+use ionet_api::worker::{
+    BoxPhase, Desired, Generation, MemberEndpoint, MemberList, ObservedLease, Telemetry,
+};
 use ionet_domain::device::Measured;
 use ionet_domain::meter::Receipt;
-use ionet_domain::{Address, DeviceId, EndpointId, LeaseId, OrderId, PayoutId};
+use ionet_domain::{Address, DeviceId, EndpointId, LeaseId, OrderId, PayoutId, State};
 use serde::{Deserialize, Serialize};
 
 /// A device that was not heard for longer than this is silent.
@@ -20,8 +22,11 @@ pub const SILENT_MS: u64 = 20_000;
 pub const TELEMETRY_POINTS: usize = 120;
 /// A receipt may claim this much more than the server's own clock allows; it is never charged.
 const CLOCKS_APART_MS: u64 = 2_000;
-/// Leases that one device can report at most; more are ignored.
+/// Limits on what one device can make the server keep: leases, other members in a receipt, an address, GPUs.
 const MAX_OBSERVED: usize = 1024;
+const MAX_HEARD: usize = 256;
+const MAX_ADDR_BYTES: usize = 4096;
+const MAX_GPUS: usize = 64;
 
 /// The network between the server and a device as the server measured it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -199,9 +204,13 @@ impl Fleet {
         }
     }
 
-    /// The links that are up and whether a device has said hello on each.
-    pub(crate) fn link(&self, endpoint: EndpointId) -> Option<Option<DeviceId>> {
-        self.links.get(&endpoint).copied()
+    pub(crate) fn link_is_up(&self, endpoint: EndpointId) -> bool {
+        self.links.contains_key(&endpoint)
+    }
+
+    /// The device that said hello on a link.
+    pub(crate) fn device_on(&self, endpoint: EndpointId) -> Option<DeviceId> {
+        self.links.get(&endpoint).copied().flatten()
     }
 
     pub(crate) fn link_up(&mut self, endpoint: EndpointId) {
@@ -250,22 +259,23 @@ impl Fleet {
         self.devices.get_mut(&device)
     }
 
-    /// A device said what runs on it: all of it. `most_ms` is how long a lease of this device can have run by now.
-    /// Receipts are verified for `network`; one that is not good is replaced by the last good one.
+    /// A device said what runs on it: all of it. Receipts are verified; one that is not good is replaced by the last
+    /// good one.
     pub(crate) fn observe(
         &mut self,
         device: DeviceId,
         reported: Vec<ObservedLease>,
-        most_ms: impl Fn(LeaseId) -> Option<u64>,
-        (network, now_ms): (&str, u64),
+        state: &State,
+        now_ms: u64,
     ) {
         let Some(now) = self.devices.get_mut(&device) else { return };
         let mut before = std::mem::take(&mut now.observed);
         now.observed_ms = now_ms;
         for mut observed in reported.into_iter().take(MAX_OBSERVED) {
+            trim(&mut observed);
             let id = observed.lease;
-            let most_ms = most_ms(id);
-            if let Some(endpoint) = observed.endpoint.as_ref().filter(|_| most_ms.is_some())
+            let ran_at_most_ms = ran_at_most_ms(state, device, id, now_ms);
+            if let Some(endpoint) = observed.endpoint.as_ref().filter(|_| ran_at_most_ms.is_some())
                 && self.endpoints.get(&id) != Some(endpoint)
             {
                 self.endpoints.insert(id, endpoint.clone());
@@ -274,10 +284,12 @@ impl Fleet {
             let last = before.remove(&id).and_then(|known| known.receipt);
             if let Some(receipt) = observed.receipt.take_if(|receipt| last.as_ref() != Some(receipt)) {
                 let signer = self.endpoints.get(&id).map(|endpoint| endpoint.id);
-                let plausible =
-                    receipt.lease == id && receipt.elapsed_ms <= most_ms.unwrap_or(0) + CLOCKS_APART_MS;
+                let plausible = receipt.lease == id
+                    && receipt.heard.len() <= MAX_HEARD
+                    && ran_at_most_ms.is_some_and(|most_ms| receipt.elapsed_ms <= most_ms + CLOCKS_APART_MS);
+                let network = &state.params.network;
                 if plausible && signer.is_some_and(|key| believed(&receipt, key, network)) {
-                    note_heard(&mut self.meters, &receipt, last.as_ref(), now_ms);
+                    note_heard(&mut self.meters, &receipt, last.as_ref(), (state, now_ms));
                     observed.receipt = Some(receipt);
                 } else {
                     now.bad_receipts += 1;
@@ -305,20 +317,51 @@ fn believed(receipt: &Receipt, signer: EndpointId, network: &str) -> bool {
     sign::verify(Address(signer.0), network, &usage, &receipt.signature).is_ok()
 }
 
+/// How long a lease of this device can have run by now; `None` if it is not this device's.
+fn ran_at_most_ms(state: &State, device: DeviceId, lease: LeaseId, now_ms: u64) -> Option<u64> {
+    let (_, lease) = state.lease(lease).ok().filter(|(_, lease)| lease.device == device)?;
+    Some(lease.charging_since_ms.map_or(0, |since_ms| now_ms.saturating_sub(since_ms)))
+}
+
+/// Cuts what a device says to sizes that can be kept, passed on and written down.
+fn trim(observed: &mut ObservedLease) {
+    observed.parts_ms.truncate(32);
+    for (part, _) in &mut observed.parts_ms {
+        *part = part.chars().take(60).collect();
+    }
+    if let BoxPhase::Removed { wipe } = &mut observed.phase {
+        wipe.method = wipe.method.chars().take(200).collect();
+    }
+    observed.endpoint.take_if(|endpoint| endpoint.addr.to_string().len() > MAX_ADDR_BYTES);
+}
+
 /// A receipt that goes on from the last one is fresh word of whom its supervisor heard.
 fn note_heard(
     meters: &mut BTreeMap<LeaseId, MeterNow>,
     receipt: &Receipt,
     last: Option<&Receipt>,
-    now_ms: u64,
+    (state, now_ms): (&State, u64),
 ) {
     if last.is_some_and(|last| last.elapsed_ms >= receipt.elapsed_ms) {
         return;
     }
     for heard in receipt.heard.iter().filter(|heard| **heard != receipt.lease.n) {
         let lease = LeaseId { order: receipt.lease.order, n: *heard };
-        meters.entry(lease).or_default().heard_by.insert(receipt.lease.n, now_ms);
+        if state.lease(lease).is_ok() {
+            meters.entry(lease).or_default().heard_by.insert(receipt.lease.n, now_ms);
+        }
     }
+}
+
+/// A check's result with texts and lists cut to sizes that can be written down.
+pub(crate) fn trimmed(measured: Result<Measured, String>) -> Result<Measured, String> {
+    let mut measured = measured.map_err(|reason| reason.chars().take(500).collect::<String>())?;
+    measured.gpus.truncate(MAX_GPUS);
+    for gpu in &mut measured.gpus {
+        gpu.uuid = gpu.uuid.chars().take(80).collect();
+    }
+    measured.enforcement = measured.enforcement.map(|how| how.chars().take(200).collect());
+    Ok(measured)
 }
 
 impl DeviceNow {
@@ -339,7 +382,8 @@ impl DeviceNow {
         }
     }
 
-    pub(crate) fn take_telemetry(&mut self, telemetry: Telemetry) {
+    pub(crate) fn take_telemetry(&mut self, mut telemetry: Telemetry) {
+        telemetry.gpus.truncate(MAX_GPUS);
         if self.telemetry.len() >= TELEMETRY_POINTS {
             self.telemetry.pop_front();
         }

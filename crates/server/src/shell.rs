@@ -137,10 +137,10 @@ impl Server {
         let node = bind_node(&parts.keys, &config).await?;
         let http = TcpListener::bind(config.listen).await;
         let http = http.map_err(ServerError::io(format!("listen on {}", config.listen)))?;
-        Self::run(parts, &config, node, http)
+        Self::run(parts, &config, &node, http)
     }
 
-    fn run(parts: Parts, config: &ServerConfig, node: Node, http: TcpListener) -> Result<Self, ServerError> {
+    fn run(parts: Parts, config: &ServerConfig, node: &Node, http: TcpListener) -> Result<Self, ServerError> {
         let address = http.local_addr().map_err(ServerError::io("find the address that HTTP listens on"))?;
         let Parts { core, opened, keys, chain, disk } = parts;
         let view = core.view().clone();
@@ -169,7 +169,7 @@ impl Server {
         let handle = Handle(Arc::new(inner));
         let router = crate::http::router(handle.clone())?;
 
-        let link = IrohLink::start(&node, admit(view.clone()));
+        let link = IrohLink::start(node, admit(view.clone()));
         let (end, ended) = oneshot::channel();
         let one = writer::Writer {
             core,

@@ -1,0 +1,12 @@
+//! The server from outside: the core against workers, disks and chains in memory, and the shell against real ones.
+
+mod crash;
+mod http_authorisation;
+mod http_bad_input;
+mod http_kit;
+mod http_live;
+mod http_ways;
+mod order;
+mod restore;
+mod shell;
+mod world;

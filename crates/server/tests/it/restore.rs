@@ -1,0 +1,76 @@
+//! A server that comes back from an old backup, and one whose snapshots are of use or not.
+
+use ionet_domain::command::CommandBody;
+use ionet_domain::order::CloseReason;
+use ionet_domain::{Actor, LeaseId, Stage};
+use ionet_journal::Keep;
+
+use crate::world::{RENTER, SUPPLIER, World, open, request};
+
+#[test]
+fn a_restored_server_leaves_alone_what_it_does_not_know() {
+    let mut world = World::new();
+    world.fund(RENTER, 50_000_000);
+    let worker = world.device(SUPPLIER, 1_000_000);
+    let backup = world.disk.copy();
+    let quote = world.quote(&request(1)).unwrap();
+    let order = world.place(quote);
+    world.until("it runs", |world| world.stage(order) == Some(Stage::Running));
+    world.run_for(60_000);
+    let generation = world.workers[&worker].told.clone().unwrap().generation;
+    world.disk = backup;
+    world.restart();
+    world.run_for(60_000);
+    let (lease, device) = (LeaseId { order, n: 0 }, world.workers[&worker].device);
+    assert_eq!(world.core.view().read().fleet.adopted(), [(device, lease)]);
+    let told = world.workers[&worker].told.clone().unwrap();
+    assert!(told.generation > generation, "a new term comes after every older one");
+    assert!(told.leases.is_empty() && told.ended.is_empty());
+    assert!(world.box_of(lease).running, "it runs on");
+}
+
+#[test]
+fn what_retired_long_ago_is_removed_when_a_device_comes_back_with_it() {
+    let mut world = World::new();
+    world.fund(RENTER, 50_000_000);
+    let worker = world.device(SUPPLIER, 1_000_000);
+    let quote = world.quote(&request(1)).unwrap();
+    let order = world.place(quote);
+    world.until("it runs", |world| world.stage(order) == Some(Stage::Running));
+    world.unlink(worker);
+    let close = CommandBody::Close { order, reason: CloseReason::Renter };
+    world.must(Actor::Wallet(RENTER), close);
+    world.until("it is forgotten", |world| {
+        world.stage(order).is_none() || world.stage(order) == Some(Stage::Paid)
+    });
+    world.now_ms += 25 * 3_600_000;
+    world.until("it is forgotten", |world| world.stage(order).is_none());
+    world.link(worker);
+    world.run_for(20_000);
+    assert!(world.workers[&worker].boxes.is_empty());
+    assert_eq!(world.core.view().read().fleet.adopted(), []);
+}
+
+#[test]
+fn a_snapshot_and_the_whole_journal_fold_to_the_same_state() {
+    let mut world = World::new();
+    world.fund(RENTER, 50_000_000);
+    world.device(SUPPLIER, 1_000_000);
+    let quote = world.quote(&request(1)).unwrap();
+    let order = world.place(quote);
+    world.until("it runs", |world| world.stage(order) == Some(Stage::Running));
+    let disk = world.disk.restart(Keep::Everything);
+    let whole = disk.copy();
+    let names = ionet_journal::Disk::list(&whole).unwrap();
+    for name in names.iter().filter(|name| name.ends_with(".snapshot")) {
+        assert!(whole.corrupt(name, 200, 1));
+    }
+    let (from_snapshot, opened) = open(&disk, world.now_ms);
+    let (from_start, passed_over) = open(&whole, world.now_ms);
+    assert!(opened.snapshot_seq > 0 && opened.folded < 10, "{opened:?}");
+    assert_eq!(passed_over.snapshot_seq, 0);
+    assert!(!passed_over.unusable_snapshots.is_empty());
+    assert_eq!(from_snapshot.view().read().state, from_start.view().read().state);
+    assert_eq!(from_snapshot.view().read().deposits_seen, 1);
+    assert_eq!(from_start.view().read().deposits_seen, 1);
+}
