@@ -13,6 +13,7 @@ use super::request::Request;
 use crate::device::{Contact, Device, DeviceStage, HardwareClass, Resources};
 use crate::id::DeviceId;
 use crate::money::Rate;
+use crate::order::{Order, Stage};
 use crate::refusal::Refusal;
 use crate::state::State;
 
@@ -38,8 +39,8 @@ pub struct Shortfall {
     pub devices: u32,
     /// What removed the others, in the order in which it was applied.
     pub removed: Vec<Removed>,
-    /// When the next matching capacity comes free at the latest, in milliseconds since 1970.
-    pub free_at_ms: Option<u64>,
+    /// How long until somebody's paid time is over and capacity comes free, at the latest.
+    pub free_in_ms: Option<u64>,
 }
 
 impl fmt::Display for Shortfall {
@@ -48,13 +49,13 @@ impl fmt::Display for Shortfall {
         for removed in &self.removed {
             write!(f, "; {} removed by: {}", removed.devices, removed.constraint)?;
         }
-        match (self.possible, self.free_at_ms) {
-            (0, None) => write!(f, "; ask for less, or wait for more devices"),
-            (0, Some(at)) => write!(f, "; capacity comes free by {at} ms (unix) at the latest"),
-            (n, None) => write!(f, "; {n} members would be placed at once"),
-            (n, Some(at)) => {
-                write!(f, "; {n} members would be placed at once, more by {at} ms (unix) at the latest")
-            }
+        match self.possible {
+            0 => {}
+            n => write!(f, "; {n} would be placed at once")?,
+        }
+        match self.free_in_ms {
+            None => write!(f, "; ask for less, or wait for more devices"),
+            Some(ms) => write!(f, "; a device comes free within {} minutes", ms.div_ceil(60_000)),
         }
     }
 }
@@ -189,8 +190,9 @@ impl Sieve<'_> {
     }
 
     fn shortfall(self, state: &State, possible: u32) -> Shortfall {
-        let free_at_ms = state.orders.values().filter_map(crate::order::Order::ends_ms).min();
-        let busy = self.removed.keys().any(|(order, _)| *order == 8);
+        let live = state.orders.values().filter(|order| order.stage < Stage::Closing);
+        let free_at_ms = live.filter_map(Order::ends_ms).min();
+        let busy = state.devices.values().any(|device| device.leases > 0);
         Shortfall {
             wanted: self.request.members,
             possible,
@@ -200,7 +202,7 @@ impl Sieve<'_> {
                 .into_iter()
                 .map(|((_, constraint), devices)| Removed { constraint, devices })
                 .collect(),
-            free_at_ms: free_at_ms.filter(|_| busy || possible > 0),
+            free_in_ms: free_at_ms.filter(|_| busy).map(|at| at.saturating_sub(self.now_ms)),
         }
     }
 }

@@ -148,8 +148,10 @@ fn two_orders_race_for_the_last_device() {
     world.ready(lease(order, 1));
     world.must(Actor::Server, CommandBody::MarkRunning { order });
     let Err(Refusal::NoCapacity(short)) = world.quote(&request(1)) else { panic!("it fitted") };
-    assert_eq!(short.free_at_ms, Some(world.now_ms + HOUR_MS), "{short}");
+    assert_eq!(short.free_in_ms, Some(HOUR_MS), "{short}");
     assert_eq!(short.removed[0].constraint, "hired by others now");
+    let said = short.to_string();
+    assert!(said.contains("a device comes free within 60 minutes"), "{said}");
 }
 
 #[test]
