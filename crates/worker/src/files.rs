@@ -139,9 +139,11 @@ impl LeaseDir {
         self.0.join("supervisor.log")
     }
 
-    /// What the box has on disk; goes when it is wiped.
+    /// What the box has on disk; goes when it is wiped. Its name is the lease's alone: by it the box's processes are
+    /// found.
     pub(crate) fn box_dir(&self) -> PathBuf {
-        self.0.join("box")
+        let lease = self.0.file_name().unwrap_or_default().to_string_lossy();
+        self.0.join(lease.replace('.', "-"))
     }
 
     fn end(&self) -> PathBuf {

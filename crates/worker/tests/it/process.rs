@@ -9,7 +9,7 @@ use ionet_net::tunnel::{self, TunnelStream};
 use ionet_net::{EndpointKey, Node, NodeConfig};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use crate::fixtures::{NETWORK, lease, wanted};
+use crate::fixtures::{NETWORK, wanted};
 use crate::server::{Site, addr_of, eventually, processes_with, rss_bytes};
 
 const FAR_MS: u64 = u64::MAX / 2;
@@ -37,7 +37,7 @@ async fn a_lease_from_start_to_wipe() {
     let worker = site.worker().await;
     eventually("the worker links", || site.hellos() == 1).await;
     assert_eq!(site.enrolled()[0].enrolment.device, worker.device());
-    let id = lease(1, 0);
+    let id = site.lease(0);
     let mut wanted = shell(id, "echo hello; until [ -e go ]; do sleep 0.05; done; echo bye; exit 7");
     site.want(vec![wanted.clone()], vec![]).await;
     let ready = site.until_phase(id, &BoxPhase::Ready).await;
@@ -47,16 +47,16 @@ async fn a_lease_from_start_to_wipe() {
     // The log is a stream for whoever has a grant.
     let client = client().await;
     let at = addr_of(ready.endpoint.as_ref().unwrap());
-    let log = tunnel::open(&client, &at, &Site::request(&Site::grant(&client, FAR_MS), 0)).await.unwrap();
-    let stranger = Site::grant(&site.node, FAR_MS);
-    for (auth, code) in [(stranger, "bad_grant"), (Site::grant(&client, 1), "grant_expired")] {
-        let refused = tunnel::open(&client, &at, &Site::request(&auth, 0)).await.unwrap_err();
+    let log = tunnel::open(&client, &at, &site.request(&site.grant(&client, FAR_MS), 0)).await.unwrap();
+    let stranger = site.grant(&site.node, FAR_MS);
+    for (auth, code) in [(stranger, "bad_grant"), (site.grant(&client, 1), "grant_expired")] {
+        let refused = tunnel::open(&client, &at, &site.request(&auth, 0)).await.unwrap_err();
         assert!(refused.to_string().contains(code), "{refused}");
     }
     let rss = rss_bytes(site.supervisor(id).unwrap());
     println!("supervisor: {} kB", rss / 1024);
     assert!(rss < 20 << 20, "the supervisor takes {rss} bytes");
-    std::fs::write(site.lease_dir(id).join("box/work/go"), "").unwrap();
+    std::fs::write(site.box_dir(id).join("work/go"), "").unwrap();
     let exited = site.until(id, 20, |o| matches!(o.phase, BoxPhase::Exited { .. })).await;
     assert_eq!(exited.phase, BoxPhase::Exited { exit_code: 7 });
     assert_eq!(read_all(log).await, "hello\nbye\n");
@@ -71,7 +71,7 @@ async fn a_lease_from_start_to_wipe() {
     assert!(wipe.files > 0 && !wipe.method.contains("NOT CONFIRMED"), "{wipe:?}");
     assert_eq!(removed.receipt.unwrap().elapsed_ms, receipt.elapsed_ms, "nothing counts after the end");
     eventually("the supervisor ends", || site.supervisor(id).is_none()).await;
-    assert!(!site.lease_dir(id).join("box").exists());
+    assert!(!site.box_dir(id).exists());
     worker.stop().await;
 }
 
@@ -80,7 +80,7 @@ async fn the_agents_end_changes_nothing_and_a_dead_supervisor_leaves_nothing() {
     let site = Site::new().await;
     let worker = site.worker().await;
     eventually("the worker links", || site.hellos() == 1).await;
-    let id = lease(1, 0);
+    let id = site.lease(0);
     let mut wanted = shell(id, "echo started; sleep 4711");
     wanted.running = true;
     site.want(vec![wanted.clone()], vec![]).await;
@@ -110,7 +110,7 @@ async fn the_agents_end_changes_nothing_and_a_dead_supervisor_leaves_nothing() {
     site.want(vec![], vec![id]).await;
     site.until_removed(id).await;
     assert!(site.supervisor(id).is_none(), "a lost lease is not started again");
-    assert!(!site.lease_dir(id).join("box").exists());
+    assert!(!site.box_dir(id).exists());
     worker.stop().await;
 }
 
@@ -119,7 +119,7 @@ async fn two_members_see_each_other_and_a_tunnel_leads_in() {
     let site = Site::new().await;
     let worker = site.worker().await;
     eventually("the worker links", || site.hellos() == 1).await;
-    let (head, other) = (lease(1, 0), lease(1, 1));
+    let (head, other) = (site.lease(0), site.lease(1));
     let serve =
         "echo from the head > index.html; exec python3 -u -m http.server 8080 --bind $IONET_MEMBER_IP";
     let fetch = "import os, time, urllib.request as r\n\
@@ -145,11 +145,11 @@ async fn two_members_see_each_other_and_a_tunnel_leads_in() {
     // The same service from outside, through a tunnel.
     let client = client().await;
     let at = addr_of(site.observed(head).unwrap().endpoint.as_ref().unwrap());
-    let auth = Site::grant(&client, FAR_MS);
-    let mut stream = tunnel::open(&client, &at, &Site::request(&auth, 8080)).await.unwrap();
+    let auth = site.grant(&client, FAR_MS);
+    let mut stream = tunnel::open(&client, &at, &site.request(&auth, 8080)).await.unwrap();
     stream.write_all(b"GET / HTTP/1.0\r\n\r\n").await.unwrap();
     assert!(read_all(stream).await.contains("from the head"));
-    let closed = tunnel::open(&client, &at, &Site::request(&auth, 9)).await.unwrap_err();
+    let closed = tunnel::open(&client, &at, &site.request(&auth, 9)).await.unwrap_err();
     assert!(closed.to_string().contains("service_unreachable"), "{closed}");
     // Another member's word is a witness: the head's next receipt names it.
     let witnessed = site.until(head, 20, |o| o.receipt.as_ref().is_some_and(|r| r.heard == [1])).await;

@@ -9,7 +9,7 @@ use ionet_net::{EndpointKey, Node, NodeConfig, tunnel};
 use ionet_worker::Worker;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use crate::fixtures::{lease, wanted};
+use crate::fixtures::wanted;
 use crate::server::{Site, addr_of, eventually, rss_bytes};
 
 fn ray(lease: LeaseId) -> DesiredLease {
@@ -28,14 +28,14 @@ async fn until_ready(site: &Site, lease: LeaseId, restarts: u32) -> ObservedLeas
         o.engine_restarts == restarts && matches!(o.phase, BoxPhase::Ready | BoxPhase::Lost { .. })
     };
     let observed = site.until(lease, 150, settled).await;
-    assert_eq!(observed.phase, BoxPhase::Ready);
+    assert_eq!(observed.phase, BoxPhase::Ready, "{}", site.log(lease));
     observed
 }
 
 /// What the Jobs API says, asked with and without the cluster's token.
 async fn ask_jobs_api(site: &Site, client: &Node, head: LeaseId, token: &str) -> String {
     let at = addr_of(site.observed(head).unwrap().endpoint.as_ref().unwrap());
-    let request = Site::request(&Site::grant(client, u64::MAX / 2), 8265);
+    let request = site.request(&site.grant(client, u64::MAX / 2), 8265);
     let mut stream = tunnel::open(client, &at, &request).await.unwrap();
     let text = format!(
         "GET /api/version HTTP/1.1\r\nHost: head\r\nConnection: close\r\nAuthorization: Bearer {token}\r\n\r\n"
@@ -55,7 +55,7 @@ async fn a_ray_cluster_comes_up_answers_and_starts_anew_in_its_boxes() {
     config.environments_dir = Some(environments);
     let worker = Worker::start(config).await.unwrap();
     eventually("the worker links", || site.hellos() == 1).await;
-    let (head, member) = (lease(1, 0), lease(1, 1));
+    let (head, member) = (site.lease(0), site.lease(1));
     let mut both = site.with_endpoints(&[ray(head), ray(member)], 1);
     site.want(both.clone(), vec![]).await;
     for id in [head, member] {

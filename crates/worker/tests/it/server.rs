@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -22,7 +23,7 @@ use ionet_runtime::holder::HelperExe;
 use ionet_worker::tunnels::TunnelAuth;
 use ionet_worker::{Worker, WorkerConfig, WorkerError};
 
-use crate::fixtures::{NETWORK, desired, member, order, server_key, welcome, with_members};
+use crate::fixtures::{NETWORK, desired, lease, member, order, server_key, welcome, with_members};
 
 /// What the server has heard, and to whom it can speak.
 #[derive(Default)]
@@ -39,9 +40,12 @@ pub(crate) struct Site {
     heard: Arc<Mutex<Heard>>,
     url: String,
     pub(crate) node: Node,
+    /// The order of this site's leases; no two sites on one machine have the same.
+    order: u128,
     generation: Mutex<u64>,
-    leases: Mutex<BTreeSet<LeaseId>>,
 }
+
+static SITES: AtomicU32 = AtomicU32::new(0);
 
 impl Drop for Site {
     fn drop(&mut self) {
@@ -62,7 +66,8 @@ impl Site {
         tokio::spawn(accept(LinkListener::start(&node, Arc::new(|_| true)), heard.clone()));
         let url = serve_rest(&node, heard.clone()).await;
         let folder = tempfile::tempdir().unwrap();
-        Self { folder, heard, url, node, generation: Mutex::new(0), leases: Mutex::default() }
+        let order = u128::from(std::process::id()) << 32 | u128::from(SITES.fetch_add(1, Ordering::Relaxed));
+        Self { folder, heard, url, node, order, generation: Mutex::new(0) }
     }
 
     pub(crate) fn data_dir(&self) -> PathBuf {
@@ -125,7 +130,6 @@ impl Site {
             *generation += 1;
             *generation
         };
-        self.leases.lock().unwrap().extend(leases.iter().map(|wanted| wanted.lease));
         self.say(ToWorker::Desired(desired(1, n, leases, ended))).await;
     }
 
@@ -166,7 +170,16 @@ impl Site {
         self.data_dir().join("leases").join(lease.to_string())
     }
 
-    fn log(&self, lease: LeaseId) -> String {
+    /// What the box has on disk.
+    pub(crate) fn box_dir(&self, lease: LeaseId) -> PathBuf {
+        self.lease_dir(lease).join(lease.to_string().replace('.', "-"))
+    }
+
+    pub(crate) fn lease(&self, n: u32) -> LeaseId {
+        lease(self.order, n)
+    }
+
+    pub(crate) fn log(&self, lease: LeaseId) -> String {
         fs::read_to_string(self.lease_dir(lease).join("supervisor.log")).unwrap_or_default()
     }
 
@@ -177,15 +190,19 @@ impl Site {
         pids.first().copied()
     }
 
-    /// Leave for a client to open tunnels into the first order.
-    pub(crate) fn grant(client: &Node, not_after_ms: u64) -> TunnelAuth {
-        let grant = Grant { cluster: order(1), endpoint: EndpointId(client.id().0), not_after_ms };
+    /// Leave for a client to open tunnels into this site's order.
+    pub(crate) fn grant(&self, client: &Node, not_after_ms: u64) -> TunnelAuth {
+        let grant = Grant { cluster: order(self.order), endpoint: EndpointId(client.id().0), not_after_ms };
         let signature = server_key().sign(NETWORK, &grant);
         TunnelAuth { grant, signature, follow: true }
     }
 
-    pub(crate) fn request(auth: &TunnelAuth, port: u16) -> TunnelRequest {
-        TunnelRequest { cluster: order(1).to_string(), port, auth: serde_json::to_vec(auth).unwrap() }
+    pub(crate) fn request(&self, auth: &TunnelAuth, port: u16) -> TunnelRequest {
+        TunnelRequest {
+            cluster: order(self.order).to_string(),
+            port,
+            auth: serde_json::to_vec(auth).unwrap(),
+        }
     }
 }
 
