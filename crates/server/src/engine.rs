@@ -243,8 +243,13 @@ impl<D: Disk> Engine<D> {
             return None;
         }
         self.snapshot_seq = head.seq;
+        Some(self.snapshot())
+    }
+
+    /// A copy of the state at the durable head; only where nothing is staged.
+    pub fn snapshot(&self) -> PendingSnapshot {
         let view = self.view.read();
-        Some(PendingSnapshot { at: head, deposits_seen: view.deposits_seen, state: view.state.clone() })
+        PendingSnapshot { at: self.head(), deposits_seen: view.deposits_seen, state: view.state.clone() }
     }
 
     /// Whether the journal has an order, by reading all of it: for the lab, the shell asks the subject index.
