@@ -78,6 +78,8 @@ type Answer<T> = Result<T, ClientError>;
 impl Client {
     /// A client of the server at `base`, such as `http://127.0.0.1:8080`, not signed in.
     pub fn new(base: &str) -> Answer<Self> {
+        // TLS by ring wherever the process has not chosen otherwise.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let http = reqwest::Client::builder()
             .connect_timeout(Duration::from_secs(5))
             .read_timeout(Duration::from_mins(1))

@@ -59,8 +59,6 @@ fn hidden() -> Option<ExitCode> {
 }
 
 fn run(cli: Cli) -> Result<u8> {
-    // The HTTP client takes whichever provider the process has; another crate may have been faster.
-    let _ = rustls::crypto::ring::default_provider().install_default();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.map_err(error::io("start"))?;
     runtime.block_on(dispatch(cli))

@@ -12,8 +12,7 @@ use crate::money::{Asset, HOUR_MS, Rate};
 use crate::refusal::Refusal;
 
 /// What runs in the boxes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum EngineKind {
     /// The given program, once per member.
     Command,
@@ -48,6 +47,8 @@ impl FromStr for EngineKind {
         })
     }
 }
+
+crate::id::serde_as_text!(EngineKind);
 
 /// Everything that price and placement look at.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -2,7 +2,8 @@
 (() => {
   const at = (id) => document.getElementById(id);
   const ticker = at("ticker"), live = at("live");
-  const events = new EventSource("/v1/events");
+  const from = Math.max(0, Number(at("seq").textContent) - 20);
+  const events = new EventSource("/v1/events?after=" + from);
   const piece = (tag, text) => {
     const node = document.createElement(tag);
     node.textContent = text;
