@@ -21,6 +21,15 @@ pub enum LabError {
         #[source]
         source: ionet_journal::Error,
     },
+    /// The server's engine.
+    #[error("{what}: {source}")]
+    Server {
+        /// What was tried.
+        what: &'static str,
+        /// The server's word.
+        #[source]
+        source: ionet_server::ServerError,
+    },
     /// Something that must hold did not.
     #[error("{0}")]
     Broken(String),
@@ -32,6 +41,7 @@ impl LabError {
         match self {
             Self::Io { .. } => "lab_io",
             Self::Journal { source, .. } => source.code(),
+            Self::Server { .. } => "lab_server",
             Self::Broken(_) => "lab_broken",
         }
     }
@@ -40,6 +50,11 @@ impl LabError {
     pub fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
         let what = what.into();
         move |source| Self::Io { what, source }
+    }
+
+    /// Adds what was tried to an error of the server.
+    pub fn server(what: &'static str) -> impl FnOnce(ionet_server::ServerError) -> Self {
+        move |source| Self::Server { what, source }
     }
 
     /// Adds what was tried to an error of the journal.

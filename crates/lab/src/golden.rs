@@ -153,11 +153,11 @@ impl<D: Disk> Script<D> {
     }
 
     fn accounts(&mut self) -> Result<()> {
-        for (n, account) in (1..).zip([RENTER, OTHER]) {
+        for (n, account) in (1u64..).zip([RENTER, OTHER]) {
             let id = TransferId {
-                scope: OrderId::from_parts(self.now_ms, n).bits(),
+                scope: OrderId::from_parts(self.now_ms, n.into()).bits(),
                 kind: TransferKind::Deposit,
-                n: n as u64,
+                n,
             };
             let reference = format!("golden:{n}");
             self.server(C::Deposit { id, reference, account, asset: Asset::Iosd, amount: 90_000_000 })?;

@@ -106,6 +106,7 @@ fn run(command: Command) -> Result<bool> {
 }
 
 /// Stops at the first seed that breaks.
+#[expect(clippy::cast_precision_loss, reason = "counts become figures for people")]
 fn simulate(first: u64, seeds: u64) -> Result<bool> {
     let begun = std::time::Instant::now();
     let (mut acts, mut virtual_ms, mut orders, mut faults) = (0, 0, 0, 0);

@@ -10,8 +10,7 @@ use std::time::{Duration, Instant};
 
 use ionet_journal::{FileDisk, Index, Reader, Scope};
 
-use super::load::{Load, NOW_MS};
-use super::pipe::Pipe;
+use super::load::{self, Load, NOW_MS};
 use super::plot::{Plot, Series};
 use super::{Figure, Report, Target, ms, percentile, sorted};
 use crate::{LabError, Result};
@@ -42,13 +41,13 @@ struct Times {
 pub fn run(dir: &Path, size: Size) -> Result<Report> {
     let journal_dir = dir.join("journal");
     let disk = FileDisk::open(&journal_dir).map_err(LabError::journal("open the disk"))?;
-    let mut pipe = Pipe::open(disk.clone())?;
+    let mut engine = load::open(disk.clone())?;
     let mut bare = Bare::open(&dir.join("bare"))?;
     for command in Load::founding() {
-        pipe.submit(&command, NOW_MS)?;
+        engine.submit(&command, NOW_MS).map_err(LabError::server("deposit"))?;
     }
-    let head = pipe.commit()?;
-    let follower = Follower::start(disk, &dir.join("index.sqlite"), head.seq)?;
+    engine.commit().map_err(LabError::server("commit"))?;
+    let follower = Follower::start(disk, &dir.join("index.sqlite"), engine.head().seq)?;
     let mut load = Load::new(1);
     let mut times = Times::default();
     for n in 0..size.transfers.div_ceil(size.batch) {
@@ -58,16 +57,16 @@ pub fn run(dir: &Path, size: Size) -> Result<Report> {
         let commands: Vec<_> = (0..size.batch).map(|_| load.send()).collect();
         let (begun, cpu_ms) = (Instant::now(), thread_cpu_ms());
         for command in &commands {
-            pipe.submit(command, NOW_MS)?;
+            engine.submit(command, NOW_MS).map_err(LabError::server("send"))?;
         }
         times.decided.push(ms(begun.elapsed()));
-        let head = pipe.commit()?;
+        engine.commit().map_err(LabError::server("commit"))?;
         times.batches.push(ms(begun.elapsed()));
         times.cpu += thread_cpu_ms() - cpu_ms;
-        follower.told(head.seq);
+        follower.told(engine.head().seq);
     }
     let lags = follower.finish()?;
-    pipe.state.audit().map_err(LabError::Broken)?;
+    engine.view().read().state.audit().map_err(LabError::Broken)?;
     Ok(report(size, times, lags))
 }
 

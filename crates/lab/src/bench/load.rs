@@ -2,9 +2,12 @@
 
 use ionet_domain::command::{Actor, Command, CommandBody};
 use ionet_domain::id::TransferKind;
-use ionet_domain::{Address, Asset, CommandId, Params, TransferId};
+use ionet_domain::{Address, Asset, CommandId, TransferId};
+use ionet_journal::{FileDisk, Options};
+use ionet_server::{Engine, EngineOptions, Fleet};
 
 use crate::random::Random;
+use crate::{LabError, Result};
 
 /// Wallets in the load.
 pub(super) const WALLETS: u64 = 1000;
@@ -22,7 +25,7 @@ impl Load {
         Self { random: Random::new(seed), sent: 0 }
     }
 
-    /// What comes before the first send: the network and a rich deposit for everybody.
+    /// What comes before the first send: a rich deposit for everybody.
     pub(super) fn founding() -> Vec<Command> {
         let server = |body| Command { id: None, actor: Actor::Server, body };
         let deposits = (0..WALLETS).map(|n| {
@@ -36,9 +39,7 @@ impl Load {
                 amount,
             })
         });
-        let first =
-            [server(CommandBody::Found { params: Params::default() }), server(CommandBody::BeginTerm)];
-        first.into_iter().chain(deposits).collect()
+        deposits.collect()
     }
 
     /// The next send.
@@ -54,6 +55,15 @@ impl Load {
         };
         Command { id: Some(id), actor: Actor::Wallet(wallet(from)), body }
     }
+}
+
+/// The server's engine on a real disk, opened as the server opens it, but without snapshots of its own.
+pub(super) fn open(disk: FileDisk) -> Result<Engine<FileDisk>> {
+    let journal = Options { check_from_snapshot: true, ..Options::default() };
+    let options = EngineOptions { journal, snapshot_every: 0, ..EngineOptions::default() };
+    let (engine, _) =
+        Engine::open(disk, options, Fleet::default(), NOW_MS).map_err(LabError::server("open the engine"))?;
+    Ok(engine)
 }
 
 fn wallet(n: u64) -> Address {

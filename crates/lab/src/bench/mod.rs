@@ -1,10 +1,10 @@
 //! Benchmarks of the real parts on a real disk; each prints text or JSON and draws a plot.
 //!
 //! Figures with a target say whether it was met. Not here: anything simulated.
+#![expect(clippy::cast_precision_loss, reason = "counts become figures for people")]
 
 pub mod engine;
 mod load;
-mod pipe;
 pub mod plot;
 pub mod start;
 

@@ -3,11 +3,12 @@
 use std::path::Path;
 use std::time::Instant;
 
-use ionet_domain::{Event, State};
-use ionet_journal::{FileDisk, Journal, Options, PrivatePart};
+use ionet_domain::State;
+use ionet_journal::FileDisk;
+use ionet_server::Engine;
+use ionet_server::engine::write_snapshot;
 
-use super::load::{Load, NOW_MS};
-use super::pipe::Pipe;
+use super::load::{self, Load, NOW_MS};
 use super::plot::{Plot, Series};
 use super::{Figure, Report, Target};
 use crate::{LabError, Result};
@@ -17,13 +18,13 @@ const BATCH: usize = 5000;
 /// Writes a journal of `events` after a snapshot in `dir` and starts from it `runs` times.
 pub fn run(dir: &Path, events: usize, runs: usize) -> Result<Report> {
     let open = || FileDisk::open(dir).map_err(LabError::journal("open the disk"));
-    let written = write(open()?, events)?;
+    let written = write(&open()?, events)?;
     let mut seconds = Vec::new();
     for _ in 0..runs.max(1) {
         let begun = Instant::now();
-        let state = start(open()?)?;
+        let engine = load::open(open()?)?;
         seconds.push(begun.elapsed().as_secs_f64());
-        if state != written {
+        if engine.view().read().state.ledger != written.ledger {
             return Err(LabError::Broken("the state after the start is not the one before".into()));
         }
     }
@@ -45,42 +46,22 @@ pub fn run(dir: &Path, events: usize, runs: usize) -> Result<Report> {
     Ok(Report { bench: "start", what, figures, plot })
 }
 
-fn write(disk: FileDisk, events: usize) -> Result<State> {
-    let mut pipe = Pipe::open(disk)?;
+fn write(disk: &FileDisk, events: usize) -> Result<State> {
+    let mut engine = load::open(disk.clone())?;
+    let commit = |engine: &mut Engine<FileDisk>| engine.commit().map_err(LabError::server("commit"));
     for command in Load::founding() {
-        pipe.submit(&command, NOW_MS)?;
+        engine.submit(&command, NOW_MS).map_err(LabError::server("deposit"))?;
     }
-    pipe.commit()?;
-    pipe.snapshot()?;
+    commit(&mut engine)?;
+    let snapshot = engine.snapshot();
+    write_snapshot(disk, &snapshot).map_err(LabError::server("write a snapshot"))?;
     let mut load = Load::new(2);
     for n in 1..=events {
-        pipe.submit(&load.send(), NOW_MS)?;
+        engine.submit(&load.send(), NOW_MS).map_err(LabError::server("send"))?;
         if n % BATCH == 0 || n == events {
-            pipe.commit()?;
+            commit(&mut engine)?;
         }
     }
-    Ok(pipe.state)
-}
-
-/// What the server does before it may answer.
-fn start(disk: FileDisk) -> Result<State> {
-    let options = Options { check_from_snapshot: true, ..Options::default() };
-    let (journal, _) = Journal::open(disk, options).map_err(LabError::journal("open the journal"))?;
-    let found = journal.latest_snapshot().map_err(LabError::journal("read the snapshot"))?;
-    let snapshot =
-        found.snapshot.ok_or_else(|| LabError::Broken("there is no snapshot to start from".into()))?;
-    let mut state: State =
-        serde_json::from_slice(&snapshot.body).map_err(|e| LabError::Broken(e.to_string()))?;
-    let records = journal.read_from(snapshot.at.seq + 1).map_err(LabError::journal("read the journal"))?;
-    for record in records {
-        let record = record.map_err(LabError::journal("read the journal"))?;
-        let private = match &record.private {
-            PrivatePart::Present(private) => Some(private.body.as_slice()),
-            _ => None,
-        };
-        let event = Event::read(record.at_ms, &record.public, private)
-            .map_err(|e| LabError::Broken(e.to_string()))?;
-        state.apply(&event).map_err(|e| LabError::Broken(e.to_string()))?;
-    }
+    let state = engine.view().read().state.clone();
     Ok(state)
 }

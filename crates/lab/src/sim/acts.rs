@@ -62,18 +62,17 @@ impl World {
             let decided = decide(&core.view().read().state, command, now_ms);
             if let Ok(events) = decided {
                 let ticket = *ticket;
-                self.take_answer(ticket, Ok((first..).zip(events).collect()))?;
+                self.take_answer(ticket, Ok((first..).zip(events).collect()));
             }
         }
         self.server.step(now_ms, input);
         if self.random.chance(700_000) { self.server_commit() } else { Ok(()) }
     }
 
-    pub(super) fn server_tick(&mut self) -> Result<()> {
+    pub(super) fn server_tick(&mut self) {
         self.server.tick_due_ms = self.at_ms + SERVER_TICK_MS;
         self.plant_commands();
         self.server.step(self.now_ms(), Input::Tick);
-        Ok(())
     }
 
     pub(super) fn server_commit(&mut self) -> Result<()> {
@@ -115,19 +114,18 @@ impl World {
         Ok(())
     }
 
-    pub(super) fn server_snapshot(&mut self) -> Result<()> {
+    pub(super) fn server_snapshot(&mut self) {
         if let Err(error) = self.server.write_snapshot() {
             self.trace.note(self.at_ms, || format!("server: no snapshot, {error}"));
             self.crash_server();
         }
-        Ok(())
     }
 
-    pub(super) fn server_output(&mut self) -> Result<()> {
-        let Some(output) = self.server.outbox.pop_front() else { return Ok(()) };
+    pub(super) fn server_output(&mut self) {
+        let Some(output) = self.server.outbox.pop_front() else { return };
         self.trace.note(self.at_ms, || format!("server: {}", show_output(&output)));
         match output {
-            Output::Answer(ticket, answer) => return self.take_answer(ticket, answer),
+            Output::Answer(ticket, answer) => self.take_answer(ticket, answer),
             Output::Tell(endpoint, message) => self.tell(endpoint, *message),
             Output::Probe(endpoint) => {
                 let measured = NetworkMeasured { rtt_us: 900, down_mbit_s: 900, up_mbit_s: 700 };
@@ -151,29 +149,26 @@ impl World {
             }
             Output::Published(_) => {}
         }
-        Ok(())
     }
 
     fn later(&mut self, most_ms: u64, input: Input) {
         let due_ms = self.at_ms + self.random.between(1, most_ms);
-        let n = self.unique() as u64;
+        let n = self.number();
         self.delayed.insert((due_ms, n), input);
     }
 
-    pub(super) fn deliver_delayed(&mut self) -> Result<()> {
+    pub(super) fn deliver_delayed(&mut self) {
         if let Some((_, input)) = self.delayed.pop_first() {
             self.server.inbox.push_back(input);
         }
-        Ok(())
     }
 
-    pub(super) fn chain_watch(&mut self) -> Result<()> {
+    pub(super) fn chain_watch(&mut self) {
         self.server.watch_due_ms = self.at_ms + WATCH_CHAIN_MS;
-        let Some(core) = &self.server.core else { return Ok(()) };
+        let Some(core) = &self.server.core else { return };
         let seen = core.view().read().deposits_seen;
         let deposits = self.chain.deposits_after(seen).unwrap_or_default();
         self.server.inbox.extend(deposits.into_iter().map(Input::ChainDeposit));
-        Ok(())
     }
 
     fn tell(&mut self, endpoint: ionet_domain::EndpointId, mut message: ToWorker) {
@@ -250,35 +245,28 @@ impl World {
         self.server.poll_link();
     }
 
-    pub(super) fn agent_start(&mut self, n: usize) -> Result<()> {
+    pub(super) fn agent_start(&mut self, n: usize) {
         self.trace.note(self.at_ms, || format!("agent {n}: starts"));
         let forgets = self.plan.planted.start_twice;
         self.devices[n].start_agent(forgets);
-        Ok(())
     }
 
-    pub(super) fn agent_step(&mut self, n: usize) -> Result<()> {
+    pub(super) fn agent_step(&mut self, n: usize) {
         let at_ms = self.at_ms;
         let device = &mut self.devices[n];
-        let input = match device.inbox.pop_front() {
-            Some(input) => input,
-            None => {
-                device.tick_due_ms = at_ms + TICK_MS;
-                agent::Input::Tick
-            }
-        };
-        if !matches!(input, agent::Input::Tick) {
-            self.trace.detail(at_ms, || format!("agent {n}: takes {input:?}"));
+        let input = device.inbox.pop_front().unwrap_or(agent::Input::Tick);
+        if matches!(input, agent::Input::Tick) {
+            device.tick_due_ms = at_ms + TICK_MS;
         }
+        self.trace.detail(at_ms, || format!("agent {n}: takes {input:?}"));
         if let Some(agent) = &mut device.agent {
             device.outbox.extend(agent.step(device.boot_ms + at_ms, input));
         }
-        Ok(())
     }
 
-    pub(super) fn agent_output(&mut self, n: usize) -> Result<()> {
+    pub(super) fn agent_output(&mut self, n: usize) {
         use agent::Output as O;
-        let Some(output) = self.devices[n].outbox.pop_front() else { return Ok(()) };
+        let Some(output) = self.devices[n].outbox.pop_front() else { return };
         if !matches!(output, O::Send(_)) {
             self.trace.note(self.at_ms, || format!("agent {n}: {output:?}"));
         }
@@ -289,7 +277,7 @@ impl World {
                 device.link.send(self.server_endpoint, frame);
             }
             O::Persist(saved) => device.saved = *saved,
-            O::StartSupervisor(assignment) => return self.start_supervisor(n, *assignment),
+            O::StartSupervisor(assignment) => self.start_supervisor(n, *assignment),
             O::UpdateSupervisor(assignment) => {
                 let lease = assignment.lease.lease;
                 if let Some(supervisor) = device.supervisors.get_mut(&lease) {
@@ -297,15 +285,14 @@ impl World {
                     supervisor.inbox.push_back(assigned);
                 }
             }
-            O::RemoveLease(lease) => return self.remove_lease(n, lease),
+            O::RemoveLease(lease) => self.remove_lease(n, lease),
             O::ForgetLease(lease) => _ = device.folders.remove(&lease),
             O::RunCheck => device.inbox.push_back(agent::Input::CheckDone(Ok(good_measures()))),
             O::Warn(_) => {}
         }
-        Ok(())
     }
 
-    fn start_supervisor(&mut self, n: usize, assignment: ionet_worker::assignment::Assignment) -> Result<()> {
+    fn start_supervisor(&mut self, n: usize, assignment: ionet_worker::assignment::Assignment) {
         let lease = assignment.lease.lease;
         let mut key = [0; 32];
         key[..16].copy_from_slice(&lease.order.bits().to_be_bytes());
@@ -321,14 +308,13 @@ impl World {
         let device = &mut self.devices[n];
         device.folders.insert(lease, Folder { key, progress: Progress::default(), end: None });
         device.supervisors.insert(lease, supervisor);
-        Ok(())
     }
 
-    fn remove_lease(&mut self, n: usize, lease: LeaseId) -> Result<()> {
+    fn remove_lease(&mut self, n: usize, lease: LeaseId) {
         let device = &mut self.devices[n];
         if let Some(supervisor) = device.supervisors.get_mut(&lease) {
             supervisor.inbox.push_back(ionet_worker::supervision::Input::Remove);
-            return Ok(());
+            return;
         }
         // Without a supervisor there is no box: the agent wipes the folder itself.
         let mut observed = match device.folders.get(&lease).and_then(|folder| folder.end.clone()) {
@@ -345,7 +331,6 @@ impl World {
         let wipe = ionet_domain::order::WipeReceipt { method: "folder".into(), ..Default::default() };
         observed.phase = ionet_api::worker::BoxPhase::Removed { wipe };
         device.inbox.push_back(agent::Input::Observed(observed));
-        Ok(())
     }
 
     pub(super) fn supervisor_step(&mut self, n: usize, lease: LeaseId) -> Result<()> {
@@ -407,10 +392,10 @@ impl World {
             .collect()
     }
 
-    pub(super) fn dial(&mut self, n: usize) -> Result<()> {
+    pub(super) fn dial(&mut self, n: usize) {
         self.devices[n].dial_due_ms = self.at_ms + self.random.between(500, 4_000);
         let endpoint = self.devices[n].enrolment.endpoint;
-        let Some(core) = &self.server.core else { return Ok(()) };
+        let Some(core) = &self.server.core else { return };
         let known = core.view().read().state.devices.values().any(|d| d.enrolment.endpoint == endpoint);
         let cut = self.cut[n];
         if known && !cut {
@@ -418,7 +403,6 @@ impl World {
             self.net.connect(self.devices[n].endpoint, self.server_endpoint);
             self.poll_links();
         }
-        Ok(())
     }
 }
 

@@ -125,7 +125,10 @@ impl Checker {
         self.note_ended(&event.public);
         self.shadow.apply(event).map_err(|broken| LabError::Broken(broken.to_string()))?;
         match &event.public {
-            PublicBody::OrderSettled { order, .. } => check_bill(self.shadow.order(*order), self),
+            PublicBody::OrderSettled { order, .. } => match self.shadow.order(*order) {
+                Ok(settled) => check_bill(settled, self),
+                Err(refusal) => broken(refusal.to_string()),
+            },
             PublicBody::PayoutPaid { payout, transfer, .. } => {
                 self.paid.insert(*payout, transfer.amount);
                 Ok(())
@@ -216,8 +219,7 @@ impl Checker {
     }
 }
 
-fn check_bill<E>(order: Result<&Order, E>, checker: &Checker) -> Result<()> {
-    let Ok(order) = order else { return Ok(()) };
+fn check_bill(order: &Order, checker: &Checker) -> Result<()> {
     let bill = order.bill();
     let id = order.id;
     if bill.total_micro_usd > order.quote.total_micro_usd {

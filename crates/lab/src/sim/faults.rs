@@ -5,11 +5,9 @@ use ionet_journal::Keep;
 use ionet_net::mem_link::Faults;
 
 use super::world::{World, sound};
-use crate::Result;
-
 impl World {
     /// One fault; the next comes after a while.
-    pub(super) fn fault(&mut self) -> Result<()> {
+    pub(super) fn fault(&mut self) {
         self.fault_due_ms = self.at_ms + self.random.between(2_000, 25_000);
         self.summary.faults += 1;
         let n = self.random.index(self.devices.len());
@@ -25,7 +23,6 @@ impl World {
             9 => self.break_a_box(n),
             _ => self.mend(n),
         }
-        Ok(())
     }
 
     fn kill_a_supervisor(&mut self, n: usize) {

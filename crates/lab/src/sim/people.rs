@@ -12,8 +12,6 @@ use ionet_domain::{Actor, Address, Command, CommandId, Event, OrderId, Refusal, 
 use ionet_server::{Input, Ticket};
 
 use super::world::{GIB, World, renter, supplier};
-use crate::Result;
-
 /// An unanswered request is made again after this long, in milliseconds.
 const RETRY_MS: u64 = 5_000;
 
@@ -48,10 +46,10 @@ impl Renter {
 }
 
 impl World {
-    pub(super) fn renter_act(&mut self, n: usize) -> Result<()> {
+    pub(super) fn renter_act(&mut self, n: usize) {
         self.renters[n].due_ms = self.at_ms + self.random.between(1_000, 6_000);
         if self.renters[n].vanished {
-            return Ok(());
+            return;
         }
         let waits = self.renters[n].intents.iter().position(|intent| !intent.answered);
         if let Some(which) = waits {
@@ -60,14 +58,14 @@ impl World {
                 self.freshen(n, which);
                 self.ask(n, which);
             }
-            return Ok(());
+            return;
         }
         if self.plan.chance {
             let pause_ms = self.plan.chaos_ms / (self.plan.orders_each * 3);
             self.renters[n].due_ms += self.random.below(pause_ms);
         }
         if self.healed && self.plan.chance {
-            return Ok(());
+            return;
         }
         let may_order = (self.renters[n].orders.len() as u64) < self.plan.orders_each;
         match self.random.below(20) {
@@ -78,7 +76,6 @@ impl World {
             19 if self.plan.chance && self.random.chance(100_000) => self.renters[n].vanished = true,
             _ => {}
         }
-        Ok(())
     }
 
     /// The planted fault: a retry that is somebody else's request to the server.
@@ -97,7 +94,7 @@ impl World {
 
     fn intend(&mut self, n: usize, body: CommandBody) {
         let (at_ms, random) = (self.now_ms(), self.unique());
-        let tag = self.unique() as u64;
+        let tag = self.number();
         if let CommandBody::PlaceOrder { order, .. } = &body {
             self.check.intents.insert(*order, tag);
         }
@@ -115,25 +112,20 @@ impl World {
         self.trace.note(self.at_ms, || format!("renter {n}: asks {:?}", command.body));
         let lost = self.plan.chance && !self.healed && self.random.chance(30_000);
         if self.server.up() && !lost {
-            let ticket = self.unique() as Ticket;
+            let ticket = self.number();
             self.tickets.insert(ticket, (n, which));
             self.server.inbox.push_back(Input::Submit(Some(ticket), command));
         }
     }
 
-    pub(super) fn take_answer(
-        &mut self,
-        ticket: Ticket,
-        answer: Result<Vec<(u64, Event)>, Refusal>,
-    ) -> Result<()> {
+    pub(super) fn take_answer(&mut self, ticket: Ticket, answer: Result<Vec<(u64, Event)>, Refusal>) {
         let lost = self.plan.chance && !self.healed && self.random.chance(60_000);
-        let Some((n, which)) = self.tickets.get(&ticket).copied().filter(|_| !lost) else { return Ok(()) };
+        let Some((n, which)) = self.tickets.get(&ticket).copied().filter(|_| !lost) else { return };
         let intent = &mut self.renters[n].intents[which];
         intent.answered = true;
         if let Ok(events) = answer {
             self.check.promise(events);
         }
-        Ok(())
     }
 
     fn order(&mut self, n: usize) {
@@ -204,15 +196,15 @@ impl World {
         self.intend(n, CommandBody::Send { id, to, asset: Asset::Iosd, amount });
     }
 
-    pub(super) fn supplier_act(&mut self, n: usize) -> Result<()> {
+    pub(super) fn supplier_act(&mut self, n: usize) {
         self.supplier_due_ms[n] = self.at_ms + self.random.between(8_000, 40_000);
         let device = self.devices[n].id();
         let enrolment = self.devices[n].enrolment.clone();
-        let Some(core) = self.server.core.as_ref().filter(|_| !self.devices[n].left) else { return Ok(()) };
+        let Some(core) = self.server.core.as_ref().filter(|_| !self.devices[n].left) else { return };
         let rules = core.view().read().state.devices.get(&device).map(|found| found.rules.clone());
         let Some(rules) = rules else {
             self.supply(n, CommandBody::Enrol { enrolment, machine_name: "box".into() });
-            return Ok(());
+            return;
         };
         let change = |change| CommandBody::ChangeDevice { device, change };
         let set = |rules| change(DeviceChange { rules: Some(rules), ..DeviceChange::default() });
@@ -220,7 +212,7 @@ impl World {
             if rules != OwnerRules::default() {
                 self.supply(n, set(OwnerRules::default()));
             }
-            return Ok(());
+            return;
         }
         match self.random.below(40) {
             0 | 1 => self.supply(n, set(OwnerRules { paused: !rules.paused, ..rules })),
@@ -232,7 +224,6 @@ impl World {
             8 if self.devices.iter().filter(|device| !device.left).count() > 1 => self.leave(n),
             _ => {}
         }
-        Ok(())
     }
 
     fn supply(&mut self, n: usize, body: CommandBody) {

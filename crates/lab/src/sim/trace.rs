@@ -2,6 +2,11 @@
 
 use std::collections::VecDeque;
 
+/// Milliseconds as seconds.
+pub(super) fn seconds(ms: u64) -> String {
+    format!("{}.{:03}", ms / 1000, ms % 1000)
+}
+
 /// The acts of a run.
 #[derive(Debug, Default)]
 pub(super) struct Trace {
@@ -32,7 +37,7 @@ impl Trace {
             words.truncate(end);
             words.push_str("...");
         }
-        let line = format!("{:>9.3}  {words}", at_ms as f64 / 1000.0);
+        let line = format!("{:>9}  {words}", seconds(at_ms));
         if self.print {
             println!("{line}");
         }

@@ -18,7 +18,7 @@ use super::disk::LabDisk;
 use super::people::Renter;
 use super::plan::{Crash, Plan};
 use super::server::ServerNode;
-use super::trace::Trace;
+use super::trace::{Trace, seconds};
 use crate::random::Random;
 use crate::{LabError, Result};
 
@@ -139,9 +139,14 @@ impl World {
     }
 
     /// A number never given before.
-    pub(super) fn unique(&mut self) -> u128 {
+    pub(super) fn number(&mut self) -> u64 {
         self.numbers += 1;
-        u128::from(self.numbers)
+        self.numbers
+    }
+
+    /// The same as the random part of an id.
+    pub(super) fn unique(&mut self) -> u128 {
+        u128::from(self.number())
     }
 
     pub(super) fn run(&mut self) -> Result<Summary> {
@@ -174,7 +179,7 @@ impl World {
     }
 
     fn broken(&self, what: &str) -> LabError {
-        LabError::Broken(format!("seed {} at {:.3} s: {what}", self.plan.seed, self.at_ms as f64 / 1000.0))
+        LabError::Broken(format!("seed {} at {} s: {what}", self.plan.seed, seconds(self.at_ms)))
     }
 
     fn pass_time(&mut self, gap_ms: u64) {
@@ -266,23 +271,24 @@ impl World {
             return Ok(());
         }
         match act {
-            Act::ServerStart => self.server_start(),
-            Act::ServerInput => self.server_input(),
+            Act::ServerStart => return self.server_start(),
+            Act::ServerInput => return self.server_input(),
+            Act::ServerCommit => return self.server_commit(),
+            Act::Supervisor(n, lease) => return self.supervisor_step(n, lease),
             Act::ServerTick => self.server_tick(),
-            Act::ServerCommit => self.server_commit(),
             Act::ServerOutput => self.server_output(),
             Act::ServerSnapshot => self.server_snapshot(),
             Act::ChainWatch => self.chain_watch(),
             Act::Delayed => self.deliver_delayed(),
             Act::AgentStart(n) => self.agent_start(n),
             Act::Agent(n) => self.agent_step(n),
-            Act::AgentOutput(n) => return self.agent_output(n),
+            Act::AgentOutput(n) => self.agent_output(n),
             Act::Dial(n) => self.dial(n),
-            Act::Supervisor(n, lease) => return self.supervisor_step(n, lease),
             Act::Renter(n) => self.renter_act(n),
             Act::Supplier(n) => self.supplier_act(n),
             Act::Fault => self.fault(),
         }
+        Ok(())
     }
 
     /// The plan's one crash, and crashes by chance, come between any two acts.
