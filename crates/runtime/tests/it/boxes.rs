@@ -47,7 +47,7 @@ impl SettledLog for LeaseBox {
         let deadline = Instant::now() + Duration::from_secs(2);
         let mut log = self.log_tail(1 << 20);
         while !log.ends_with("end\n") && Instant::now() < deadline {
-            std::thread::sleep(Duration::from_millis(5));
+            std::thread::sleep(Duration::from_millis(5)); // poll
             log = self.log_tail(1 << 20);
         }
         log
@@ -339,7 +339,7 @@ fn get(it: &mut LeaseBox) -> String {
             }
             Err(error) => assert!(Instant::now() < deadline, "{error}: {report:?} {}", it.log_tail(2000)),
         }
-        std::thread::sleep(Duration::from_millis(20));
+        std::thread::sleep(Duration::from_millis(20)); // poll
     }
 }
 
@@ -372,10 +372,10 @@ fn parent_body() {
     let (mut it, _tun) = LeaseBox::start(config, Instant::now()).unwrap();
     wait_for(&mut it, 10, |r| r.phase == Phase::Ready);
     while !it.log_tail(1000).contains(&marker) {
-        std::thread::sleep(Duration::from_millis(5));
+        std::thread::sleep(Duration::from_millis(5)); // poll
     }
     println!("up");
-    std::thread::sleep(Duration::from_mins(10));
+    std::thread::park();
 }
 
 #[test]

@@ -117,7 +117,7 @@ impl Cluster {
                 self.head.log_tail(6000),
                 self.member.log_tail(6000)
             );
-            thread::sleep(Duration::from_millis(20));
+            thread::sleep(Duration::from_millis(20)); // poll
         }
     }
 
@@ -158,7 +158,7 @@ impl Cluster {
                 return self.http("GET /api/jobs/job-1/logs", Some(TOKEN), "").1;
             }
             assert!(!info.contains("FAILED") && Instant::now() < deadline, "{info}");
-            thread::sleep(Duration::from_millis(100));
+            thread::sleep(Duration::from_millis(100)); // poll
         }
     }
 }

@@ -90,7 +90,7 @@ pub(crate) fn wait_for(it: &mut LeaseBox, seconds: u64, until: impl Fn(&BoxRepor
             return report;
         }
         assert!(Instant::now() < deadline, "{report:?}\n{}", it.log_tail(8000));
-        std::thread::sleep(Duration::from_millis(20));
+        std::thread::sleep(Duration::from_millis(20)); // poll
     }
 }
 
@@ -107,7 +107,7 @@ pub(crate) fn eventually(what: &str, condition: impl Fn() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(10);
     while !condition() {
         assert!(Instant::now() < deadline, "{what}");
-        std::thread::sleep(Duration::from_millis(10));
+        std::thread::sleep(Duration::from_millis(10)); // poll
     }
 }
 

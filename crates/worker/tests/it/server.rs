@@ -154,7 +154,7 @@ impl Site {
                 Some(observed) if condition(&observed) => return observed,
                 observed => assert!(Instant::now() < deadline, "{observed:?}\n{}", self.log(lease)),
             }
-            tokio::time::sleep(Duration::from_millis(10)).await;
+            tokio::time::sleep(Duration::from_millis(10)).await; // poll
         }
     }
 
@@ -305,7 +305,7 @@ pub(crate) async fn eventually(what: &str, condition: impl Fn() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(20);
     while !condition() {
         assert!(Instant::now() < deadline, "{what}");
-        tokio::time::sleep(Duration::from_millis(10)).await;
+        tokio::time::sleep(Duration::from_millis(10)).await; // poll
     }
 }
 
