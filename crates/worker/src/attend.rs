@@ -113,27 +113,32 @@ fn connect(dir: &LeaseDir) -> std::io::Result<UnixStream> {
     dir.connect().and_then(UnixStream::from_std)
 }
 
-/// One that runs already answers at once; one that was just started gets its time.
+/// One that runs answers soon; one that was just started, by this agent or the one before it, gets its time.
 async fn first_connection(
     dir: &LeaseDir,
-    child: Option<&mut Child>,
+    mut child: Option<&mut Child>,
 ) -> std::result::Result<UnixStream, String> {
-    let Some(child) = child else {
-        return connect(dir)
-            .map_err(|_| "its supervisor is gone: the machine restarted or it was killed".into());
-    };
     let deadline = Instant::now() + START_WAIT;
     loop {
         if let Ok(stream) = connect(dir) {
             return Ok(stream);
         }
-        if let Ok(Some(status)) = child.try_wait() {
-            return Err(format!("its supervisor ended when it started ({status}): {}", last_line(dir)));
+        match child.as_deref_mut().map(Child::try_wait) {
+            Some(Ok(Some(status))) => {
+                return Err(format!("its supervisor ended when it started ({status}): {}", last_line(dir)));
+            }
+            None if !dir.is_held() => {
+                return Err("its supervisor is gone: the machine restarted or it was killed".into());
+            }
+            _ if Instant::now() > deadline => {
+                if let Some(child) = child {
+                    // What does not answer must not go on unseen.
+                    let _ = child.start_kill();
+                }
+                return Err(format!("its supervisor does not answer: {}", last_line(dir)));
+            }
+            _ => tokio::time::sleep(RETRY).await,
         }
-        if Instant::now() > deadline {
-            return Err(format!("its supervisor does not answer: {}", last_line(dir)));
-        }
-        tokio::time::sleep(RETRY).await;
     }
 }
 

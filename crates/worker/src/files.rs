@@ -171,6 +171,11 @@ impl LeaseDir {
         }
     }
 
+    /// Whether a supervisor has the folder.
+    pub(crate) fn is_held(&self) -> bool {
+        matches!(DirLock::take(&self.0), Err(WorkerError::Busy { .. }))
+    }
+
     /// Removes the folder; its box was wiped before.
     pub(crate) fn remove(&self) -> Result<()> {
         match fs::remove_dir_all(&self.0) {

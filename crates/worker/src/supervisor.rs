@@ -411,6 +411,9 @@ pub(crate) fn evidence(wiped: sandbox::WipeReceipt) -> WipeReceipt {
 
 /// Ends and wipes what is left of a lease whose supervisor is gone, and keeps the evidence.
 pub(crate) fn reap(dir: &LeaseDir, lease: ionet_domain::LeaseId) -> Result<ObservedLease> {
+    if dir.is_held() {
+        return Err(WorkerError::Busy { place: dir.path().display().to_string() });
+    }
     let wiped = lease_box::reap(&box_name(lease), &dir.box_dir(), &Hierarchy::detect())?;
     let mut observed = dir.last_word(lease, "");
     if !matches!(observed.phase, BoxPhase::Removed { .. }) {
