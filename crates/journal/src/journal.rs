@@ -65,6 +65,7 @@ impl<D: Disk> Journal<D> {
         let mut journal = Journal { disk, options, place: found.place, marks, stopped: false };
         let erased_seq = journal.interrupted_erasure()?;
         journal.cut(&found.torn)?;
+        journal.remove_strays(&found.strays)?;
         journal.make_durable(found.last_frame)?;
         if let Some(seq) = erased_seq {
             journal.finish_erasing(seq)?;
@@ -211,6 +212,11 @@ impl<D: Disk> Journal<D> {
         Ok(())
     }
 
+    /// A segment begun in vain goes, or it would stand for a lost one as soon as the next record is elsewhere.
+    fn remove_strays(&self, strays: &[String]) -> Result<()> {
+        strays.iter().try_for_each(|name| self.disk.remove(name).doing("remove", name))
+    }
+
     /// Makes what was found durable. The last frame may be in the system's cache only, even marked as
     /// written after a sync that failed in the process before: writing it again puts it back in line.
     fn make_durable(&mut self, last_frame: Option<Place>) -> Result<()> {
@@ -316,6 +322,8 @@ struct End {
     place: Place,
     last_frame: Option<Place>,
     torn: Vec<TornTail>,
+    /// Private files of a segment whose creation was interrupted.
+    strays: Vec<String>,
 }
 
 fn find_end<D: Disk>(disk: &D, marks: &Marks, from_snapshot: bool) -> Result<End> {
@@ -325,14 +333,14 @@ fn find_end<D: Disk>(disk: &D, marks: &Marks, from_snapshot: bool) -> Result<End
     snapshot::check_head(disk, head)?;
     let place = records.place();
     let mut torn: Vec<TornTail> = records.torn().cloned().into_iter().collect();
+    let strays = find_strays(disk, place)?;
     torn.extend(private_tail(disk, place)?);
-    Ok(End { place, last_frame: records.last_frame(), torn })
+    Ok(End { place, last_frame: records.last_frame(), torn, strays })
 }
 
 /// What the last private file has after its last needed frame: one frame at most, whole or torn, of a batch
 /// whose public frame was never finished.
 fn private_tail<D: Disk>(disk: &D, place: Place) -> Result<Option<TornTail>> {
-    check_strays(disk, place)?;
     if place.public_offset == 0 {
         return Ok(None);
     }
@@ -353,14 +361,16 @@ fn private_tail<D: Disk>(disk: &D, place: Place) -> Result<Option<TornTail>> {
 }
 
 /// A private file without its public one may only be that of a segment whose creation was interrupted.
-fn check_strays<D: Disk>(disk: &D, place: Place) -> Result<()> {
+fn find_strays<D: Disk>(disk: &D, place: Place) -> Result<Vec<String>> {
     let public = segments(disk, Side::Public)?;
+    let mut strays = Vec::new();
     for first in segments(disk, Side::Private)?.into_iter().filter(|first| !public.contains(first)) {
         let name = Side::Private.file(first);
         let size = disk.size(&name).doing("read", &name)?;
         if first != place.head.seq + 1 || size > HEADER_BYTES as u64 {
             return Err(damaged(&Side::Public.file(first), 0, first, "the file is missing"));
         }
+        strays.push(name);
     }
-    Ok(())
+    Ok(strays)
 }

@@ -82,6 +82,24 @@ fn what_was_told_survives_a_power_loss_at_every_operation() {
 }
 
 #[test]
+fn a_segment_begun_in_vain_does_not_stand_in_the_way() {
+    for operation in 0..operations_of_a_run() {
+        for keep in keeps().take(4) {
+            let disk = MemDisk::new();
+            disk.plan(operation, Fault::PowerLoss);
+            let _ = run(&disk);
+            let disk = disk.restart(keep);
+            let (mut journal, recovery) = open(&disk).expect("opens");
+            let seq = recovery.head.seq + 1;
+            // Small enough for the segment that the lost batch was too long for.
+            journal.append(&[entry(seq)]).expect("appends");
+            let (journal, _) = open(&disk).unwrap_or_else(|e| panic!("operation {operation}, {keep:?}: {e}"));
+            assert_eq!(journal.head().seq, seq);
+        }
+    }
+}
+
+#[test]
 fn what_was_told_survives_a_second_power_loss_while_recovering() {
     for operation in 0..operations_of_a_run() {
         let first = Keep::Some(operation);
