@@ -13,6 +13,7 @@ mod control;
 pub mod doctor;
 pub mod error;
 pub mod files;
+mod footprint;
 pub mod inventory;
 pub mod nvml;
 pub mod shell;

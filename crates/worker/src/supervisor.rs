@@ -28,6 +28,7 @@ use crate::assignment::box_name;
 use crate::control::{self, Word};
 use crate::error::{During as _, Result, WorkerError};
 use crate::files::{Brief, CappedLog, DirLock, LeaseDir, read_json, write_json};
+use crate::footprint;
 use crate::supervision::{Input, Output, Supervision};
 use crate::tunnels::Door;
 
@@ -155,6 +156,9 @@ impl Supervisor {
                     let before = self.is_steady();
                     self.poll();
                     if self.is_steady() != before {
+                        if !before {
+                            footprint::let_go();
+                        }
                         poll = interval(if before { POLL_STARTING } else { POLL_STEADY });
                         poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
                     }

@@ -53,9 +53,10 @@ async fn a_lease_from_start_to_wipe() {
         let refused = tunnel::open(&client, &at, &site.request(&auth, 0)).await.unwrap_err();
         assert!(refused.to_string().contains(code), "{refused}");
     }
+    // What was only needed to start is let go once the box is up.
+    eventually("a small supervisor", || rss_bytes(site.supervisor(id).unwrap()) < 20_000_000).await;
     let rss = rss_bytes(site.supervisor(id).unwrap());
     println!("supervisor: {} kB", rss / 1024);
-    assert!(rss < 20 << 20, "the supervisor takes {rss} bytes");
     std::fs::write(site.box_dir(id).join("work/go"), "").unwrap();
     let exited = site.until(id, 20, |o| matches!(o.phase, BoxPhase::Exited { .. })).await;
     assert_eq!(exited.phase, BoxPhase::Exited { exit_code: 7 });

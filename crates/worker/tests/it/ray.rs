@@ -81,7 +81,7 @@ async fn a_ray_cluster_comes_up_answers_and_starts_anew_in_its_boxes() {
     for id in [head, member] {
         until_ready(&site, id, 1).await;
     }
-    assert!(rss_bytes(site.supervisor(head).unwrap()) < 20 << 20);
+    assert!(rss_bytes(site.supervisor(head).unwrap()) < 20_000_000);
     site.want(vec![], vec![head, member]).await;
     for id in [head, member] {
         site.until_removed(id).await;
