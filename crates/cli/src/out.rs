@@ -21,6 +21,7 @@ pub(crate) struct Out {
 
 impl Out {
     /// One JSON value on one line.
+    #[expect(clippy::unused_self, reason = "reads as the other ways to show something")]
     pub(crate) fn value(self, value: &impl Serialize) {
         let line = serde_json::to_string(value).unwrap_or_else(|error| format!("{{\"error\":\"{error}\"}}"));
         print_line(&line);
@@ -70,6 +71,7 @@ impl Out {
     }
 
     /// Begins to show what is going on.
+    #[expect(clippy::unused_self, reason = "reads as the other ways to show something")]
     pub(crate) fn progress(self, text: &str) -> Progress {
         Progress::begin(text)
     }

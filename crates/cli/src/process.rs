@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::process::{Child, ChildStdin, Command};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::error::{CliError, Result, io};
 
@@ -115,19 +115,33 @@ pub(crate) fn last_lines(path: &Path, count: usize) -> Vec<String> {
     lines[lines.len().saturating_sub(count)..].iter().map(|line| (*line).to_owned()).collect()
 }
 
-/// Waits for Ctrl-C, a polite end from outside, or, when tied, the end of whoever started us.
-pub(crate) async fn told_to_end(tied: bool) -> Result {
-    let mut terminate = signal(SignalKind::terminate()).map_err(io("listen for signals"))?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(io("listen for signals"))?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-        () = input_ends(), if tied => {}
+/// Listens for Ctrl-C, a polite end from outside, or, when tied, the end of whoever started us. From its making on
+/// these no longer end the process by themselves.
+#[derive(Debug)]
+pub(crate) struct Ending {
+    terminate: Signal,
+    interrupt: Signal,
+    tied: bool,
+}
+
+impl Ending {
+    pub(crate) fn listen(tied: bool) -> Result<Self> {
+        let on = |kind| signal(kind).map_err(io("listen for signals"));
+        Ok(Self { terminate: on(SignalKind::terminate())?, interrupt: on(SignalKind::interrupt())?, tied })
     }
-    Ok(())
+
+    /// Returns once we are told to end.
+    pub(crate) async fn told(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+            () = input_ends(), if self.tied => {}
+        }
+    }
 }
 
 async fn input_ends() {
-    let mut nothing = Vec::new();
-    let _ = tokio::io::stdin().read_to_end(&mut nothing).await;
+    let mut nothing = [0; 64];
+    let mut input = tokio::io::stdin();
+    while input.read(&mut nothing).await.is_ok_and(|read| read > 0) {}
 }

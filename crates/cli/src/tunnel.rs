@@ -62,6 +62,14 @@ impl Tunnels {
         }
     }
 
+    /// Whether something listens on `port` of a member.
+    pub(crate) async fn answers(&self, slot: u32, port: u16) -> bool {
+        match self.request(slot, port, true) {
+            Ok((addr, request)) => tunnel::open(&self.node, &addr, &request).await.is_ok(),
+            Err(_) => false,
+        }
+    }
+
     /// A stream of a member's output: what there is, or with `follow` until the member ends.
     pub(crate) async fn logs(&self, slot: u32, follow: bool) -> Result<TunnelStream> {
         let (addr, request) = self.request(slot, LOG_PORT, follow)?;

@@ -5,12 +5,12 @@ use std::process::Stdio;
 use ionet_api::rest::ClusterView;
 use ionet_domain::market::EngineKind;
 use ionet_net::tunnel::LocalForward;
+use ionet_worker::environment::BUILT_IN;
 use serde::{Deserialize, Serialize};
-use serde_json::json;
 use tokio::process::Command;
 
 use crate::args::ConnectArgs;
-use crate::context::{Context, Session, write_private};
+use crate::context::{Context, write_private};
 use crate::error::{CliError, Result, io};
 use crate::out::Out;
 use crate::ray::{CLIENT_PORT, DASHBOARD_PORT, NOTEBOOK_PORT, Ray};
@@ -47,17 +47,17 @@ pub(crate) async fn connect(context: &Context, args: &ConnectArgs) -> Result<u8>
         return Err(CliError::refused("not_ray", message).help("'ionet cluster logs' shows its output"));
     }
     let tunnels = Tunnels::open(context, &session, args.cluster).await?;
-    let ports = open_ports(&tunnels, &view).await?;
-    let result = use_ports(context, args, &session, &view, &ports).await;
+    let ports = open_ports(&tunnels).await?;
+    let result = use_ports(context, args, &view, &ports).await;
     tunnels.close().await;
     result
 }
 
-async fn open_ports(tunnels: &Tunnels, view: &ClusterView) -> Result<Ports> {
-    let jupyter = view.leases.iter().any(|lease| lease.slot == 0) && view.token.expose() != "";
-    let notebook = match jupyter {
-        true => tunnels.forward(0, NOTEBOOK_PORT, NOTEBOOK_PORT).await.ok(),
-        false => None,
+async fn open_ports(tunnels: &Tunnels) -> Result<Ports> {
+    let notebook = if tunnels.answers(0, NOTEBOOK_PORT).await {
+        Some(tunnels.forward(0, NOTEBOOK_PORT, NOTEBOOK_PORT).await?)
+    } else {
+        None
     };
     Ok(Ports {
         dashboard: tunnels.forward(0, DASHBOARD_PORT, DASHBOARD_PORT).await?,
@@ -66,14 +66,8 @@ async fn open_ports(tunnels: &Tunnels, view: &ClusterView) -> Result<Ports> {
     })
 }
 
-async fn use_ports(
-    context: &Context,
-    args: &ConnectArgs,
-    session: &Session,
-    view: &ClusterView,
-    ports: &Ports,
-) -> Result<u8> {
-    let remarks = remarks(session, view, ports).await?;
+async fn use_ports(context: &Context, args: &ConnectArgs, view: &ClusterView, ports: &Ports) -> Result<u8> {
+    let remarks = remarks(view, ports).await?;
     let lines = lines(context, args, view, ports, remarks)?;
     if !args.exec.is_empty() {
         lines.remarks.iter().for_each(|remark| context.out.note(remark));
@@ -86,7 +80,7 @@ async fn use_ports(
 }
 
 /// What is worth knowing before anything is pasted: other ports than usual, a local Ray that does not fit.
-async fn remarks(_session: &Session, view: &ClusterView, ports: &Ports) -> Result<Vec<String>> {
+async fn remarks(view: &ClusterView, ports: &Ports) -> Result<Vec<String>> {
     let usual =
         [("the dashboard", DASHBOARD_PORT, &ports.dashboard), ("Ray Client", CLIENT_PORT, &ports.client)];
     let moved = usual.into_iter().filter(|(_, port, forward)| forward.local_addr.port() != *port);
@@ -123,17 +117,20 @@ print(json.dumps({'python': '%d.%d' % sys.version_info[:2], 'ray': ray}))";
         Some(ray) if ray != cluster_ray => Some(format!(
             "this machine has Ray {ray} and the cluster {cluster_ray}; Ray Client needs the same: {install}"
         )),
-        Some(_) if local.python != CLUSTER_PYTHON => Some(format!(
-            "this machine's python3 is {} and the cluster's {CLUSTER_PYTHON}; Ray Client needs the same minor \
-             release (jobs do not)",
-            local.python
-        )),
-        Some(_) => None,
+        Some(ray) => {
+            // Environments of one Ray release have one Python.
+            let known = BUILT_IN.iter().find(|environment| environment.ray_version() == ray)?;
+            let wanted = known.python_minor;
+            (local.python != wanted).then(|| {
+                format!(
+                    "this machine's python3 is {} and the cluster's {wanted}; Ray Client needs the same minor release \
+                     (jobs do not)",
+                    local.python
+                )
+            })
+        }
     }
 }
-
-/// The environments' Python.
-const CLUSTER_PYTHON: &str = "3.11";
 
 fn variables(view: &ClusterView, ports: &Ports) -> Vec<(&'static str, String)> {
     vec![
@@ -192,6 +189,5 @@ async fn run(words: &[String], view: &ClusterView, ports: &Ports) -> Result<u8> 
     let mut command = Command::new(program);
     command.args(rest).envs(variables(view, ports)).kill_on_drop(true);
     let status = command.status().await.map_err(io(format!("run {program}")))?;
-    let json = json!(status.code());
-    Ok(json.as_i64().and_then(|code| u8::try_from(code).ok()).unwrap_or(1))
+    Ok(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1))
 }

@@ -123,10 +123,12 @@ async fn finish(out: Out, ray: &Ray, id: &str) -> Result {
         out.answer(&answer, |out| out.note(format!("{id} succeeded")));
         return Ok(());
     }
+    // Ray's message goes on with the output, which was shown.
     let said = job.message.unwrap_or_default();
+    let said = said.trim().lines().next().unwrap_or_default();
     let exit = job.driver_exit_code.map(|code| format!(" (exit code {code})")).unwrap_or_default();
-    let message = format!("{id} {}{exit}: {}", job.status.to_lowercase(), said.trim());
-    Err(CliError::refused("job_failed", message).help("its output is above; 'ionet job logs' shows it again"))
+    let message = format!("{id} {}{exit}: {said}", job.status.to_lowercase());
+    Err(CliError::refused("job_failed", message).help("'ionet job logs' shows its output again"))
 }
 
 /// Follows a job to its end; each new piece of output goes to `show`.

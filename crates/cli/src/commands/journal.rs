@@ -121,7 +121,9 @@ pub(crate) async fn show(context: &Context, mut filter: EventFilter, follow: boo
         context.out.answer(&events, |out| events.iter().for_each(|event| line(out, event)));
         return Ok(());
     }
-    events.iter().for_each(|event| one(context.out, event));
+    for event in &events {
+        one(context.out, event);
+    }
     filter.after = events.last().map_or(filter.after, |event| event.seq);
     filter.limit = None;
     let mut response = client.events(&filter).await?;

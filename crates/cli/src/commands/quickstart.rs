@@ -29,8 +29,8 @@ const SCRIPT: &str = include_str!("digits_search.py");
 const SCRIPT_NAME: &str = "digits_search.py";
 const MEMBERS: u32 = 2;
 const MEMORY_BYTES: u64 = 2 << 30;
-const UP_WAIT: Duration = Duration::from_secs(120);
-const PAYOUT_WAIT: Duration = Duration::from_secs(60);
+const UP_WAIT: Duration = Duration::from_mins(2);
+const PAYOUT_WAIT: Duration = Duration::from_mins(1);
 const POLL: Duration = Duration::from_millis(200);
 
 /// The last line of the job's output.
@@ -58,6 +58,7 @@ struct OnePayout {
 
 /// How long each part took, since the order where nothing else is said.
 #[derive(Debug, Default, Serialize)]
+#[expect(clippy::struct_field_names, reason = "units come last in every name")]
 struct Timeline {
     network_ms: u64,
     match_ms: u64,
@@ -232,10 +233,10 @@ fn say_steps(progress: &mut Progress, text: &str, trials: u32) {
     for line in text.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok()) {
         match line["step"].as_str() {
             Some("cluster") => {
-                progress.say(&format!("the job sees {} nodes", line["nodes"].as_array().map_or(0, Vec::len)))
+                progress.say(&format!("the job sees {} nodes", line["nodes"].as_array().map_or(0, Vec::len)));
             }
             Some("data") => {
-                progress.say(&format!("{trials} settings x 3 folds are being fitted on both nodes"))
+                progress.say(&format!("{trials} settings x 3 folds are being fitted on both nodes"));
             }
             _ => {}
         }

@@ -12,28 +12,31 @@ use serde_json::{Value, json};
 use crate::args::ServerArgs;
 use crate::context::{Context, read_json};
 use crate::error::{CliError, Result};
-use crate::process::told_to_end;
+use crate::process::Ending;
 
 /// Suppliers of a network on one machine are paid at the end of each of these.
 const LOCAL_EPOCH_MS: u64 = 5_000;
 const LOCAL_METER_PERIOD_MS: u64 = 10_000;
-const LOCAL_WAIT_MS: u64 = 60_000;
+/// A charge that only the supplier attests (the server was away) waits so long; here renter and supplier are one.
+const LOCAL_DISPUTE_WINDOW_MS: u64 = 5_000;
+const LOCAL_REMOVAL_GRACE_MS: u64 = 60_000;
 
 /// `ionet server`
 pub(crate) async fn server(context: &Context, args: &ServerArgs) -> Result {
     crate::log::begin("info");
+    let ending = Ending::listen(false)?;
     let relays = args.relay.iter().map(|path| read_relay(path)).collect::<Result<Vec<_>>>()?;
     let funds = args.fund.iter().map(|(account, amount)| funds(*account, *amount)).collect();
     let server = LocalServer::start(config(context, args.listen, relays, params(args)?, funds)).await?;
     context.remember(server.url())?;
     let answer = json!({ "url": server.url(), "network": args.network, "pid": std::process::id() });
     context.out.answer(&answer, |out| out.line(format!("serving '{}' at {}", args.network, server.url())));
-    serve(server).await
+    serve(server, ending).await
 }
 
-async fn serve(mut server: LocalServer) -> Result {
+async fn serve(mut server: LocalServer, mut ending: Ending) -> Result {
     tokio::select! {
-        told = told_to_end(false) => told?,
+        () = ending.told() => {}
         failed = server.failed() => return Err(failed),
     }
     server.stop().await
@@ -95,8 +98,8 @@ pub(crate) fn local_config(
         network: "local".into(),
         epoch_ms: LOCAL_EPOCH_MS,
         meter_period_ms: LOCAL_METER_PERIOD_MS,
-        dispute_window_ms: LOCAL_WAIT_MS,
-        removal_grace_ms: LOCAL_WAIT_MS,
+        dispute_window_ms: LOCAL_DISPUTE_WINDOW_MS,
+        removal_grace_ms: LOCAL_REMOVAL_GRACE_MS,
         ..Params::default()
     };
     config(context, listen, vec![relay], params, vec![funds(renter, amount)])
@@ -137,6 +140,7 @@ impl From<ServerError> for CliError {
         match error {
             ServerError::Refused(refusal) => refusal.into(),
             ServerError::Net(error) => error.into(),
+            ServerError::Io { action, source } => crate::error::io(action)(source),
             other => Self::internal(other.code(), crate::error::whole(&other)),
         }
     }

@@ -79,7 +79,8 @@ fn versions() -> String {
     ] {
         let said = Command::new(program).args(words).output();
         let said = said.map(|said| String::from_utf8_lossy(&said.stdout).trim().to_owned());
-        text += &format!("{program}: {}\n", said.unwrap_or_else(|error| error.to_string()));
+        let said = said.unwrap_or_else(|error| error.to_string());
+        text += &[program, ": ", &said, "\n"].concat();
     }
     text + &std::fs::read_to_string("/etc/os-release").unwrap_or_default()
 }

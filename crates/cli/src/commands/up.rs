@@ -14,16 +14,17 @@ use ionet_domain::device::DeviceStage;
 use ionet_domain::money::{Asset, HOUR_MS};
 use ionet_domain::{Address, Stage};
 use ionet_net::RelayInfo;
+use ionet_worker::box_doctor::{Check, Status};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::args::UpArgs;
 use crate::commands::server::{self, LocalServer};
-use crate::commands::worker;
+use crate::commands::{doctor, worker};
 use crate::context::{Context, Session, now_ms, read_json, write_json, write_private};
 use crate::error::{CliError, Result, io};
 use crate::machine::{Machine, Share};
-use crate::process::{OwnChild, told_to_end};
+use crate::process::{Ending, OwnChild};
 use crate::units::{bytes, cpus, span};
 
 const RELAY_WAIT: Duration = Duration::from_secs(15);
@@ -57,15 +58,28 @@ struct Network {
 /// `ionet up`
 pub(crate) async fn up(context: &Context, args: &UpArgs) -> Result {
     let Some(_lock) = lock(context)? else { return already(context) };
+    let mut ending = Ending::listen(args.tied)?;
+    // Whatever is under way when it is told to end is ended with it, which is safe at any moment.
+    let network = tokio::select! {
+        network = make_ready(context, args) => network?,
+        () = ending.told() => return Ok(()),
+    };
+    let ended = stay(context, args, network, ending).await;
+    let _ = std::fs::remove_file(context.path("up.json"));
+    ended
+}
+
+async fn make_ready(context: &Context, args: &UpArgs) -> Result<Network> {
     let started = Instant::now();
     let network = begin(context, args).await?;
     let session = context.session().await?;
-    let devices = wait_for_pool(context, &session, args.workers).await?;
+    let (devices, checks) =
+        tokio::join!(wait_for_pool(context, &session, args.workers), doctor::findings(context));
+    let devices = devices?;
+    warn_of_what_is_missing(context, &checks.unwrap_or_default());
     let ready_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
     announce(context, &network, &session, &devices, ready_ms).await?;
-    let ended = stay(context, args, network).await;
-    let _ = std::fs::remove_file(context.path("up.json"));
-    ended
+    Ok(network)
 }
 
 /// The one `up` of a data directory holds this lock; `None` if there is one already.
@@ -164,24 +178,23 @@ fn last_port(context: &Context) -> Option<u16> {
 
 /// What local workers join with: the server's address now, and a key that may enrol devices.
 async fn join_token(context: &Context, url: &str, wallet: &WalletKey) -> Result<JoinToken> {
-    let session = context.session().await?;
     let path = context.path("supply-key.json");
     let kept: Option<(Address, Secret)> = read_json(&path)?;
-    let key = match kept.filter(|(account, _)| *account == wallet.address()) {
-        Some((_, key)) => key,
-        None => {
-            let new = NewKey {
-                label: "local workers".into(),
-                scopes: [Scope::Supply, Scope::Read].into(),
-                cap_micro_usd: 0,
-                lifetime_ms: SUPPLY_KEY_LIFE_MS,
-            };
-            let key = session.client.make_key(&new).await?.token;
-            write_json(&path, &(wallet.address(), &key))?;
-            key
-        }
-    };
+    let kept = kept.filter(|(account, _)| *account == wallet.address());
+    let key = if let Some((_, key)) = kept { key } else { new_supply_key(context, wallet).await? };
     Ok(JoinToken { url: url.to_owned(), owner: wallet.address(), network: SUPPLY_NETWORK.into(), key })
+}
+
+async fn new_supply_key(context: &Context, wallet: &WalletKey) -> Result<Secret> {
+    let new = NewKey {
+        label: "local workers".into(),
+        scopes: [Scope::Supply, Scope::Read].into(),
+        cap_micro_usd: 0,
+        lifetime_ms: SUPPLY_KEY_LIFE_MS,
+    };
+    let key = context.session().await?.client.make_key(&new).await?.token;
+    write_json(&context.path("supply-key.json"), &(wallet.address(), &key))?;
+    Ok(key)
 }
 
 fn start_worker(context: &Context, args: &UpArgs, n: u32) -> Result<OwnChild> {
@@ -285,20 +298,28 @@ async fn announce(
     Ok(())
 }
 
+/// A machine on which no box runs is said so before somebody pays for one.
+fn warn_of_what_is_missing(context: &Context, checks: &[Check]) {
+    for check in checks.iter().filter(|check| check.status == Status::Fail) {
+        context.out.note(format!("warning: boxes do not run here yet: {}: {}", check.name, check.found));
+        context.out.note(format!("help: {}", check.remedy));
+    }
+}
+
 /// What the next commands must say to find this network.
 fn data_dir_flag(context: &Context) -> String {
-    match context.is_default_dir() || std::env::var_os("IONET_DATA_DIR").is_some() {
-        true => String::new(),
-        false => format!(" --data-dir {}", context.data_dir.display()),
+    if context.is_default_dir() || std::env::var_os("IONET_DATA_DIR").is_some() {
+        return String::new();
     }
+    format!(" --data-dir {}", context.data_dir.display())
 }
 
 /// Stays until told to end, starting again the workers that end by themselves; then ends everything and says what
 /// goes on.
-async fn stay(context: &Context, args: &UpArgs, mut network: Network) -> Result {
+async fn stay(context: &Context, args: &UpArgs, mut network: Network, mut ending: Ending) -> Result {
     let failed = loop {
         tokio::select! {
-            told = told_to_end(args.tied) => break told.err(),
+            () = ending.told() => break None,
             failed = network.server.failed() => break Some(failed),
             _ = network.relay.ended() => {
                 context.out.note("the relay ended; starting it again needs a new 'ionet up'");

@@ -18,7 +18,7 @@ use crate::context::{Context, now_ms, read_json, write_json};
 use crate::error::{CliError, Result, io};
 use crate::machine::Machine;
 use crate::out::Out;
-use crate::process::told_to_end;
+use crate::process::Ending;
 use crate::units::span;
 
 /// Above this share of CPU in other use the machine takes no new leases.
@@ -51,6 +51,7 @@ pub(crate) fn dir(context: &Context) -> PathBuf {
 
 async fn start(context: &Context, args: &WorkerStartArgs) -> Result {
     crate::log::begin("info");
+    let mut ending = Ending::listen(args.tied)?;
     let join = join(context, args)?;
     let helper = HelperExe::current().map_err(|error| CliError::internal("helper", error.to_string()))?;
     let mut config = WorkerConfig::new(dir(context), join, args.ask, helper);
@@ -66,7 +67,7 @@ async fn start(context: &Context, args: &WorkerStartArgs) -> Result {
     context.out.answer(&json!({ "device": device, "data_dir": place, "pid": std::process::id() }), |out| {
         out.line(format!("{device} is offered; Ctrl-C ends the agent, leases go on and are found again"));
     });
-    told_to_end(args.tied).await?;
+    ending.told().await;
     worker.stop().await;
     Ok(())
 }

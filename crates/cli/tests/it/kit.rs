@@ -41,7 +41,7 @@ impl Home {
 }
 
 impl Said {
-    fn from(output: Output, home: &Path) -> Self {
+    pub(crate) fn from(output: Output, home: &Path) -> Self {
         let clean = |bytes: Vec<u8>| {
             let text = String::from_utf8(bytes).unwrap().replace(&home.display().to_string(), "[HOME]");
             text.lines().map(str::trim_end).collect::<Vec<_>>().join("\n")

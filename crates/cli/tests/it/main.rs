@@ -1,4 +1,5 @@
 //! The real binary: words in, tables or JSON out, exit status.
 
 mod kit;
+mod network;
 mod words;
