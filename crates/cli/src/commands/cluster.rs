@@ -140,6 +140,11 @@ pub(crate) async fn watch(
 }
 
 fn stage_line(view: &ClusterView) -> String {
+    let gone =
+        |lease: &LeaseView| matches!(lease.phase, LeasePhase::Removed { .. } | LeasePhase::Lost { .. });
+    if view.stage == Stage::Closing && view.leases.iter().all(gone) {
+        return format!("{} is closing: charges that only the supplier attests wait for objections", view.id);
+    }
     let live =
         view.leases.iter().filter(|lease| matches!(lease.phase, LeasePhase::Placed | LeasePhase::Ready));
     let members: Vec<_> = live.map(|lease| format!("member {} {}", lease.slot, lease_now(lease))).collect();

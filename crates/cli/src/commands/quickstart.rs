@@ -20,7 +20,7 @@ use crate::commands::{cluster, journal, quote, up};
 use crate::context::{Context, Session};
 use crate::error::{CliError, Result};
 use crate::out::{Out, Progress};
-use crate::process::OwnChild;
+use crate::process::{Ending, OwnChild};
 use crate::ray::RuntimeEnv;
 use crate::units::{span, usd};
 use crate::words;
@@ -88,10 +88,14 @@ struct Figures {
 /// `ionet quickstart`
 pub(crate) async fn quickstart(context: &Context, args: &QuickstartArgs) -> Result {
     let started = Instant::now();
-    let own = network(context, args.keep).await?;
+    let mut ending = Ending::listen(false)?;
+    let own = tokio::select! {
+        own = network(context, args.keep) => own?,
+        () = ending.told() => return Err(interrupted()),
+    };
     let session = context.session().await?;
     let network_ms = millis(started);
-    let result = show_it(context, &session, args, network_ms, own.is_some()).await;
+    let result = show_it(context, &session, args, network_ms, &mut ending).await;
     match own {
         Some(child) if !args.keep => {
             let progress = context.out.progress("stopping the network");
@@ -102,6 +106,10 @@ pub(crate) async fn quickstart(context: &Context, args: &QuickstartArgs) -> Resu
         None => {}
     }
     result
+}
+
+fn interrupted() -> CliError {
+    CliError::refused("interrupted", "ended before the job was done; what was rented is given back")
 }
 
 /// Starts a network unless one runs from this data directory, or another was given by its URL.
@@ -134,22 +142,25 @@ async fn show_it(
     session: &Session,
     args: &QuickstartArgs,
     network_ms: u64,
-    own: bool,
+    ending: &mut Ending,
 ) -> Result {
     let (out, client) = (context.out, &session.client);
     let request = request(client).await?;
     let signed = client.quote(&request).await?;
     quote::show(out, &signed);
     let id = cluster::order(client, signed, Program::default()).await?.id;
-    let search = use_cluster(context, client, id, args.trials).await;
-    // Also when the job failed: nothing is left rented.
+    let search = tokio::select! {
+        search = use_cluster(context, client, id, args.trials) => search,
+        () = ending.told() => Err(interrupted()),
+    };
+    // Also when the job failed or nobody wants to wait: nothing is left rented.
     let closing = close(out, client, id).await;
     let (view, search) = search?;
     let settled = closing?;
     let payout = wait_for_payout(out, client, session.account().await?, &settled).await?;
     let events = all_events(client, &id.to_string(), 0).await?;
     let timeline = Timeline { network_ms, ..timeline(&view, &events) };
-    let verified = verify(context, own).await?;
+    let verified = verify(context).await?;
     let figures = Figures {
         ready_seconds: seconds(timeline.ready_ms),
         first_task_seconds: seconds(timeline.first_task_ms),
@@ -329,9 +340,9 @@ fn timeline(view: &ClusterView, events: &[EventView]) -> Timeline {
 }
 
 /// Verifies the journal on disk, if it is on this machine; says what was found.
-async fn verify(context: &Context, own: bool) -> Result<Option<String>> {
+async fn verify(context: &Context) -> Result<Option<String>> {
     let dir = journal::dir_of(context);
-    if !own && !dir.exists() {
+    if context.has_url() || !dir.exists() {
         return Ok(None);
     }
     let report = journal::verify_dir(&dir).await?;
