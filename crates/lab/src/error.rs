@@ -63,5 +63,11 @@ impl LabError {
     }
 }
 
+/// An error with all its causes.
+pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
 /// What the lab answers.
 pub type Result<T, E = LabError> = std::result::Result<T, E>;

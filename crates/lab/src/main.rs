@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
+use ionet_lab::bench::load::Kind;
 use ionet_lab::bench::{self, Report, engine};
 use ionet_lab::sim::{self, Plan};
 use ionet_lab::{LabError, Result, golden};
@@ -45,12 +46,23 @@ enum Command {
 enum Bench {
     /// Durable transfers a second through decide, apply and journal, and how far the index trails.
     Engine {
+        /// What the commands are.
+        #[arg(long, value_enum, default_value = "send")]
+        load: Kind,
         /// Transfers in all.
         #[arg(long, default_value_t = 1_000_000)]
         transfers: usize,
         /// Transfers that share a sync.
         #[arg(long, default_value_t = 500)]
         batch: usize,
+        #[command(flatten)]
+        show: Show,
+    },
+    /// Resident memory of server, agent and supervisor of the real binary.
+    Memory {
+        /// The binary; the one beside this by default.
+        #[arg(long)]
+        binary: Option<PathBuf>,
         #[command(flatten)]
         show: Show,
     },
@@ -133,9 +145,14 @@ fn simulate(first: u64, seeds: u64) -> Result<bool> {
 
 fn run_bench(bench: Bench) -> Result<bool> {
     match bench {
-        Bench::Engine { transfers, batch, show } => {
-            let size = engine::Size { transfers, batch: batch.max(1) };
+        Bench::Engine { load, transfers, batch, show } => {
+            let size = engine::Size { kind: load, transfers, batch: batch.max(2) };
             shown(&show, |dir| engine::run(dir, size))
+        }
+        Bench::Memory { binary, show } => {
+            let beside = || std::env::current_exe().map(|exe| exe.with_file_name("ionet"));
+            let binary = binary.map_or_else(beside, Ok).map_err(LabError::io("find the binary"))?;
+            shown(&show, |dir| bench::memory::run(dir, &binary))
         }
         Bench::Start { events, runs, show } => shown(&show, |dir| bench::start::run(dir, events, runs)),
     }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use ionet_journal::{FileDisk, Index, Reader, Scope};
 
-use super::load::{self, Load, NOW_MS};
+use super::load::{self, Kind, Load};
 use super::plot::{Plot, Series};
 use super::{Figure, Report, Target, ms, percentile, sorted};
 use crate::{LabError, Result};
@@ -21,6 +21,8 @@ const BARE_EVERY: usize = 8;
 /// How much to do.
 #[derive(Debug, Clone, Copy)]
 pub struct Size {
+    /// What the commands are.
+    pub kind: Kind,
     /// Transfers in all.
     pub transfers: usize,
     /// Transfers that share a sync.
@@ -43,21 +45,18 @@ pub fn run(dir: &Path, size: Size) -> Result<Report> {
     let disk = FileDisk::open(&journal_dir).map_err(LabError::journal("open the disk"))?;
     let mut engine = load::open(disk.clone())?;
     let mut bare = Bare::open(&dir.join("bare"))?;
-    for command in Load::founding() {
-        engine.submit(&command, NOW_MS).map_err(LabError::server("deposit"))?;
-    }
-    engine.commit().map_err(LabError::server("commit"))?;
+    let mut load = Load::begin(size.kind, &mut engine)?;
     let follower = Follower::start(disk, &dir.join("index.sqlite"), engine.head().seq)?;
-    let mut load = Load::new(1);
     let mut times = Times::default();
     for n in 0..size.transfers.div_ceil(size.batch) {
         if n % BARE_EVERY == 0 {
             times.bare.push(bare.sync(size.batch * BYTES_A_TRANSFER)?);
         }
-        let commands: Vec<_> = (0..size.batch).map(|_| load.send()).collect();
+        let each = (size.batch / size.kind.transfers()).max(1);
+        let commands: Vec<_> = (0..each).map(|_| load.command()).collect();
         let (begun, cpu_ms) = (Instant::now(), thread_cpu_ms());
-        for command in &commands {
-            engine.submit(command, NOW_MS).map_err(LabError::server("send"))?;
+        for (command, now_ms) in &commands {
+            engine.submit(command, *now_ms).map_err(LabError::server("submit"))?;
         }
         times.decided.push(ms(begun.elapsed()));
         engine.commit().map_err(LabError::server("commit"))?;
@@ -96,7 +95,8 @@ fn report(size: Size, times: Times, lags: Vec<f64>) -> Report {
         Figure::new("index_lag_max", lags.last().copied().unwrap_or_default(), "ms")
             .target(Target::Below(1000.0)),
     ];
-    let what = format!("{transfers} sends, {} a batch, one sync a batch", size.batch);
+    let (kind, batch) = (size.kind, size.batch);
+    let what = format!("{transfers} transfers ({kind:?} commands), {batch} a batch, one sync a batch");
     Report { bench: "engine", what, figures, plot }
 }
 

@@ -1,8 +1,15 @@
-//! The load of the engine's benchmarks: many wallets that send each other money, every command with an id of its own.
+//! The loads of the engine's benchmarks: wallets that send each other money, every command with an id of its own; and
+//! the metering of many running leases, two linked transfers a command.
 
-use ionet_domain::command::{Actor, Command, CommandBody};
-use ionet_domain::id::TransferKind;
-use ionet_domain::{Address, Asset, CommandId, TransferId};
+use std::collections::BTreeSet;
+
+use ionet_domain::command::{Actor, Command, CommandBody as C};
+use ionet_domain::device::{Contact, Enrolment, Hardware, Measured, Resources};
+use ionet_domain::id::{QuoteId, TransferKind};
+use ionet_domain::market::{EngineKind, Program, Request, price};
+use ionet_domain::meter::{Receipt, Witness};
+use ionet_domain::money::{HOUR_MS, Rate};
+use ionet_domain::{Address, Asset, CommandId, DeviceId, EndpointId, LeaseId, OrderId, TransferId};
 use ionet_journal::{FileDisk, Options};
 use ionet_server::{Engine, EngineOptions, Fleet};
 
@@ -10,50 +17,94 @@ use crate::random::Random;
 use crate::{LabError, Result};
 
 /// Wallets in the load.
-pub(super) const WALLETS: u64 = 1000;
-/// A Monday at noon; the load's clock stands still, so no id grows old.
+const WALLETS: u64 = 1000;
+/// Orders and members of each, for the metering.
+const ORDERS: u64 = 4;
+const MEMBERS: u32 = 125;
+/// A Monday at noon; the sends' clock stands still, so no id grows old.
 pub(super) const NOW_MS: u64 = 1_800_014_400_000;
+const PERIOD_MS: u64 = 60_000;
+const GIB: u64 = 1 << 30;
 
-/// Endless sends between wallets.
+/// What the commands are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Kind {
+    /// Sends between wallets: one transfer a command.
+    Send,
+    /// Charges of running leases: two linked transfers a command.
+    Meter,
+}
+
+impl Kind {
+    /// Transfers that each command makes.
+    pub fn transfers(self) -> usize {
+        match self {
+            Self::Send => 1,
+            Self::Meter => 2,
+        }
+    }
+}
+
+/// An endless load.
 pub(super) struct Load {
+    kind: Kind,
     random: Random,
-    sent: u128,
+    made: u64,
+    leases: Vec<LeaseId>,
 }
 
 impl Load {
-    pub(super) fn new(seed: u64) -> Self {
-        Self { random: Random::new(seed), sent: 0 }
-    }
-
-    /// What comes before the first send: a rich deposit for everybody.
-    pub(super) fn founding() -> Vec<Command> {
-        let server = |body| Command { id: None, actor: Actor::Server, body };
-        let deposits = (0..WALLETS).map(|n| {
+    /// Prepares an engine for a load: everybody gets a rich deposit, and for the metering leases run.
+    pub(super) fn begin(kind: Kind, engine: &mut Engine<FileDisk>) -> Result<Self> {
+        for n in 0..WALLETS {
             let id = TransferId { scope: 1 << 80, kind: TransferKind::Deposit, n };
-            let (account, amount) = (wallet(n), 1 << 40);
-            server(CommandBody::Deposit {
-                id,
-                reference: format!("bench:{n}"),
-                account,
-                asset: Asset::Iosd,
-                amount,
-            })
-        });
-        deposits.collect()
+            let (account, asset, amount) = (wallet(n), Asset::Iosd, 1 << 44);
+            ask(
+                engine,
+                Actor::Server,
+                C::Deposit { id, reference: format!("bench:{n}"), account, asset, amount },
+            )?;
+        }
+        let mut load = Self { kind, random: Random::new(1), made: 0, leases: Vec::new() };
+        if kind == Kind::Meter {
+            (0..ORDERS * u64::from(MEMBERS) / 2).try_for_each(|n| device(engine, n))?;
+            for n in 0..ORDERS {
+                let order = running(engine, n)?;
+                load.leases.extend((0..MEMBERS).map(|n| LeaseId { order, n }));
+            }
+        }
+        engine.commit().map_err(LabError::server("commit"))?;
+        Ok(load)
     }
 
-    /// The next send.
-    pub(super) fn send(&mut self) -> Command {
-        self.sent += 1;
-        let id = CommandId::from_parts(NOW_MS, self.sent);
+    /// The next command and its time.
+    pub(super) fn command(&mut self) -> (Command, u64) {
+        self.made += 1;
+        match self.kind {
+            Kind::Send => (self.send(), NOW_MS),
+            Kind::Meter => self.meter(),
+        }
+    }
+
+    fn send(&mut self) -> Command {
+        let id = CommandId::from_parts(NOW_MS, self.made.into());
         let (from, gap) = (self.random.below(WALLETS), self.random.between(1, WALLETS - 1));
-        let body = CommandBody::Send {
+        let body = C::Send {
             id: TransferId { scope: id.bits(), kind: TransferKind::Send, n: 0 },
             to: wallet((from + gap) % WALLETS),
             asset: Asset::Iosd,
             amount: self.random.between(1, 100),
         };
         Command { id: Some(id), actor: Actor::Wallet(wallet(from)), body }
+    }
+
+    fn meter(&mut self) -> (Command, u64) {
+        let (leases, n) = (self.leases.len() as u64, self.made - 1);
+        let elapsed_ms = (n / leases + 1) * PERIOD_MS;
+        let lease = self.leases[usize::try_from(n % leases).unwrap_or(0)];
+        let receipt = Receipt { lease, elapsed_ms, heard: vec![0, 1], signature: "5a".repeat(64) };
+        let body = C::Meter { receipt, witness: Witness::Heartbeats };
+        (Command { id: None, actor: Actor::Server, body }, NOW_MS + elapsed_ms)
     }
 }
 
@@ -64,6 +115,62 @@ pub(super) fn open(disk: FileDisk) -> Result<Engine<FileDisk>> {
     let (engine, _) =
         Engine::open(disk, options, Fleet::default(), NOW_MS).map_err(LabError::server("open the engine"))?;
     Ok(engine)
+}
+
+fn ask(engine: &mut Engine<FileDisk>, actor: Actor, body: C) -> Result<()> {
+    let command = Command { id: None, actor, body };
+    engine.submit(&command, NOW_MS).map_err(LabError::server("prepare the load"))?;
+    Ok(())
+}
+
+fn device(engine: &mut Engine<FileDisk>, n: u64) -> Result<()> {
+    let device = DeviceId::from_parts(NOW_MS, u128::from(n) + 1);
+    let owner = wallet(n);
+    let enrolment = Enrolment {
+        device,
+        owner,
+        endpoint: EndpointId(owner.0),
+        network: "bench".into(),
+        tags: BTreeSet::new(),
+        ask_per_unit: Rate(1_000_000),
+        offered: Resources { cpu_millis: 2000, memory_bytes: 4 * GIB, disk_bytes: 4 * GIB, gpus: 0 },
+        hardware: Hardware { cpu_threads: 2, memory_bytes: 8 * GIB, ..Hardware::default() },
+    };
+    ask(engine, Actor::Wallet(owner), C::Enrol { enrolment, machine_name: "bench".into() })?;
+    ask(engine, Actor::Server, C::NoteContact { device, contact: Contact::Connected })?;
+    ask(engine, Actor::Server, C::BeginCheck { device })?;
+    let enforcement = Some("cgroup v2".into());
+    let measured = Measured { cpu_one_mb_s: 400, disk_write_mb_s: 200, enforcement, ..Measured::default() };
+    ask(engine, Actor::Server, C::ReportCheck { device, measured: Ok(measured) })
+}
+
+fn running(engine: &mut Engine<FileDisk>, n: u64) -> Result<OrderId> {
+    let order = OrderId::from_parts(NOW_MS, u128::from(n) + 1);
+    let request = Request {
+        engine: EngineKind::Command,
+        members: MEMBERS,
+        per_member: Resources { cpu_millis: 1000, memory_bytes: GIB, disk_bytes: GIB, gpus: 0 },
+        duration_ms: 300 * 24 * HOUR_MS,
+        gpu_model: None,
+        network: None,
+        tags: BTreeSet::new(),
+        spread: false,
+        max_rate: None,
+        asset: Asset::Iosd,
+    };
+    let id = QuoteId::from_parts(NOW_MS, n.into());
+    let quote = price::quote(&engine.view().read().state, id, wallet(n), &request, NOW_MS)
+        .map_err(|refusal| LabError::Broken(refusal.to_string()))?;
+    let program = Program { argv: vec!["true".into()], ..Program::default() };
+    ask(engine, Actor::Wallet(wallet(n)), C::PlaceOrder { order, quote, program })?;
+    ask(engine, Actor::Server, C::Place { order })?;
+    ask(engine, Actor::Server, C::Start { order })?;
+    for n in 0..MEMBERS {
+        let lease = LeaseId { order, n };
+        ask(engine, Actor::Server, C::ReportReady { lease, parts_ms: Vec::new() })?;
+    }
+    ask(engine, Actor::Server, C::MarkRunning { order })?;
+    Ok(order)
 }
 
 fn wallet(n: u64) -> Address {

@@ -4,7 +4,8 @@
 #![expect(clippy::cast_precision_loss, reason = "counts become figures for people")]
 
 pub mod engine;
-mod load;
+pub mod load;
+pub mod memory;
 pub mod plot;
 pub mod start;
 

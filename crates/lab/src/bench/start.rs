@@ -5,10 +5,9 @@ use std::time::Instant;
 
 use ionet_domain::State;
 use ionet_journal::FileDisk;
-use ionet_server::Engine;
 use ionet_server::engine::write_snapshot;
 
-use super::load::{self, Load, NOW_MS};
+use super::load::{self, Kind, Load};
 use super::plot::{Plot, Series};
 use super::{Figure, Report, Target};
 use crate::{LabError, Result};
@@ -48,18 +47,14 @@ pub fn run(dir: &Path, events: usize, runs: usize) -> Result<Report> {
 
 fn write(disk: &FileDisk, events: usize) -> Result<State> {
     let mut engine = load::open(disk.clone())?;
-    let commit = |engine: &mut Engine<FileDisk>| engine.commit().map_err(LabError::server("commit"));
-    for command in Load::founding() {
-        engine.submit(&command, NOW_MS).map_err(LabError::server("deposit"))?;
-    }
-    commit(&mut engine)?;
+    let mut load = Load::begin(Kind::Send, &mut engine)?;
     let snapshot = engine.snapshot();
     write_snapshot(disk, &snapshot).map_err(LabError::server("write a snapshot"))?;
-    let mut load = Load::new(2);
     for n in 1..=events {
-        engine.submit(&load.send(), NOW_MS).map_err(LabError::server("send"))?;
+        let (command, now_ms) = load.command();
+        engine.submit(&command, now_ms).map_err(LabError::server("send"))?;
         if n % BATCH == 0 || n == events {
-            commit(&mut engine)?;
+            engine.commit().map_err(LabError::server("commit"))?;
         }
     }
     let state = engine.view().read().state.clone();

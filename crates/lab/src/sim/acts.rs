@@ -267,7 +267,9 @@ impl World {
     pub(super) fn agent_output(&mut self, n: usize) {
         use agent::Output as O;
         let Some(output) = self.devices[n].outbox.pop_front() else { return };
-        if !matches!(output, O::Send(_)) {
+        if matches!(output, O::Send(_) | O::Persist(_)) {
+            self.trace.detail(self.at_ms, || format!("agent {n}: {output:?}"));
+        } else {
             self.trace.note(self.at_ms, || format!("agent {n}: {output:?}"));
         }
         let device = &mut self.devices[n];

@@ -13,6 +13,7 @@ use ionet_server::engine::{PendingSnapshot, write_snapshot};
 use ionet_server::{Core, CoreOptions, EngineOptions, Input, Keys, Output};
 
 use super::disk::LabDisk;
+use crate::error::with_causes;
 use crate::{LabError, Result};
 
 /// The network's parameters: an hour's business in minutes.
@@ -80,8 +81,9 @@ impl ServerNode {
             salt_seed: [self.starts; 32],
         };
         let options = CoreOptions { engine, keys: self.keys.clone(), endpoints: self.endpoints.clone() };
-        let (core, _) = Core::open(self.disk.clone(), options, now_ms)
-            .map_err(|error| LabError::Broken(format!("the server does not start again: {error}")))?;
+        let (core, _) = Core::open(self.disk.clone(), options, now_ms).map_err(|error| {
+            LabError::Broken(format!("the server does not start again: {}", with_causes(&error)))
+        })?;
         self.core = Some(core);
         Ok(())
     }
