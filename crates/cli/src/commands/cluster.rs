@@ -79,6 +79,9 @@ pub(crate) async fn order(client: &Client, quote: SignedQuote, program: Program)
 }
 
 fn next_commands(out: Out, view: &ClusterView) {
+    if view.stage != Stage::Running {
+        return;
+    }
     if view.quote.request.engine == ionet_domain::market::EngineKind::Ray {
         out.line(format!("\nnext: ionet cluster connect {}", view.id));
         out.line(format!("      ionet job submit {} -- python -c 'import ray; ray.init()'", view.id));

@@ -377,10 +377,15 @@ fn people(out: Out, figures: &Figures, search: &Search, verified: Option<&str>, 
         out.line(format!("            {} {} ({})", one.payout, usd(one.amount_micro_usd), one.reference));
     }
     out.line(format!("journal     {}", verified.unwrap_or("not on this machine; not verified here")));
-    out.line("\nlook further");
-    out.line(format!("  ionet journal show {id}      every event of this cluster"));
-    out.line("  ionet ledger                  every move of your money");
-    out.line("  ionet up                      the same network again, to stay");
+    out.line(format!(
+        "
+look further
+  ionet up                      the same network again with its history, to stay
+  ionet journal show {id}
+                                every event of this cluster (while the network is up)
+  ionet ledger                  every move of your money
+  ionet journal verify          the chain and the books again, from the files alone"
+    ));
 }
 
 fn millis(since: Instant) -> u64 {

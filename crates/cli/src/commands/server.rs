@@ -23,7 +23,7 @@ const LOCAL_REMOVAL_GRACE_MS: u64 = 60_000;
 
 /// `ionet server`
 pub(crate) async fn server(context: &Context, args: &ServerArgs) -> Result {
-    crate::log::begin("info");
+    crate::log::begin("info,iroh=warn");
     let ending = Ending::listen(false)?;
     let relays = args.relay.iter().map(|path| read_relay(path)).collect::<Result<Vec<_>>>()?;
     let funds = args.fund.iter().map(|(account, amount)| funds(*account, *amount)).collect();

@@ -50,7 +50,7 @@ pub(crate) fn dir(context: &Context) -> PathBuf {
 }
 
 async fn start(context: &Context, args: &WorkerStartArgs) -> Result {
-    crate::log::begin("info");
+    crate::log::begin("info,iroh=warn");
     let mut ending = Ending::listen(args.tied)?;
     let join = join(context, args)?;
     let helper = HelperExe::current().map_err(|error| CliError::internal("helper", error.to_string()))?;
