@@ -19,7 +19,7 @@ use crate::kit::{Home, Said};
 /// What the renter starts with.
 pub(super) const FUNDS_USD: u64 = 100;
 /// How long anything may take before the test says that it does not come.
-pub(super) const PATIENCE: Duration = Duration::from_secs(60);
+pub(super) const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Waits until `done` gives something; says what was waited for if it never does.
 pub(super) fn wait_for<T>(what: &str, patience: Duration, mut done: impl FnMut() -> Option<T>) -> T {
@@ -87,7 +87,7 @@ impl Cloud {
         };
         cloud.start_server();
         let url = cloud.wait_served();
-        cloud.listen = url.trim_start_matches("http://").to_owned();
+        url.trim_start_matches("http://").clone_into(&mut cloud.listen);
         cloud
     }
 
@@ -267,19 +267,19 @@ impl Cloud {
     pub(super) fn member(&self, cluster: &str, slot: u64) -> (String, u32) {
         let view = self.renter.show(cluster);
         let leases = view["leases"].as_array().unwrap().iter();
-        let live = leases.filter(|lease| {
+        let mut live = leases.filter(|lease| {
             lease["slot"] == slot && (lease["phase"] == "ready" || lease["phase"] == "placed")
         });
-        let lease = live.last().unwrap_or_else(|| panic!("no member {slot} in {view}"));
+        let lease = live.next_back().unwrap_or_else(|| panic!("no member {slot} in {view}"));
         (lease["lease"].as_str().unwrap().to_owned(), self.agent_of(&lease["device"]))
     }
 
     /// What a box has printed, read on its machine.
     pub(super) fn output(&self, agent: u32, lease: &str) -> String {
         let lease_dir = fs::read_dir(self.agent_dir(agent).join("worker/leases").join(lease));
-        let folders = lease_dir.into_iter().flatten().flatten();
+        let mut folders = lease_dir.into_iter().flatten().flatten();
         let read = |folder: fs::DirEntry| fs::read(folder.path().join("log/output.log")).ok();
-        let output = folders.filter_map(read).next().unwrap_or_default();
+        let output = folders.find_map(read).unwrap_or_default();
         String::from_utf8_lossy(&output).into_owned()
     }
 
@@ -349,7 +349,7 @@ impl Renter {
 
     /// Waits until an order is paid out and settled.
     pub(super) fn wait_over(&self, cluster: &str) -> Value {
-        self.wait_cluster(cluster, "over", |view| is_over(view))
+        self.wait_cluster(cluster, "over", is_over)
     }
 
     /// Events of a subject with their bodies.
@@ -409,7 +409,9 @@ impl Drop for Cloud {
             if left.is_empty() {
                 break;
             }
-            left.values().for_each(|pid| signal(*pid, "-KILL"));
+            for pid in left.values() {
+                signal(*pid, "-KILL");
+            }
             thread::sleep(Duration::from_millis(20)); // poll
         }
         let folders = (1..=self.agents.len())
@@ -419,7 +421,9 @@ impl Drop for Cloud {
             .flatten()
             .map(|entry| entry.file_name().to_string_lossy().into_owned())
             .collect();
-        leases.iter().for_each(|lease| remove_groups(lease));
+        for lease in &leases {
+            remove_groups(lease);
+        }
     }
 }
 
