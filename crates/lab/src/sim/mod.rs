@@ -40,6 +40,8 @@ pub struct Summary {
     pub faults: u64,
     /// Orders accepted, in all timelines.
     pub orders: u64,
+    /// Operations of the server's disk that changed something.
+    pub disk_operations: u64,
     /// Records in the journal at the end.
     pub records: u64,
 }

@@ -173,6 +173,7 @@ impl World {
                 self.look().map_err(|error| self.broken(&error.to_string()))?;
             }
         }
+        self.summary.disk_operations = self.server.disk.mem.operations();
         self.finish().map_err(|error| self.broken(&error.to_string()))?;
         self.summary.virtual_ms = self.at_ms;
         Ok(self.summary.clone())

@@ -3,9 +3,7 @@
 use ionet_lab::sim::{self, Plan};
 
 fn ends_well(plan: &Plan, name: &str) {
-    if sim::run(plan).is_err() {
-        panic!("{name}\n{}", sim::explain(plan));
-    }
+    assert!(sim::run(plan).is_ok(), "{name}\n{}", sim::explain(plan));
 }
 
 #[test]

@@ -29,8 +29,7 @@ fn the_agents_may_crash_between_any_two_acts() {
 #[test]
 fn the_power_may_go_at_any_operation_of_the_servers_disk() {
     let sound = sim::run(&Plan::one_order(None)).unwrap();
-    // Two operations a commit and a few more for segments and snapshots.
-    for operation in 0..sound.records {
+    for operation in 0..sound.disk_operations {
         ends_well(Crash::Disk(operation));
     }
 }
