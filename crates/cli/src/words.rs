@@ -79,7 +79,14 @@ fn orders(body: &B) -> Option<String> {
         B::OrderPlaced { order, leases } => {
             let places: Vec<_> =
                 leases.iter().map(|lease| format!("{} on {}", lease.n, lease.device)).collect();
-            format!("order {order} placed: lease {}", places.join(", lease "))
+            // A later lease of slot 0 takes the place of a head that was lost.
+            let head_lost = leases.iter().any(|lease| lease.slot == 0 && lease.n > 0);
+            let why = if head_lost {
+                " (head_lost: a Ray engine starts anew on the members that are left)"
+            } else {
+                ""
+            };
+            format!("order {order} placed: lease {}{why}", places.join(", lease "))
         }
         B::OrderStarted { order } => format!("order {order} starting: its devices are being told"),
         B::LeaseReady { lease, parts_ms } => {

@@ -64,11 +64,8 @@ fn a_ray_cluster_survives_the_loss_of_its_head_and_of_a_member() {
     wait_replaced(&cloud, &cluster, 0, &head);
     job_runs_on_both(&cloud, &cluster);
     assert_eq!(cloud.supervisors().get(&member), Some(&members_pid), "the surviving member was touched");
-    let events = cloud.renter.events(&cluster);
-    let lost = |event: &Value| {
-        event["lease_lost"]["lease"] == head.as_str() || event.to_string().contains("lease_lost")
-    };
-    assert!(events.iter().any(lost), "{events:?}");
+    let story = cloud.home.run(&["cluster", "events", &cluster]).stdout;
+    assert!(story.contains("head_lost") && story.contains(&format!("{head} was lost")), "{story}");
 
     let (head, _) = cloud.member(&cluster, 0);
     let heads_pid = cloud.supervisors()[&head];
