@@ -427,7 +427,7 @@ pub(crate) enum ClusterCommand {
     #[command(after_help = "Examples:
   ionet cluster create -n 2 --for 2h
   ionet cluster create -n 2 --spread --cpus 4 --memory 16GiB --jupyter --yes
-  ionet cluster create --engine command --memory 64MiB --for 5m --yes -- /bin/echo hello")]
+  ionet cluster create --engine command --memory 64MiB --for 5m --yes --follow -- /bin/echo hello")]
     Create(CreateArgs),
     /// My clusters
     Ls {
@@ -507,6 +507,9 @@ pub(crate) struct CreateArgs {
     /// Do not wait until it is up
     #[arg(long)]
     pub(crate) no_wait: bool,
+    /// Print the first member's output until its program ends; Ctrl-C leaves the cluster as it is
+    #[arg(long, short, conflicts_with_all = ["no_wait", "json"])]
+    pub(crate) follow: bool,
     /// The program of the command engine, after --
     #[arg(last = true, value_name = "PROGRAM")]
     pub(crate) argv: Vec<String>,

@@ -68,7 +68,9 @@ impl Event {
 
 fn json<T: Serialize>(body: &T) -> Vec<u8> {
     // Bodies are plain data with text keys: writing them to memory has no way to fail.
-    serde_json::to_vec(body).unwrap_or_default()
+    let mut text = Vec::with_capacity(512);
+    serde_json::to_writer(&mut text, body).unwrap_or_default();
+    text
 }
 
 /// Public bodies.

@@ -26,12 +26,42 @@ fn parse_error(text: &str, kind: &'static str, expected: &'static str) -> ParseI
     ParseIdError { text: text.chars().take(80).collect(), kind, expected }
 }
 
+/// Room for the longest id on the stack: ids are most of what an event says, and the engine writes many.
+pub(crate) struct Text {
+    bytes: [u8; 128],
+    len: usize,
+}
+
+impl Default for Text {
+    fn default() -> Self {
+        Self { bytes: [0; 128], len: 0 }
+    }
+}
+
+impl Text {
+    pub(crate) fn as_str(&self) -> &str {
+        std::str::from_utf8(&self.bytes[..self.len]).unwrap_or_default()
+    }
+}
+
+impl fmt::Write for Text {
+    fn write_str(&mut self, part: &str) -> fmt::Result {
+        let end = self.len + part.len();
+        self.bytes.get_mut(self.len..end).ok_or(fmt::Error)?.copy_from_slice(part.as_bytes());
+        self.len = end;
+        Ok(())
+    }
+}
+
 /// Serde as the `Display` and `FromStr` text, so that ids read the same in journals, APIs and terminals.
 macro_rules! serde_as_text {
     ($name:ident) => {
         impl serde::Serialize for $name {
             fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-                serializer.collect_str(self)
+                let mut text = crate::id::Text::default();
+                std::fmt::Write::write_fmt(&mut text, format_args!("{self}"))
+                    .map_err(<S::Error as serde::ser::Error>::custom)?;
+                serializer.serialize_str(text.as_str())
             }
         }
         impl<'de> serde::Deserialize<'de> for $name {

@@ -184,6 +184,9 @@ impl<D: Disk> Core<D> {
                         self.devices_due_ms = 0;
                     }
                 }
+                PublicBody::LeaseExited { lease, .. } => {
+                    self.view.write().fleet.exits.insert(lease.order, event.at_ms);
+                }
                 PublicBody::PayoutPaid { payout, .. } => {
                     self.view.write().fleet.payments.remove(payout);
                 }

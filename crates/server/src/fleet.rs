@@ -108,6 +108,8 @@ pub struct Fleet {
     pub(crate) endpoints_changed: bool,
     pub(crate) meters: BTreeMap<LeaseId, MeterNow>,
     pub(crate) lists: BTreeMap<OrderId, SignedList>,
+    /// When a program of an order last ended by itself; a restart forgets it, which only shortens a wait.
+    pub(crate) exits: BTreeMap<OrderId, u64>,
     /// When a payment under way is asked for again.
     pub(crate) payments: BTreeMap<PayoutId, u64>,
     /// When this server started to listen.
@@ -307,6 +309,7 @@ impl Fleet {
         self.endpoints_changed |= self.endpoints.len() != count;
         self.meters.retain(|lease, _| live.contains(&lease.order));
         self.lists.retain(|order, _| live.contains(order));
+        self.exits.retain(|order, _| live.contains(order));
         let devices = &self.devices;
         self.unknown.retain(|lease, _| devices.values().any(|now| now.observed.contains_key(lease)));
     }

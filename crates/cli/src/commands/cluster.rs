@@ -69,7 +69,7 @@ async fn create(context: &Context, args: &CreateArgs) -> Result {
         show(out, &view);
         next_commands(out, &view);
     });
-    Ok(())
+    if args.follow { logs(context, view.id, 0, true).await } else { Ok(()) }
 }
 
 /// Accepts a quote under a new id.

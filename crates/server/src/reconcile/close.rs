@@ -11,10 +11,15 @@ use crate::view::View;
 
 /// A device that was told that a lease ended has this long to report its box before it is believed to have none.
 const NO_BOX_AFTER_MS: u64 = 3_000;
+/// Programs that ended leave their output to be read for this long, at no cost, before the boxes are wiped.
+const LINGER_MS: u64 = 5_000;
 
 pub(super) fn step(view: &View, now_ms: u64) -> Vec<Todo> {
     let ends = in_stage(view, Stage::Running).filter_map(|order| {
         let reason = over(order, now_ms)?;
+        if matches!(reason, CloseReason::Finished { .. }) && lingers(view, order, now_ms) {
+            return None;
+        }
         Some(command(CommandBody::Close { order: order.id, reason }))
     });
     ends.chain(in_stage(view, Stage::Closing).flat_map(|order| removals(view, order, now_ms))).collect()
@@ -32,6 +37,10 @@ fn over(order: &Order, now_ms: u64) -> Option<CloseReason> {
     });
     let codes: Vec<i32> = codes.collect::<Option<_>>()?;
     Some(CloseReason::Finished { exit_code: codes.into_iter().max()? })
+}
+
+fn lingers(view: &View, order: &Order, now_ms: u64) -> bool {
+    view.fleet.exits.get(&order.id).is_some_and(|exit_ms| now_ms < exit_ms + LINGER_MS)
 }
 
 fn removals(view: &View, order: &Order, now_ms: u64) -> Vec<Todo> {
