@@ -489,6 +489,7 @@ pub(crate) enum ClusterCommand {
 }
 
 #[derive(Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "switches of a command line are what they are")]
 pub(crate) struct CreateArgs {
     #[command(flatten)]
     pub(crate) request: RequestArgs,
