@@ -24,6 +24,8 @@ const PARTS: [(&str, &str, f64); 3] = [
 
 /// Starts `binary` in `dir` and looks at it for some seconds.
 pub fn run(dir: &Path, binary: &Path) -> Result<Report> {
+    // Processes are told by this folder's name, and children name it in full.
+    let dir = &dir.canonicalize().map_err(LabError::io("look at the bench's folder"))?;
     let network = Network::up(dir, binary)?;
     network.wait("a worker in the pool", &["devices", "--json"], "\"pooled\"")?;
     let order = ["cluster", "create", "--engine", "command", "--memory", "64MiB", "--for", "10m", "--yes"];
@@ -34,6 +36,9 @@ pub fn run(dir: &Path, binary: &Path) -> Result<Report> {
         looks.push(PARTS.map(|(_, words, _)| resident_mib(dir, words)));
     }
     network.end_leases()?;
+    if let Some(part) = (0..PARTS.len()).find(|part| looks.iter().all(|look| look[*part] == 0.0)) {
+        return Err(LabError::Broken(format!("no process was found for {}", PARTS[part].0)));
+    }
     Ok(report(&looks))
 }
 
