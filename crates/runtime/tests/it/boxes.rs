@@ -227,9 +227,11 @@ fn all_of_it_works_without_root() {
 fn as_root_a_box_runs_as_nobody_known_and_its_variables_show_in_no_process_list() {
     let site = Site::new();
     let marker = unique("marker");
-    let (mut it, _tun) = site.start(python_spec("uid", &format!("import time; '{marker}'; time.sleep(60)")));
+    let (mut it, _tun) = site
+        .start(python_spec("uid", &format!("import time; print('{marker}', flush=True); time.sleep(60)")));
     wait_for(&mut it, 10, |r| r.phase == Phase::Ready);
-    eventually("the program runs", || !processes_with(&marker).is_empty());
+    // Its own word: the marker stands in the command line of bubblewrap too, before the box is whole.
+    eventually("the program runs", || it.log_tail(1 << 10).contains(&marker));
     let status = |pid: &u32| fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     for text in processes_with(&marker).iter().map(status).filter(|text| !text.is_empty()) {
         let uid: u32 =
