@@ -7,7 +7,7 @@ use ionet_domain::account::{ActivityKind, Scope};
 use ionet_domain::device::{DeviceStage, Enrolment, HardwareClass, Measured, OwnerRules, Resources, Tier};
 use ionet_domain::market::{Program, Quote};
 use ionet_domain::money::{Asset, Rate};
-use ionet_domain::order::{Bill, CloseReason, LeasePhase, Stage};
+use ionet_domain::order::{Bill, CloseReason, LeasePhase, ReplaceReason, Stage};
 use ionet_domain::{Address, CommandId, DeviceId, EndpointId, KeyId, LeaseId, OrderId, Refusal, TransferId};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -383,6 +383,12 @@ pub struct ClusterView {
     pub quote: Quote,
     /// Its members, lost ones included.
     pub leases: Vec<LeaseView>,
+    /// How often its engine was started anew because its head was lost.
+    pub engine_epoch: u32,
+    /// Why it last got another member, if it did: `head_lost` or `member_lost`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub replaced: Option<ReplaceReason>,
     /// When it was ordered.
     pub accepted_ms: u64,
     /// When all members were up.

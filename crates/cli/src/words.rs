@@ -2,7 +2,7 @@
 
 use ionet_api::rest::EventView;
 use ionet_domain::event::PublicBody as B;
-use ionet_domain::order::CloseReason;
+use ionet_domain::order::{CloseReason, ReplaceReason};
 use serde_json::Value;
 
 use crate::units::{bytes, cpus, span, usd};
@@ -36,6 +36,15 @@ pub(crate) fn reason(reason: &CloseReason) -> String {
         }
         CloseReason::Operator { reason } => format!("the operator closed it: {reason}"),
     }
+}
+
+/// Why an order got other leases, with its stable name.
+pub(crate) fn replaced(reason: ReplaceReason) -> String {
+    let words = match reason {
+        ReplaceReason::HeadLost => "the Ray engine starts anew on the members that are left",
+        ReplaceReason::MemberLost => "the other members run on",
+    };
+    format!("{}: {words}", reason.code())
 }
 
 fn sentence(body: &B) -> String {
@@ -76,16 +85,10 @@ fn orders(body: &B) -> Option<String> {
             format!("order {order} accepted: {} for at most {}", members(quote), usd(quote.total_micro_usd))
         }
         B::OrderFunded { order, transfer } => format!("order {order} funded with {}", usd(transfer.amount)),
-        B::OrderPlaced { order, leases } => {
+        B::OrderPlaced { order, leases, reason } => {
             let places: Vec<_> =
                 leases.iter().map(|lease| format!("{} on {}", lease.n, lease.device)).collect();
-            // A later lease of slot 0 takes the place of a head that was lost.
-            let head_lost = leases.iter().any(|lease| lease.slot == 0 && lease.n > 0);
-            let why = if head_lost {
-                " (head_lost: a Ray engine starts anew on the members that are left)"
-            } else {
-                ""
-            };
+            let why = reason.map(|reason| format!(" ({})", replaced(reason))).unwrap_or_default();
             format!("order {order} placed: lease {}{why}", places.join(", lease "))
         }
         B::OrderStarted { order } => format!("order {order} starting: its devices are being told"),

@@ -19,6 +19,9 @@ use crate::payout;
 use crate::refusal::Refusal;
 use crate::state::{REMEMBERED_MS, State};
 
+/// Most orders that one event retires: each is a subject of it, and an event's subjects are bounded.
+pub const MAX_RETIRED: usize = 1000;
+
 /// One thing that happened, before it gets its time.
 type Happened = (PublicBody, Option<PrivateBody>);
 
@@ -407,7 +410,7 @@ impl Decision<'_> {
     fn place(&self, order: OrderId) -> Result<Vec<Happened>, Refusal> {
         let found = self.state.order(order)?;
         match order::place(self.state, found, self.now_ms) {
-            Ok(leases) => only(PublicBody::OrderPlaced { order, leases }),
+            Ok(leases) => only(PublicBody::OrderPlaced { order, leases, reason: None }),
             Err(Refusal::NoCapacity(_)) => Self::closing(found, CloseReason::NoCapacity),
             Err(other) => Err(other),
         }
@@ -426,7 +429,10 @@ impl Decision<'_> {
         let used_up = found.leases.len() > (found.quote.request.members + order::MAX_REPLACEMENTS) as usize;
         match order::replace(self.state, found, self.now_ms) {
             Ok(_) if used_up => Self::closing(found, give_up),
-            Ok(leases) => only(PublicBody::OrderPlaced { order, leases }),
+            Ok(leases) => {
+                let reason = Some(order::replace_reason(found, &leases));
+                only(PublicBody::OrderPlaced { order, leases, reason })
+            }
             Err(Refusal::NoCapacity(_)) => Self::closing(found, give_up),
             Err(other) => Err(other),
         }
@@ -571,7 +577,8 @@ impl Decision<'_> {
                 order.closed_ms.unwrap_or(u64::MAX).saturating_add(self.state.params.retention_ms);
             order.stage == Stage::Paid && kept_until <= self.now_ms
         };
-        let orders: Vec<_> = self.state.orders.values().filter(old).map(|order| order.id).collect();
+        let orders = self.state.orders.values().filter(old).map(|order| order.id);
+        let orders: Vec<_> = orders.take(MAX_RETIRED).collect();
         if orders.is_empty() {
             return Err(Refusal::NoChange { what: "nothing has ended long enough ago".into() });
         }

@@ -12,7 +12,7 @@ use crate::id::{Address, CommandId, DeviceId, EndpointId, KeyId, LeaseId, OrderI
 use crate::ledger::Transfer;
 use crate::market::{Program, Quote};
 use crate::meter::{Charge, Receipt, Witness};
-use crate::order::{Bill, CloseReason, NewLease, WipeReceipt};
+use crate::order::{Bill, CloseReason, NewLease, ReplaceReason, WipeReceipt};
 use crate::payout::Payout;
 use crate::state::Params;
 
@@ -112,8 +112,13 @@ pub enum PublicBody {
     OrderAccepted { order: OrderId, account: Address, key: Option<KeyId>, quote: Quote },
     /// Its money was set aside.
     OrderFunded { order: OrderId, transfer: Transfer },
-    /// It got leases: all of them, or replacements for lost ones.
-    OrderPlaced { order: OrderId, leases: Vec<NewLease> },
+    /// It got leases: all of them, or replacements for lost ones and then why.
+    OrderPlaced {
+        order: OrderId,
+        leases: Vec<NewLease>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reason: Option<ReplaceReason>,
+    },
     /// The devices are being told.
     OrderStarted { order: OrderId },
     /// A lease's box and engine are up; how long each part took, in milliseconds.
@@ -198,7 +203,7 @@ impl PublicBody {
             | Self::DeviceChanged { device, .. }
             | Self::DeviceArchived { device } => vec![device.to_string()],
             Self::OrderAccepted { order, account, .. } => vec![order.to_string(), account.to_string()],
-            Self::OrderPlaced { order, leases } => {
+            Self::OrderPlaced { order, leases, .. } => {
                 let devices = leases.iter().map(|lease| lease.device.to_string());
                 std::iter::once(order.to_string()).chain(devices).collect()
             }

@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use crate::id::{Address, DeviceId, KeyId, LeaseId, OrderId, TransferId, TransferKind};
 use crate::ledger::{AccountKey, Owner, Step, Transfer};
 use crate::market::place::{self, Limits};
-use crate::market::{Program, Quote, price};
+use crate::market::{EngineKind, Program, Quote, price};
 use crate::meter::HeldCharge;
 use crate::money::{Asset, Rate};
 use crate::refusal::Refusal;
@@ -157,6 +157,26 @@ impl CloseReason {
     }
 }
 
+/// Why an order that had its leases got others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ReplaceReason {
+    /// The head of a Ray cluster was lost: the engine starts anew on the members that are left.
+    HeadLost,
+    /// Another member was lost: the rest run on.
+    MemberLost,
+}
+
+impl ReplaceReason {
+    /// The stable name of this reason.
+    pub fn code(self) -> &'static str {
+        match self {
+            Self::HeadLost => "head_lost",
+            Self::MemberLost => "member_lost",
+        }
+    }
+}
+
 /// Evidence that a lease's files and processes are gone.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -256,6 +276,9 @@ pub struct Order {
     pub generation: u32,
     /// Grows when the engine must start anew on the surviving leases (its head was lost).
     pub engine_epoch: u32,
+    /// Why it last got other leases, if it did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replaced: Option<ReplaceReason>,
     /// All its leases by number, ended ones included.
     pub leases: BTreeMap<u32, Lease>,
     /// When it was accepted, in milliseconds since 1970.
@@ -326,6 +349,7 @@ impl Order {
             stage: Stage::Accepted,
             generation: 0,
             engine_epoch: 0,
+            replaced: None,
             leases: BTreeMap::new(),
             accepted_ms: now_ms,
             running_since_ms: None,
@@ -510,6 +534,16 @@ pub fn replace(state: &State, order: &Order, now_ms: u64) -> Result<Vec<NewLease
     let request = crate::market::Request { members, ..order.quote.request.clone() };
     let devices = place::plan(state, &request, &limits, now_ms)?;
     new_leases(state, order, &vacant, &devices)
+}
+
+/// Why an order gets these leases for lost ones.
+pub fn replace_reason(order: &Order, leases: &[NewLease]) -> ReplaceReason {
+    let ray = order.quote.request.engine == EngineKind::Ray;
+    if ray && leases.iter().any(|lease| lease.slot == 0) {
+        ReplaceReason::HeadLost
+    } else {
+        ReplaceReason::MemberLost
+    }
 }
 
 fn new_leases(

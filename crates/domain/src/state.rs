@@ -12,7 +12,7 @@ use crate::ledger::{Ledger, Step, Transfer};
 use crate::market::Program;
 use crate::meter::{Charge, HeldCharge};
 use crate::money::{BasisPoints, HOUR_MS};
-use crate::order::{Lease, LeasePhase, Move, NewLease, Order};
+use crate::order::{Lease, LeasePhase, Move, NewLease, Order, ReplaceReason};
 use crate::payout::Payout;
 use crate::refusal::Refusal;
 
@@ -260,7 +260,7 @@ impl State {
                 quote.request.duration_ms = *duration_ms;
                 quote.add_up();
             }
-            B::OrderPlaced { order, leases } => self.fold_placed(*order, leases)?,
+            B::OrderPlaced { order, leases, reason } => self.fold_placed(*order, leases, *reason)?,
             B::OrderStarted { order } => self.step(*order, Move::Start)?,
             B::OrderRunning { order } => self.fold_running(*order, event.at_ms)?,
             B::OrderClosing { order, reason } => {
@@ -290,7 +290,12 @@ impl State {
         Ok(())
     }
 
-    fn fold_placed(&mut self, id: OrderId, leases: &[NewLease]) -> Result<(), Refusal> {
+    fn fold_placed(
+        &mut self,
+        id: OrderId,
+        leases: &[NewLease],
+        reason: Option<ReplaceReason>,
+    ) -> Result<(), Refusal> {
         let order = self.order_mut(id)?;
         let first = order.leases.is_empty();
         order.stage = order.may(if first { Move::Place } else { Move::Replace })?;
@@ -298,6 +303,7 @@ impl State {
         if !first && leases.iter().any(|lease| lease.slot == 0) {
             order.engine_epoch += 1;
         }
+        order.replaced = reason.or(order.replaced);
         let wanted = order.quote.request.per_member;
         order.leases.extend(leases.iter().map(|new| (new.n, new.lease())));
         for lease in leases {

@@ -215,6 +215,9 @@ pub(crate) fn show(out: Out, view: &ClusterView) {
     if let (Some(ends), None) = (view.ends_ms, view.closed_ms) {
         out.line(format!("{:<8} {}", "ends", moment(ends)));
     }
+    if let Some(reason) = view.replaced {
+        out.line(format!("replaced {}", words::replaced(reason)));
+    }
     out.table(&["MEMBER", "PHASE", "CONTACT", "ADDRESS", "DEVICE", "START"], &[], lease_rows(view));
     show_bill(out, &view.bill);
 }

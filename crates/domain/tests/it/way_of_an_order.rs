@@ -1,12 +1,13 @@
 //! The way of an order, straight and with everything that can cross it.
 
 use ionet_domain::command::{Actor, CommandBody};
+use ionet_domain::decide::MAX_RETIRED;
 use ionet_domain::device::Contact;
 use ionet_domain::ledger::{Balance, Owner};
-use ionet_domain::market::Program;
+use ionet_domain::market::{EngineKind, Program};
 use ionet_domain::meter::Witness;
 use ionet_domain::money::{Asset, HOUR_MS, Rate};
-use ionet_domain::order::{CloseReason, LeasePhase, Stage};
+use ionet_domain::order::{CloseReason, LeasePhase, NewLease, ReplaceReason, Stage, replace_reason};
 use ionet_domain::{Event, LeaseId, OrderId, Refusal, State};
 use proptest::prelude::*;
 
@@ -175,6 +176,7 @@ fn a_lost_member_is_replaced_elsewhere_and_the_rest_run_on() {
     let found = world.state.order(order).unwrap().clone();
     let (n, member) = found.member(0).unwrap();
     assert_eq!((n, member.slot, found.engine_epoch), (2, 0, 1));
+    assert_eq!(found.replaced, Some(ReplaceReason::MemberLost), "the command engine has no head");
     assert_ne!(member.device, lost_on);
     assert_ne!(member.device, world.device_of(lease(order, 1)));
     assert_eq!(world.state.lease(lease(order, 1)).unwrap().1.phase, LeasePhase::Ready);
@@ -198,6 +200,45 @@ fn a_lost_member_is_replaced_elsewhere_and_the_rest_run_on() {
     let bill = world.state.order(order).unwrap().bill();
     assert_eq!(world.wallet(RENTER), RICH - bill.total_micro_usd);
     assert_eq!(bill.compute_micro_usd, 2 * Rate(100_000).total_for(60_000));
+}
+
+/// One line a loss: the engine, the slots that were lost, and the reason that the event gives.
+#[test]
+fn a_lost_head_is_told_from_a_lost_member() {
+    for (engine, slots, reason) in [
+        (EngineKind::Ray, vec![0], ReplaceReason::HeadLost),
+        (EngineKind::Ray, vec![0, 1], ReplaceReason::HeadLost),
+        (EngineKind::Ray, vec![1], ReplaceReason::MemberLost),
+        (EngineKind::Command, vec![0], ReplaceReason::MemberLost),
+    ] {
+        let mut world = World::new();
+        world.fund(RENTER, RICH);
+        let device = world.device(SUPPLIER, 100_000);
+        let order = world.running(&request(2));
+        let mut found = world.state.order(order).unwrap().clone();
+        found.quote.request.engine = engine;
+        let lease = |slot: u32| NewLease { n: slot + 2, slot, device, supplier: SUPPLIER, rate: Rate(1) };
+        let leases: Vec<_> = slots.iter().map(|slot| lease(*slot)).collect();
+        assert_eq!(replace_reason(&found, &leases), reason, "{engine} {slots:?}");
+    }
+}
+
+#[test]
+fn what_ended_leaves_in_bounded_lots() {
+    let mut world = World::new();
+    world.fund(RENTER, u64::MAX >> 8);
+    world.device(SUPPLIER, 1);
+    for _ in 0..=MAX_RETIRED {
+        let order = world.order(&request(1)).unwrap();
+        close(&mut world, order);
+        world.must(Actor::Server, CommandBody::Settle { order });
+    }
+    world.now_ms += world.state.params.retention_ms;
+    for left in [1, 0] {
+        world.must(Actor::Server, CommandBody::Retire);
+        assert_eq!(world.state.orders.len(), left);
+    }
+    assert_eq!(world.refused(Actor::Server, CommandBody::Retire), "no_change");
 }
 
 #[test]

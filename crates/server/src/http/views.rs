@@ -166,6 +166,8 @@ pub(super) fn cluster(state: &State, fleet: &Fleet, order: &Order, token: Secret
         reason: order.reason.clone(),
         quote: order.quote.clone(),
         leases,
+        engine_epoch: order.engine_epoch,
+        replaced: order.replaced,
         accepted_ms: order.accepted_ms,
         running_since_ms: order.running_since_ms,
         ends_ms: order.ends_ms(),
