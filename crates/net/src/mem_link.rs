@@ -47,6 +47,8 @@ struct State {
     last_session: u64,
     cut_since_ms: BTreeMap<(EndpointId, EndpointId), u64>,
     last_due_ms: BTreeMap<(EndpointId, EndpointId), u64>,
+    /// Endpoints whose inbox got something since they were last asked for.
+    told: BTreeSet<EndpointId>,
 }
 
 #[derive(Debug)]
@@ -78,6 +80,7 @@ impl MemNet {
             last_session: 0,
             cut_since_ms: BTreeMap::new(),
             last_due_ms: BTreeMap::new(),
+            told: BTreeSet::new(),
         })))
     }
 
@@ -136,6 +139,11 @@ impl MemNet {
         self.state().under_way.keys().next().map(|(due_ms, _)| *due_ms)
     }
 
+    /// Whose inboxes got something since this was last asked: with hundreds of endpoints nobody asks each of them.
+    pub fn take_told(&self) -> BTreeSet<EndpointId> {
+        std::mem::take(&mut self.state().told)
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -145,6 +153,7 @@ impl State {
     fn tell(&mut self, who: EndpointId, event: LinkEvent) {
         if let Some(inbox) = self.inboxes.get_mut(&who) {
             inbox.push_back(event);
+            self.told.insert(who);
         }
     }
 

@@ -108,6 +108,11 @@ impl MemHost {
         host.boxes.iter().filter(|(_, it)| it.end.is_none()).map(|(lease, _)| lease.clone()).collect()
     }
 
+    /// Whether the box of this lease really runs now.
+    pub fn is_running(&self, lease: &str) -> bool {
+        self.lock().boxes.get(lease).is_some_and(|it| it.end.is_none())
+    }
+
     fn end(&self, lease: &str, phase: Phase) {
         if let Some(it) = self.lock().boxes.get_mut(lease).filter(|it| it.end.is_none()) {
             it.end = Some(phase);
