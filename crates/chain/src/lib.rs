@@ -3,9 +3,10 @@
 //! [`Chain`] is the seam; [`LocalChain`] is a token ledger in a file for local networks and [`MemChain`] the lab's
 //! twin with faults.
 //!
-//! Always holds: a payment is made once for each [`PayoutId`], however often it is asked for; deposits are numbered
-//! from 1 without gaps and never change. Not here: Solana (not built yet); why money moves (`ionet-domain`).
+//! Always holds: a payment is made once for each [`PayoutId`], however often and for however much it is asked for;
+//! deposits are numbered from 1 without gaps and never change. Not here: Solana (not built yet); why money moves (`ionet-domain`).
 
+mod book;
 mod local;
 mod mem;
 
@@ -38,8 +39,8 @@ pub enum ChainError {
         /// Which file.
         path: String,
     },
-    /// The same payout was asked for with other particulars.
-    #[error("payout {payout} was made before to another account or of another amount")]
+    /// The same payout was made to somebody else, or in another asset.
+    #[error("payout {payout} was made before to another account or in another asset; nothing was paid")]
     Conflict {
         /// Which payout.
         payout: PayoutId,
@@ -94,14 +95,24 @@ impl Deposit {
     }
 }
 
+/// A payment as the chain has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Paid {
+    /// The chain's own name for it.
+    pub reference: String,
+    /// How much went out under the payout's id, in minor units.
+    pub amount: u64,
+}
+
 /// A chain that tokens can be paid out on and are seen arriving from. Calls may block.
 pub trait Chain {
-    /// Pays and returns the chain's reference. Paying the same payout again pays nothing and returns the same reference.
+    /// Pays, unless a payment was made under this id before, and answers with the payment that the chain has. Asking again
+    /// pays nothing. The amount is another than was asked for if the first one was, which happens when the books were put
+    /// back to an old backup.
     ///
     /// # Errors
     /// After [`ChainError::Timeout`] it may have been paid: ask again under the same id.
-    fn pay(&mut self, payout: PayoutId, to: Address, asset: Asset, amount: u64)
-    -> Result<String, ChainError>;
+    fn pay(&mut self, payout: PayoutId, to: Address, asset: Asset, amount: u64) -> Result<Paid, ChainError>;
 
     /// Deposits with numbers above `cursor`, oldest first.
     fn deposits_after(&mut self, cursor: u64) -> Result<Vec<Deposit>, ChainError>;

@@ -2,7 +2,6 @@
 //!
 //! One JSON line an entry, synced before it is answered. A torn last line, which nobody was told of, is cut.
 
-use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -12,7 +11,8 @@ use ionet_domain::money::Asset;
 use ionet_domain::{Address, PayoutId};
 use serde::{Deserialize, Serialize};
 
-use crate::{Chain, ChainError, Deposit};
+use crate::book::Book;
+use crate::{Chain, ChainError, Deposit, Paid};
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
@@ -26,8 +26,7 @@ enum Line {
 pub struct LocalChain {
     path: PathBuf,
     file: File,
-    deposits: Vec<Deposit>,
-    payouts: BTreeMap<PayoutId, (Address, Asset, u64)>,
+    book: Book,
 }
 
 impl LocalChain {
@@ -42,7 +41,7 @@ impl LocalChain {
         let whole = text.rfind('\n').map_or(0, |end| end + 1);
         file.set_len(whole as u64).map_err(|e| io("cut the torn end of", e))?;
         file.seek(SeekFrom::End(0)).map_err(|e| io("read", e))?;
-        let mut chain = Self { path: path.to_owned(), file, deposits: Vec::new(), payouts: BTreeMap::new() };
+        let mut chain = Self { path: path.to_owned(), file, book: Book::default() };
         for (at, line) in text[..whole].lines().enumerate() {
             let damaged = || ChainError::Damaged { line: at + 1, path: path.display().to_string() };
             chain.take(serde_json::from_str(line).map_err(|_| damaged())?);
@@ -52,9 +51,9 @@ impl LocalChain {
 
     fn take(&mut self, line: Line) {
         match line {
-            Line::Deposit(deposit) => self.deposits.push(deposit),
+            Line::Deposit(deposit) => self.book.deposits.push(deposit),
             Line::Payout { payout, to, asset, amount } => {
-                self.payouts.insert(payout, (to, asset, amount));
+                self.book.payouts.insert(payout, (to, asset, amount));
             }
         }
     }
@@ -79,10 +78,10 @@ impl LocalChain {
         amount: u64,
         now_ms: u64,
     ) -> Result<bool, ChainError> {
-        if amount == 0 || self.deposits.iter().any(|deposit| deposit.reference == reference) {
+        if amount == 0 || self.book.deposits.iter().any(|deposit| deposit.reference == reference) {
             return Ok(false);
         }
-        let n = self.deposits.len() as u64 + 1;
+        let n = self.book.next();
         let reference = reference.into();
         self.write(Line::Deposit(Deposit { n, at_ms: now_ms, reference, account, asset, amount }))?;
         Ok(true)
@@ -90,29 +89,22 @@ impl LocalChain {
 
     /// What was paid out to an account in all, in minor units.
     pub fn paid_to(&self, account: Address, asset: Asset) -> u64 {
-        let mine = self.payouts.values().filter(|(to, what, _)| (*to, *what) == (account, asset));
+        let mine = self.book.payouts.values().filter(|(to, what, _)| (*to, *what) == (account, asset));
         mine.map(|(_, _, amount)| amount).sum()
     }
 }
 
 impl Chain for LocalChain {
-    fn pay(
-        &mut self,
-        payout: PayoutId,
-        to: Address,
-        asset: Asset,
-        amount: u64,
-    ) -> Result<String, ChainError> {
-        match self.payouts.get(&payout) {
-            Some(made) if *made != (to, asset, amount) => return Err(ChainError::Conflict { payout }),
-            Some(_) => {}
-            None => self.write(Line::Payout { payout, to, asset, amount })?,
+    fn pay(&mut self, payout: PayoutId, to: Address, asset: Asset, amount: u64) -> Result<Paid, ChainError> {
+        let made = self.book.made(payout, to, asset)?;
+        if made.is_none() {
+            self.write(Line::Payout { payout, to, asset, amount })?;
         }
-        Ok(format!("local:{payout}"))
+        Ok(Paid { reference: format!("local:{payout}"), amount: made.unwrap_or(amount) })
     }
 
     fn deposits_after(&mut self, cursor: u64) -> Result<Vec<Deposit>, ChainError> {
-        Ok(self.deposits.iter().filter(|deposit| deposit.n > cursor).cloned().collect())
+        Ok(self.book.after(cursor))
     }
 }
 
@@ -128,18 +120,21 @@ mod tests {
         let mut chain = LocalChain::open(&path).unwrap();
         assert!(chain.fund("first", me, Asset::Iosd, 100, 9).unwrap());
         assert!(!chain.fund("first", me, Asset::Iosd, 100, 9).unwrap());
-        let reference = chain.pay(payout, me, Asset::Iosd, 40).unwrap();
+        let paid = chain.pay(payout, me, Asset::Iosd, 40).unwrap();
+        assert_eq!(paid.amount, 40);
         drop(chain);
         let mut file = OpenOptions::new().append(true).open(&path).unwrap();
         file.write_all(b"{\"payout\":{\"pay").unwrap();
         let mut chain = LocalChain::open(&path).unwrap();
-        assert_eq!(chain.pay(payout, me, Asset::Iosd, 40).unwrap(), reference);
-        assert_eq!(chain.pay(payout, me, Asset::Iosd, 41).unwrap_err().code(), "chain_conflict");
+        assert_eq!(chain.pay(payout, me, Asset::Iosd, 40).unwrap(), paid);
+        assert_eq!(chain.pay(payout, me, Asset::Iosd, 41).unwrap(), paid, "what was paid once stays so");
+        let conflict = chain.pay(payout, Address([8; 32]), Asset::Iosd, 40).unwrap_err();
+        assert_eq!(conflict.code(), "chain_conflict");
         assert_eq!(chain.paid_to(me, Asset::Iosd), 40);
         assert_eq!(chain.deposits_after(0).unwrap().len(), 1);
         assert_eq!(chain.deposits_after(1).unwrap(), []);
         assert!(chain.fund("second", me, Asset::Iosd, 1, 9).unwrap());
-        assert_eq!(LocalChain::open(&path).unwrap().deposits.len(), 2);
+        assert_eq!(LocalChain::open(&path).unwrap().book.deposits.len(), 2);
         std::fs::write(&path, "nonsense\n").unwrap();
         assert_eq!(LocalChain::open(&path).unwrap_err().code(), "chain_damaged");
     }

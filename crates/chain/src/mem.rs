@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use ionet_domain::money::Asset;
 use ionet_domain::{Address, PayoutId};
 
-use crate::{Chain, ChainError, Deposit};
+use crate::book::Book;
+use crate::{Chain, ChainError, Deposit, Paid};
 
 /// What happens to a payment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,8 +22,7 @@ pub enum PayFault {
 
 #[derive(Debug, Default)]
 struct Ledger {
-    deposits: Vec<Deposit>,
-    payouts: BTreeMap<PayoutId, (Address, Asset, u64)>,
+    book: Book,
     faults: VecDeque<PayFault>,
 }
 
@@ -37,10 +37,10 @@ impl MemChain {
 
     /// Lets tokens arrive for an account.
     pub fn fund(&self, account: Address, asset: Asset, amount: u64, now_ms: u64) {
-        let mut ledger = self.ledger();
-        let n = ledger.deposits.len() as u64 + 1;
+        let book = &mut self.ledger().book;
+        let n = book.next();
         let reference = format!("mem:{n}");
-        ledger.deposits.push(Deposit { n, at_ms: now_ms, reference, account, asset, amount });
+        book.deposits.push(Deposit { n, at_ms: now_ms, reference, account, asset, amount });
     }
 
     /// What happens to the next payment that has nothing planned yet.
@@ -50,18 +50,12 @@ impl MemChain {
 
     /// Every payment made, by its id.
     pub fn payouts(&self) -> BTreeMap<PayoutId, (Address, Asset, u64)> {
-        self.ledger().payouts.clone()
+        self.ledger().book.payouts.clone()
     }
 }
 
 impl Chain for MemChain {
-    fn pay(
-        &mut self,
-        payout: PayoutId,
-        to: Address,
-        asset: Asset,
-        amount: u64,
-    ) -> Result<String, ChainError> {
+    fn pay(&mut self, payout: PayoutId, to: Address, asset: Asset, amount: u64) -> Result<Paid, ChainError> {
         let mut ledger = self.ledger();
         let fault = ledger.faults.pop_front();
         match fault {
@@ -69,17 +63,15 @@ impl Chain for MemChain {
             Some(PayFault::TimeoutBefore) => return Err(ChainError::Timeout),
             _ => {}
         }
-        let made = *ledger.payouts.entry(payout).or_insert((to, asset, amount));
-        if made != (to, asset, amount) {
-            return Err(ChainError::Conflict { payout });
-        }
+        let amount = ledger.book.made(payout, to, asset)?.unwrap_or(amount);
+        ledger.book.payouts.insert(payout, (to, asset, amount));
         if fault == Some(PayFault::TimeoutAfter) {
             return Err(ChainError::Timeout);
         }
-        Ok(format!("mem:{payout}"))
+        Ok(Paid { reference: format!("mem:{payout}"), amount })
     }
 
     fn deposits_after(&mut self, cursor: u64) -> Result<Vec<Deposit>, ChainError> {
-        Ok(self.ledger().deposits.iter().filter(|deposit| deposit.n > cursor).cloned().collect())
+        Ok(self.ledger().book.after(cursor))
     }
 }

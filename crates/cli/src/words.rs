@@ -1,7 +1,9 @@
 //! Events of the journal in words.
 
 use ionet_api::rest::EventView;
+use ionet_domain::PayoutId;
 use ionet_domain::event::PublicBody as B;
+use ionet_domain::ledger::{Owner, Step, Transfer};
 use ionet_domain::order::{CloseReason, ReplaceReason};
 use serde_json::Value;
 
@@ -161,8 +163,24 @@ fn money(body: &B) -> Option<String> {
         B::PayoutPaid { payout, transfer, reference } => {
             format!("payout {payout} of {} arrived ({reference})", usd(transfer.amount))
         }
+        B::PayoutAdopted { payout, transfers, reference, .. } => adopted(*payout, transfers, reference),
         _ => return None,
     })
+}
+
+/// A payout that the chain had made before with another amount.
+fn adopted(payout: PayoutId, transfers: &[Transfer], reference: &str) -> String {
+    let sum = |wanted: &dyn Fn(&Transfer) -> bool| {
+        transfers.iter().filter(|transfer| wanted(transfer)).map(|transfer| transfer.amount).sum()
+    };
+    let paid = usd(sum(&|transfer| transfer.step == Step::Post));
+    let asked = usd(sum(&|transfer| transfer.step == Step::VoidHeld));
+    let lost = sum(&|transfer| transfer.debit.owner == Owner::Losses);
+    let lost = if lost > 0 { format!("; {} of it is the network's loss", usd(lost)) } else { String::new() };
+    format!(
+        "payout {payout}: the chain had paid {paid} under this id before the books were put back and {asked} was on \
+         its way; what it paid counts{lost} ({reference})"
+    )
 }
 
 fn witness_word(witness: &ionet_domain::meter::Witness) -> String {

@@ -117,8 +117,8 @@ pub enum CommandBody {
     Settle { order: OrderId },
     /// Set a supplier's earnings aside for payment.
     OpenPayout { account: Address },
-    /// Note that a payment arrived.
-    ConfirmPayout { payout: PayoutId, reference: String },
+    /// Note that a payment arrived, and how much the chain says it was.
+    ConfirmPayout { payout: PayoutId, reference: String, amount: u64 },
     /// Let what has ended leave the live state.
     Retire,
 }

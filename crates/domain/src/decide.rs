@@ -116,7 +116,9 @@ impl Decision<'_> {
                 let (payout, content) = payout::open(self.state, *account, self.now_ms)?;
                 only(PublicBody::PayoutOpened { payout, content })
             }
-            C::ConfirmPayout { payout, reference } => self.confirm_payout(*payout, reference),
+            C::ConfirmPayout { payout, reference, amount } => {
+                self.confirm_payout(*payout, reference, *amount)
+            }
             C::Retire => self.retire(),
             _ => Err(self.not_allowed("do this", "another kind of sender")),
         }
@@ -559,15 +561,18 @@ impl Decision<'_> {
         Ok(happened)
     }
 
-    fn confirm_payout(&self, id: PayoutId, reference: &str) -> Result<Vec<Happened>, Refusal> {
+    fn confirm_payout(&self, id: PayoutId, reference: &str, amount: u64) -> Result<Vec<Happened>, Refusal> {
         let payout = self.state.payouts.get(&id).ok_or_else(|| Refusal::Exists { what: id.to_string() })?;
-        let transfer = Transfer { step: Step::PostHeld, ..payout.transfer };
-        let paid = PublicBody::PayoutPaid { payout: id, transfer, reference: reference.into() };
+        let paid = payout::confirm(self.state, id, payout, amount, reference)?;
+        let orders = match &paid {
+            PublicBody::PayoutAdopted { orders, .. } => orders.clone(),
+            _ => payout.orders.clone(),
+        };
         let only_this = BTreeSet::from([payout.account]);
-        let done = payout.orders.iter().filter(|order| {
+        let done = orders.into_iter().filter(|order| {
             self.state.orders.get(order).is_some_and(|o| o.stage == Stage::Settled && o.unpaid == only_this)
         });
-        let done = done.map(|order| (PublicBody::OrderPaid { order: *order }, None));
+        let done = done.map(|order| (PublicBody::OrderPaid { order }, None));
         Ok(std::iter::once((paid, None)).chain(done).collect())
     }
 

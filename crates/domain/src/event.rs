@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::account::{Activity, ApiKey};
 use crate::device::{Contact, DeviceChange, Enrolment, HardwareClass, Measured, Tier};
 use crate::id::{Address, CommandId, DeviceId, EndpointId, KeyId, LeaseId, OrderId, PayoutId};
-use crate::ledger::Transfer;
+use crate::ledger::{Owner, Transfer};
 use crate::market::{Program, Quote};
 use crate::meter::{Charge, Receipt, Witness};
 use crate::order::{Bill, CloseReason, NewLease, ReplaceReason, WipeReceipt};
@@ -151,6 +151,15 @@ pub enum PublicBody {
     },
     /// They arrived.
     PayoutPaid { payout: PayoutId, transfer: Transfer, reference: String },
+    /// The chain had paid another amount under this id before, as happens when the books were put back to an old
+    /// backup. What it paid counts; `orders` are those whose earnings are paid with it.
+    PayoutAdopted {
+        payout: PayoutId,
+        account: Address,
+        transfers: Vec<Transfer>,
+        orders: Vec<OrderId>,
+        reference: String,
+    },
     /// All suppliers of an order were paid.
     OrderPaid { order: OrderId },
     /// What has ended leaves the live state.
@@ -182,7 +191,7 @@ impl PublicBody {
         let lease = |id: &LeaseId| vec![id.order.to_string(), id.to_string()];
         let touched = |t: &Transfer| {
             [t.debit, t.credit].into_iter().filter_map(|key| match key.owner {
-                crate::ledger::Owner::Wallet(a) | crate::ledger::Owner::Earned(a) => Some(a.to_string()),
+                Owner::Wallet(a) | Owner::Earned(a) => Some(a.to_string()),
                 _ => None,
             })
         };
@@ -229,6 +238,11 @@ impl PublicBody {
             Self::PayoutOpened { payout, content } => vec![payout.to_string(), content.account.to_string()],
             Self::PayoutPaid { payout, transfer, .. } => {
                 std::iter::once(payout.to_string()).chain(touched(transfer)).collect()
+            }
+            Self::PayoutAdopted { payout, account, transfers, .. } => {
+                let lost = transfers.iter().any(|transfer| transfer.debit.owner == Owner::Losses);
+                let losses = lost.then(|| "losses".to_owned());
+                [payout.to_string(), account.to_string()].into_iter().chain(losses).collect()
             }
             Self::Retired { orders, .. } => orders.iter().map(ToString::to_string).collect(),
         }

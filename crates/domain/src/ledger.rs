@@ -1,7 +1,8 @@
 //! The double-entry ledger: immutable transfers between accounts, posted at once or held and then posted or
 //! voided; linked transfers go all or none.
 //!
-//! Always holds: for every asset the balances of all accounts add up to zero; only [`Owner::World`] may owe;
+//! Always holds: for every asset the balances of all accounts add up to zero; only [`Owner::World`] and
+//! [`Owner::Losses`] may owe;
 //! a transfer's id is used once. Not here: why money moves (`order`, `meter`, `payout`).
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,7 +18,7 @@ use crate::refusal::Refusal;
 /// Who holds an account.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Owner {
-    /// Everything outside: the chain that deposits come from and payouts go to. The only one that may owe.
+    /// Everything outside: the chain that deposits come from and payouts go to. It may owe.
     World,
     /// What an account may spend here.
     Wallet(Address),
@@ -27,6 +28,15 @@ pub enum Owner {
     Earned(Address),
     /// The network's fees.
     Fees,
+    /// What went out on the chain and is owed to nobody by the books, because they were put back to an old backup. It
+    /// only ever owes: the operator has to make it good.
+    Losses,
+}
+
+impl Owner {
+    fn may_owe(self) -> bool {
+        matches!(self, Self::World | Self::Losses)
+    }
 }
 
 /// One account: an owner's holding of one asset.
@@ -46,6 +56,7 @@ impl fmt::Display for AccountKey {
             Owner::Order(order) => write!(f, "order:{order}")?,
             Owner::Earned(address) => write!(f, "earned:{address}")?,
             Owner::Fees => f.write_str("fees")?,
+            Owner::Losses => f.write_str("losses")?,
         }
         write!(f, ":{}", self.asset)
     }
@@ -69,6 +80,7 @@ impl FromStr for AccountKey {
         let owner = match owner.split_once(':') {
             None if owner == "world" => Owner::World,
             None if owner == "fees" => Owner::Fees,
+            None if owner == "losses" => Owner::Losses,
             Some(("wallet", id)) => Owner::Wallet(id.parse()?),
             Some(("order", id)) => Owner::Order(id.parse()?),
             Some(("earned", id)) => Owner::Earned(id.parse()?),
@@ -209,11 +221,11 @@ impl Ledger {
         sums
     }
 
-    /// The first account, apart from the world, whose balance is below zero. There must be none.
+    /// The first account that may not owe and whose balance is below zero. There must be none.
     pub fn overdrawn(&self) -> Option<AccountKey> {
         self.balances
             .iter()
-            .find(|(key, b)| key.owner != Owner::World && b.debits.saturating_add(b.debits_held) > b.credits)
+            .find(|(key, b)| !key.owner.may_owe() && b.debits.saturating_add(b.debits_held) > b.credits)
             .map(|(key, _)| *key)
     }
 
@@ -288,7 +300,7 @@ impl Draft<'_> {
         }
         self.used.push(transfer.id);
         let available = self.balance(transfer.debit).available();
-        if transfer.debit.owner != Owner::World && available < transfer.amount {
+        if !transfer.debit.owner.may_owe() && available < transfer.amount {
             return Err(Refusal::InsufficientFunds {
                 account: transfer.debit,
                 available,

@@ -1,10 +1,12 @@
 //! Payouts: once an epoch, what a supplier has earned goes to the wallet on the chain.
 //!
 //! The amount is held first, paid outside under an id derived from epoch and account, and posted when the
-//! chain confirms; so a crash at any point pays once.
+//! chain confirms; so a crash at any point pays once. The chain is believed on what it paid: books that were put back to
+//! an old backup may ask under the same id for another amount, which then counts as what was paid.
 
 use serde::{Deserialize, Serialize};
 
+use crate::event::PublicBody;
 use crate::id::{Address, OrderId, PayoutId, TransferId, TransferKind};
 use crate::ledger::{AccountKey, Owner, Step, Transfer};
 use crate::money::Asset;
@@ -52,6 +54,46 @@ pub fn open(state: &State, account: Address, now_ms: u64) -> Result<(PayoutId, P
     let transfer = Transfer { id: transfer_id, step: Step::Hold, debit, credit, amount };
     state.ledger.check(&[transfer])?;
     Ok((id, Payout { account, transfer, orders: settled_with(state, account) }))
+}
+
+/// What follows when the chain says that `amount` went out under this payout's id.
+///
+/// If it is not the amount that was on its way, that amount is given back and what went out is taken from the
+/// supplier's earnings, as far as they go. What is left of them waits for the next epoch; what went out beyond them
+/// is the network's loss.
+pub fn confirm(
+    state: &State,
+    id: PayoutId,
+    payout: &Payout,
+    amount: u64,
+    reference: &str,
+) -> Result<PublicBody, Refusal> {
+    let (held, reference) = (payout.transfer, reference.to_owned());
+    if amount == held.amount {
+        let transfer = Transfer { step: Step::PostHeld, ..held };
+        return Ok(PublicBody::PayoutPaid { payout: id, transfer, reference });
+    }
+    let owed = held.amount + state.ledger.balance(held.debit.owner, held.debit.asset).available();
+    let earned = amount.min(owed);
+    let out = |n, owner, amount| Transfer {
+        id: TransferId { n, ..held.id },
+        step: Step::Post,
+        debit: AccountKey { owner, ..held.debit },
+        credit: held.credit,
+        amount,
+    };
+    let out = [out(1, held.debit.owner, earned), out(2, Owner::Losses, amount - earned)];
+    let back = Transfer { step: Step::VoidHeld, ..held };
+    let transfers = std::iter::once(back).chain(out.into_iter().filter(|transfer| transfer.amount > 0));
+    let transfers: Vec<_> = transfers.collect();
+    state.ledger.check(&transfers)?;
+    let account = payout.account;
+    let orders = match amount {
+        _ if amount >= owed => settled_with(state, account),
+        _ if amount > held.amount => payout.orders.clone(),
+        _ => Vec::new(),
+    };
+    Ok(PublicBody::PayoutAdopted { payout: id, account, transfers, orders, reference })
 }
 
 fn settled_with(state: &State, account: Address) -> Vec<OrderId> {

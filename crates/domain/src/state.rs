@@ -180,6 +180,11 @@ impl State {
                 self.payouts.insert(*payout, content.clone());
             }
             B::PayoutPaid { payout, transfer, .. } => self.fold_payout(*payout, transfer)?,
+            B::PayoutAdopted { payout, account, transfers, orders, .. } => {
+                self.ledger.post(transfers)?;
+                self.payouts.remove(payout);
+                self.fold_paid_from(*account, orders);
+            }
             B::Retired { orders, forget_ids_before_ms } => self.fold_retired(orders, *forget_ids_before_ms),
             _ => self.fold_order(event)?,
         }
@@ -399,13 +404,18 @@ impl State {
     fn fold_payout(&mut self, id: PayoutId, transfer: &Transfer) -> Result<(), Refusal> {
         self.ledger.post(&[*transfer])?;
         if let Some(payout) = self.payouts.remove(&id) {
-            for order in payout.orders {
-                if let Some(order) = self.orders.get_mut(&order) {
-                    order.unpaid.remove(&payout.account);
-                }
-            }
+            self.fold_paid_from(payout.account, &payout.orders);
         }
         Ok(())
+    }
+
+    /// A supplier has what was earned from these orders.
+    fn fold_paid_from(&mut self, account: Address, orders: &[OrderId]) {
+        for order in orders {
+            if let Some(order) = self.orders.get_mut(order) {
+                order.unpaid.remove(&account);
+            }
+        }
     }
 
     fn fold_retired(&mut self, orders: &[OrderId], before_ms: u64) {

@@ -343,11 +343,20 @@ impl<D: Disk> Script<D> {
             })
             .collect();
         for account in earners {
-            self.server(C::OpenPayout { account })?;
-            let payout = payout_id(epoch_start_ms(self.state.params.epoch_ms, self.now_ms), account);
-            self.server(C::ConfirmPayout { payout, reference: format!("golden:{payout}") })?;
+            // The chain had paid less in a timeline that was lost; the rest goes out an epoch later.
+            self.payout(account, 1)?;
+            self.now_ms += HOUR_MS;
+            self.payout(account, 0)?;
         }
         Ok(())
+    }
+
+    fn payout(&mut self, account: Address, less: u64) -> Result<()> {
+        self.server(C::OpenPayout { account })?;
+        let payout = payout_id(epoch_start_ms(self.state.params.epoch_ms, self.now_ms), account);
+        let held = self.state.payouts.get(&payout).map_or(0, |payout| payout.transfer.amount);
+        let reference = format!("golden:{payout}");
+        self.server(C::ConfirmPayout { payout, reference, amount: held - less })
     }
 }
 

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ionet_api::worker::{FromWorker, MemberEndpoint, MemberList, ToWorker, Welcome};
-use ionet_chain::Deposit;
+use ionet_chain::{Deposit, Paid};
 use ionet_domain::command::CommandBody;
 use ionet_domain::device::{Contact, DeviceStage};
 use ionet_domain::{Actor, Command, DeviceId, EndpointId, Event, LeaseId, PayoutId, PublicBody, Refusal};
@@ -47,8 +47,8 @@ pub enum Input {
     Link(LinkEvent),
     /// A measurement that was asked for with [`Output::Probe`].
     Probed(EndpointId, NetworkMeasured),
-    /// The answer to [`Output::Pay`]: the chain's reference, or what failed.
-    ChainPaid(PayoutId, Result<String, String>),
+    /// The answer to [`Output::Pay`]: the payment as the chain has it, or what failed.
+    ChainPaid(PayoutId, Result<Paid, String>),
     /// The chain's watcher saw tokens arrive.
     ChainDeposit(Deposit),
     /// The answer to [`Output::Find`]: whether the journal has the lease's order.
@@ -187,7 +187,7 @@ impl<D: Disk> Core<D> {
                 PublicBody::LeaseExited { lease, .. } => {
                     self.view.write().fleet.exits.insert(lease.order, event.at_ms);
                 }
-                PublicBody::PayoutPaid { payout, .. } => {
+                PublicBody::PayoutPaid { payout, .. } | PublicBody::PayoutAdopted { payout, .. } => {
                     self.view.write().fleet.payments.remove(payout);
                 }
                 PublicBody::Retired { .. } => {
@@ -236,9 +236,11 @@ impl<D: Disk> Core<D> {
         }
     }
 
-    fn paid(&mut self, payout: PayoutId, paid: Result<String, String>, now_ms: u64) {
+    fn paid(&mut self, payout: PayoutId, paid: Result<Paid, String>, now_ms: u64) {
         match paid {
-            Ok(reference) => _ = self.by_server(CommandBody::ConfirmPayout { payout, reference }, now_ms),
+            Ok(Paid { reference, amount }) => {
+                self.by_server(CommandBody::ConfirmPayout { payout, reference, amount }, now_ms);
+            }
             Err(reason) => {
                 tracing::warn!(%payout, reason, "a payout failed and is tried again");
                 self.view.write().fleet.payments.insert(payout, now_ms + PAY_AFTER_FAILURE_MS);

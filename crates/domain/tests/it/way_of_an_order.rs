@@ -27,7 +27,61 @@ fn pay_out(world: &mut World) {
     world.now_ms += world.state.params.epoch_ms;
     world.must(Actor::Server, CommandBody::OpenPayout { account: SUPPLIER });
     let payout = *world.state.payouts.keys().next().unwrap();
-    world.must(Actor::Server, CommandBody::ConfirmPayout { payout, reference: "tx".into() });
+    let amount = world.state.payouts[&payout].transfer.amount;
+    world.must(Actor::Server, CommandBody::ConfirmPayout { payout, reference: "tx".into(), amount });
+}
+
+/// An order that runs for an hour and is settled.
+fn earn(world: &mut World) -> OrderId {
+    let order = world.running(&request(1));
+    world.now_ms += HOUR_MS;
+    world.meter(lease(order, 0), HOUR_MS, Witness::Heartbeats).unwrap();
+    world.must(Actor::Server, CommandBody::Close { order, reason: CloseReason::Time });
+    world.removed(lease(order, 0));
+    world.must(Actor::Server, CommandBody::Settle { order });
+    order
+}
+
+/// Books put back to an old backup: what the chain had paid under a payout's id counts. One line a case: what it had
+/// paid more or less than was on its way, and then what is still owed, what was lost and where the order is.
+#[test]
+fn what_the_chain_paid_counts() {
+    const LATER: u64 = 99_750;
+    for (differs, owed, lost, stage) in [
+        (0, LATER, 0, Stage::Paid),
+        (-1, LATER + 1, 0, Stage::Settled),
+        (-99_750, LATER + 99_750, 0, Stage::Settled),
+        (1, LATER - 1, 0, Stage::Paid),
+        (99_750, 0, 0, Stage::Paid),
+        (99_751, 0, 1, Stage::Paid),
+        (1_000_000, 0, 900_250, Stage::Paid),
+    ] {
+        let mut world = World::new();
+        world.fund(RENTER, RICH);
+        world.device(SUPPLIER, 100_000);
+        let first = earn(&mut world);
+        world.must(Actor::Server, CommandBody::OpenPayout { account: SUPPLIER });
+        let later = earn(&mut world);
+        let (payout, held) =
+            world.state.payouts.iter().next().map(|(id, p)| (*id, p.transfer.amount)).unwrap();
+        let amount = held.checked_add_signed(differs).unwrap();
+        world.must(Actor::Server, CommandBody::ConfirmPayout { payout, reference: "tx".into(), amount });
+        assert_eq!(world.earned(SUPPLIER), owed, "{differs}");
+        let losses = world.state.ledger.balance(Owner::Losses, Asset::Iosd);
+        assert_eq!((losses.debits, losses.credits), (lost, 0), "{differs}");
+        assert_eq!(world.state.order(first).unwrap().stage, stage, "{differs}");
+        assert_eq!(world.state.ledger.balance(Owner::World, Asset::Iosd).credits, amount);
+        let again = CommandBody::ConfirmPayout { payout, reference: "tx".into(), amount };
+        assert_eq!(world.refused(Actor::Server, again), "exists");
+        // What is still owed goes out with the next epoch, and then everything is paid.
+        if owed > 0 {
+            pay_out(&mut world);
+        }
+        assert_eq!(world.earned(SUPPLIER), 0);
+        for order in [first, later] {
+            assert_eq!(world.state.order(order).unwrap().stage, Stage::Paid, "{differs}");
+        }
+    }
 }
 
 #[test]

@@ -7,7 +7,7 @@ use ionet_journal::FileDisk;
 use ionet_lab::golden;
 
 /// Every kind of event there is.
-const KINDS: [&str; 34] = [
+const KINDS: [&str; 35] = [
     "active",
     "charges_proven",
     "charges_voided",
@@ -37,6 +37,7 @@ const KINDS: [&str; 34] = [
     "order_running",
     "order_settled",
     "order_started",
+    "payout_adopted",
     "payout_opened",
     "payout_paid",
     "retired",

@@ -84,7 +84,9 @@ pub(super) fn transfers(event: &PublicBody) -> Vec<Transfer> {
         | B::OrderExtended { transfer, .. }
         | B::PayoutPaid { transfer, .. } => vec![*transfer],
         B::LeaseMetered { charge, .. } => charge.transfers.clone(),
-        B::ChargesProven { transfers, .. } | B::ChargesVoided { transfers, .. } => transfers.clone(),
+        B::ChargesProven { transfers, .. }
+        | B::ChargesVoided { transfers, .. }
+        | B::PayoutAdopted { transfers, .. } => transfers.clone(),
         B::OrderSettled { refund, .. } => refund.iter().copied().collect(),
         B::PayoutOpened { content, .. } => vec![content.transfer],
         _ => Vec::new(),

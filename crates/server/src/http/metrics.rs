@@ -190,6 +190,7 @@ fn kind(owner: Owner) -> &'static str {
         Owner::Order(_) => "orders",
         Owner::Earned(_) => "earned",
         Owner::Fees => "fees",
+        Owner::Losses => "losses",
     }
 }
 

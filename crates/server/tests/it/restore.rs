@@ -1,8 +1,9 @@
 //! A server that comes back from an old backup, and one whose snapshots are of use or not.
 
 use ionet_domain::command::CommandBody;
+use ionet_domain::ledger::Owner;
 use ionet_domain::order::CloseReason;
-use ionet_domain::{Actor, LeaseId, Stage};
+use ionet_domain::{Actor, Asset, LeaseId, Stage};
 use ionet_journal::Keep;
 
 use crate::world::{RENTER, SUPPLIER, World, open, request};
@@ -27,6 +28,37 @@ fn a_restored_server_leaves_alone_what_it_does_not_know() {
     assert!(told.generation > generation, "a new term comes after every older one");
     assert!(told.leases.is_empty() && told.ended.is_empty());
     assert!(world.box_of(lease).running, "it runs on");
+}
+
+/// The chain keeps what it did in the timeline that was lost: what it paid is never paid again, and every order ends.
+#[test]
+fn a_restored_server_believes_the_chain_on_what_was_paid() {
+    let mut world = World::new();
+    world.fund(RENTER, 50_000_000);
+    world.device(SUPPLIER, 1_000_000);
+    let quote = world.quote(&request(1)).unwrap();
+    let order = world.place(quote);
+    world.until("it runs", |world| world.stage(order) == Some(Stage::Running));
+    world.run_for(60_000);
+    let backup = world.disk.copy();
+    // It ends earlier here than in the timeline that counts.
+    world.must(Actor::Wallet(RENTER), CommandBody::Close { order, reason: CloseReason::Renter });
+    world.until("it is paid", |world| world.stage(order) == Some(Stage::Paid));
+    let made = world.chain.payouts();
+    world.disk = backup;
+    world.restart();
+    world.run_for(30_000);
+    world.must(Actor::Wallet(RENTER), CommandBody::Close { order, reason: CloseReason::Renter });
+    world.until("it is paid again", |world| world.stage(order) == Some(Stage::Paid));
+    let now_made = world.chain.payouts();
+    assert!(made.iter().all(|(id, paid)| now_made.get(id) == Some(paid)), "{made:?} became {now_made:?}");
+    let adopted = world.published.iter().any(|published| published.event.public.name() == "payout_adopted");
+    assert!(adopted, "{now_made:?}");
+    let view = world.core.view();
+    let state = &view.read().state;
+    state.audit().unwrap();
+    let out: u64 = now_made.values().map(|(_, _, amount)| amount).sum();
+    assert_eq!(state.ledger.balance(Owner::World, Asset::Iosd).credits, out);
 }
 
 #[test]
