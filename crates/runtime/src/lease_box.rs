@@ -14,7 +14,7 @@ use std::{
         unix::fs::{MetadataExt as _, PermissionsExt as _},
     },
     path::{Path, PathBuf},
-    sync::mpsc::{self, Receiver, RecvTimeoutError, Sender},
+    sync::mpsc::{self, Receiver, RecvTimeoutError, Sender, SyncSender},
     thread,
     time::{Duration, Instant},
 };
@@ -24,7 +24,7 @@ use rustix::process::{Pid, Signal, geteuid, kill_process};
 use crate::{
     bwrap::{self, BoxView, ENVIRONMENT, HOME},
     engine::{Program, Running, command, ray},
-    environment::{self, Environment},
+    environment::{self, Environment, Stop, Wanted},
     error::{During, Error, Result},
     holder::{Connector, HelperExe, Holder, RunId},
     limits::{BoxGroup, Enforcement, Hierarchy},
@@ -57,6 +57,8 @@ const FIRST_BOX_UID: u32 = 1_879_048_192;
 const NOBODY: u32 = 65534;
 /// Logs of a box: two files of this size.
 const LOG_BYTES: u64 = 4 << 20;
+/// Lines of progress that wait to be read; a program that says more waits.
+const LINES: usize = 256;
 /// Killed processes are gone in milliseconds, unless the kernel is in trouble.
 const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 const DISK_CHECK_EVERY: Duration = Duration::from_secs(5);
@@ -77,9 +79,22 @@ pub struct LeaseBox {
 }
 
 enum Stage {
-    Preparing { news: Receiver<Preparation>, progress: u8, detail: String },
-    Running { run: RunId, engine: Running, lines: Receiver<String> },
-    Broken { code: String, message: String },
+    /// Dropping it ends the preparation with all that it started.
+    Preparing {
+        news: Receiver<Preparation>,
+        progress: u8,
+        detail: String,
+        _wanted: Wanted,
+    },
+    Running {
+        run: RunId,
+        engine: Running,
+        lines: Receiver<String>,
+    },
+    Broken {
+        code: String,
+        message: String,
+    },
 }
 
 enum Preparation {
@@ -209,8 +224,8 @@ impl LeaseBox {
 
     /// Ends everything in the box and wipes it. What failed here can be tried again with [`reap`].
     pub fn remove(self) -> Result<WipeReceipt> {
-        let Self { config, holder, group, disk, disk_stop, .. } = self;
-        drop((disk, disk_stop));
+        let Self { config, holder, group, disk, disk_stop, stage, .. } = self;
+        drop((disk, disk_stop, stage));
         let helper = i32::try_from(holder.pid()).unwrap_or(0);
         let mut inside = residents(&config.lease_dir, &group);
         // The helper itself is no process of the customer.
@@ -221,7 +236,7 @@ impl LeaseBox {
 
     fn take_preparation(&mut self, now_ms: u64) {
         let mut done = None;
-        if let Stage::Preparing { news, progress, detail } = &mut self.stage {
+        if let Stage::Preparing { news, progress, detail, .. } = &mut self.stage {
             for step in news.try_iter() {
                 match step {
                     Preparation::Step(percent, text) => (*progress, *detail) = (percent, text),
@@ -255,7 +270,7 @@ impl LeaseBox {
             let folder = self.config.lease_dir.join("log");
             move || keep_log(File::from(log_end), &folder)
         })?;
-        let (tell, lines) = mpsc::channel();
+        let (tell, lines) = mpsc::sync_channel(LINES);
         spawn_named("box-lines", move || read_lines(File::from(lines_end), &tell))?;
         let engine = match &self.config.spec.engine {
             Engine::Command { .. } => Running::Command(command::CommandRun::started(now_ms)),
@@ -266,7 +281,7 @@ impl LeaseBox {
 
     fn take_lines(&mut self, now_ms: u64) {
         let Stage::Running { run, engine, lines } = &mut self.stage else { return };
-        for line in lines.try_iter() {
+        for line in lines.try_iter().take(LINES) {
             engine.line(&line, now_ms);
         }
         if let Some(code) = self.holder.exit_code(*run) {
@@ -464,6 +479,7 @@ fn give_folders(lease_dir: &Path) -> Result<u32> {
 /// Begins to prepare; an engine that needs nothing is ready to launch at once.
 fn begin(config: &BoxConfig) -> Result<Stage> {
     let (tell, news) = mpsc::channel();
+    let (wanted, stop) = environment::wanted();
     let environment = match &config.spec.engine {
         Engine::Ray { environment, .. } => Some(Environment::resolve(environment)?),
         Engine::Command { .. } => None,
@@ -471,17 +487,17 @@ fn begin(config: &BoxConfig) -> Result<Stage> {
     match environment {
         Some(environment) => {
             let folder = config.environments_dir.clone();
-            spawn_named("box-prepare", move || prepare(&folder, environment, &tell))?;
+            spawn_named("box-prepare", move || prepare(&folder, environment, &stop, &tell))?;
         }
         None => {
             let _ = tell.send(Preparation::Done(Ok(PathBuf::new())));
         }
     }
-    Ok(Stage::Preparing { news, progress: 0, detail: "starting".into() })
+    Ok(Stage::Preparing { news, progress: 0, detail: "starting".into(), _wanted: wanted })
 }
 
-fn prepare(folder: &Path, environment: &Environment, tell: &Sender<Preparation>) {
-    let done = environment::prepare(folder, environment, &mut |percent, step| {
+fn prepare(folder: &Path, environment: &Environment, stop: &Stop, tell: &Sender<Preparation>) {
+    let done = environment::prepare(folder, environment, stop, &mut |percent, step| {
         let _ = tell.send(Preparation::Step(percent, step.to_owned()));
     });
     let _ = tell.send(Preparation::Done(done));
@@ -502,7 +518,7 @@ fn watch_disk(lease_dir: &Path) -> Result<(Sender<()>, Receiver<u64>)> {
     Ok((stop, news))
 }
 
-fn read_lines(pipe: File, tell: &Sender<String>) {
+fn read_lines(pipe: File, tell: &SyncSender<String>) {
     // The box's customer could write to this pipe: a line is cut rather than kept without end.
     let mut pipe = BufReader::new(pipe);
     loop {

@@ -31,8 +31,11 @@ static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 fn environments() -> PathBuf {
     let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("environments");
     let environment = Environment::named("ray").unwrap();
-    environment::prepare(&folder, environment, &mut |percent, step| println!("{percent:3} % {step}"))
-        .unwrap();
+    let (_wanted, stop) = environment::wanted();
+    environment::prepare(&folder, environment, &stop, &mut |percent, step| {
+        println!("{percent:3} % {step}");
+    })
+    .unwrap();
     folder
 }
 
@@ -191,7 +194,7 @@ fn two_boxes_become_a_cluster_fast_and_run_a_job() {
     let output = cluster.run_job(BOTH_NODES);
     assert!(output.contains("10.78.0.1") && output.contains("10.78.0.2"), "{output}");
     cluster.submit("job-2", KILL_THE_CONTROL_STORE);
-    let report = wait_for(&mut cluster.head, 30, |r| r.phase != Phase::Ready);
+    let report = wait_for(&mut cluster.head, 60, |r| r.phase != Phase::Ready);
     assert!(matches!(&report.phase, Phase::Failed { code, .. } if code == "ray_node_died"), "{report:?}");
     cluster.head.restart_engine(Instant::now()).unwrap();
     cluster.member.restart_engine(Instant::now()).unwrap();
