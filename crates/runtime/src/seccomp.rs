@@ -53,6 +53,8 @@ const DENIED: &[i64] = &[
     libc::SYS_io_uring_enter,
     libc::SYS_io_uring_register,
     libc::SYS_fanotify_init,
+    libc::SYS_memfd_secret,
+    libc::SYS_quotactl_fd,
     libc::SYS_lookup_dcookie,
     libc::SYS_vhangup,
     libc::SYS_syslog,
@@ -120,7 +122,8 @@ fn new_namespaces() -> Rules {
     .collect()
 }
 
-/// Sockets of other families than unix, IP and netlink, and raw IP sockets.
+/// Sockets of other families than unix, IP and netlink, raw IP sockets, and netlink for anything but
+/// asking for addresses and routes.
 fn sockets() -> Rules {
     let family_is_not =
         |family: i32| Condition::new(0, Len::Dword, Cmp::Ne, u64::from(family.cast_unsigned()));
@@ -131,6 +134,10 @@ fn sockets() -> Rules {
         Rule::new(vec![
             Condition::new(1, Len::Dword, Cmp::MaskedEq(0xf), raw)?,
             family_is_not(libc::AF_NETLINK)?,
+        ])?,
+        Rule::new(vec![
+            Condition::new(0, Len::Dword, Cmp::Eq, u64::from(libc::AF_NETLINK.cast_unsigned()))?,
+            Condition::new(2, Len::Dword, Cmp::Ne, u64::from(libc::NETLINK_ROUTE.cast_unsigned()))?,
         ])?,
     ])
 }

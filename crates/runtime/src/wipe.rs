@@ -8,7 +8,7 @@ use std::{
     fs::{self, OpenOptions, Permissions},
     io::{self, Write as _},
     os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use crate::{
@@ -56,12 +56,11 @@ fn wipe_folder(top: &Path, found: &mut Found) -> io::Result<()> {
         for entry in fs::read_dir(&folder)? {
             let path = entry?.path();
             let meta = path.symlink_metadata()?;
-            if meta.is_dir() {
-                let place = top.join(format!(".wipe-{moved}"));
-                moved += 1;
+            if meta.is_dir() && folder == top {
+                folders.push(path);
+            } else if meta.is_dir() {
                 fs::set_permissions(&path, Permissions::from_mode(0o700))?;
-                fs::rename(&path, &place)?;
-                folders.push(place);
+                folders.push(move_to(top, &path, &mut moved)?);
             } else {
                 wipe_file(&path, &meta, found)?;
             }
@@ -71,6 +70,17 @@ fn wipe_folder(top: &Path, found: &mut Found) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Moves a folder up under a name that nothing has, not even what an interrupted wipe has left.
+fn move_to(top: &Path, path: &Path, moved: &mut u64) -> io::Result<PathBuf> {
+    loop {
+        let place = top.join(format!(".wipe-{moved}"));
+        *moved += 1;
+        if place.symlink_metadata().is_err() {
+            return fs::rename(path, &place).map(|()| place);
+        }
+    }
 }
 
 fn wipe_file(path: &Path, meta: &fs::Metadata, found: &mut Found) -> io::Result<()> {
@@ -139,5 +149,18 @@ mod tests {
         assert_eq!(fs::read_to_string(outside.path().join("keep")).unwrap(), "host");
         // A second time there is nothing to do.
         assert_eq!(wipe("l1", &lease, 0, true).unwrap().files, 0);
+    }
+
+    #[test]
+    fn an_interrupted_wipe_is_finished_and_names_that_a_box_chose_do_not_stop_it() {
+        let lease = tempfile::tempdir().unwrap().keep();
+        for folder in [".wipe-0/deep", ".wipe-1", "work/.wipe-0/.wipe-1/.wipe-0", "work/.wipe-2/x"] {
+            fs::create_dir_all(lease.join(folder)).unwrap();
+            fs::write(lease.join(folder).join("file"), "secret").unwrap();
+        }
+        std::os::unix::fs::symlink("/", lease.join("work/.wipe-3")).unwrap();
+        std::os::unix::fs::symlink("/", lease.join(".wipe-4")).unwrap();
+        let receipt = wipe("l1", &lease, 0, true).unwrap();
+        assert_eq!((receipt.files, receipt.finished), (6, true));
     }
 }
