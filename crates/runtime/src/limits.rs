@@ -3,13 +3,16 @@
 //! Always holds: a limit counts as enforced only when memory, CPU and process controllers all took it;
 //! otherwise the reason is reported and the device must not hold two tenants. Version 2 where it is
 //! delegated, version 1 hierarchies where they are writable, else none. The group also finds and kills
-//! whatever is left of a box. Not here: the disk limit, which the box's owner watches.
+//! whatever is left of a box. A lease's own process has a group beside its box's, without limits, so that
+//! what is done to the agent's group is not done to it. Not here: the disk limit, which the box's owner
+//! watches.
 
 use std::{
     fs,
     path::{Path, PathBuf},
 };
 
+use rustix::process::{Pid, Signal, getpid, kill_process};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -41,6 +44,9 @@ pub struct Hierarchy {
     enforcement: Enforcement,
     /// One parent folder per controller (version 1) or one for all (version 2).
     parents: Vec<PathBuf>,
+    /// In every hierarchy where this process could have a group of its own: the group above it, and the
+    /// one that it is in now.
+    places: Vec<(PathBuf, PathBuf)>,
 }
 
 impl Hierarchy {
@@ -53,13 +59,22 @@ impl Hierarchy {
 
     /// The same with the mount point and the text of `/proc/self/cgroup` as parameters.
     pub fn detect_in(mount: &Path, own_groups: &str) -> Self {
-        if let Some(parent) = find_v2(mount, own_groups) {
-            return Self { enforcement: Enforcement::Cgroup2, parents: vec![parent] };
+        if let Some((parent, own)) = find_v2(mount, own_groups) {
+            let places = vec![(parent.clone(), own)];
+            return Self { enforcement: Enforcement::Cgroup2, parents: vec![parent], places };
         }
-        let found = CONTROLLERS.map(|name| find_v1(mount, own_groups, name));
+        let found = CONTROLLERS.map(|name| find_group(&mount.join(name), own_groups, name));
+        // The last three are by what a service manager finds its processes, if any of them is there.
+        let places = found.iter().flatten().cloned().chain(
+            [("systemd", "name=systemd"), ("unified", ""), ("", "")]
+                .into_iter()
+                .filter(|(folder, _)| mount.join(folder).join("cgroup.procs").exists())
+                .filter_map(|(folder, name)| find_group(&mount.join(folder), own_groups, name)),
+        );
+        let places = places.collect();
         let missing: Vec<&str> =
             CONTROLLERS.iter().zip(&found).filter(|(_, f)| f.is_none()).map(|(name, _)| *name).collect();
-        let parents: Vec<PathBuf> = found.into_iter().flatten().collect();
+        let parents: Vec<PathBuf> = found.into_iter().flatten().map(|(parent, _)| parent).collect();
         let enforcement = if missing.is_empty() {
             Enforcement::Cgroup1
         } else {
@@ -71,7 +86,7 @@ impl Hierarchy {
                 ),
             }
         };
-        Self { enforcement, parents }
+        Self { enforcement, parents, places }
     }
 
     /// How limits are enforced here.
@@ -80,33 +95,33 @@ impl Hierarchy {
     }
 }
 
-/// The nearest group, from this process's own upwards, that hands all controllers to its children.
-fn find_v2(mount: &Path, own_groups: &str) -> Option<PathBuf> {
-    let own = own_groups.lines().find_map(|line| line.strip_prefix("0::/"))?;
-    let top = mount.to_path_buf();
-    top.join(own).ancestors().take_while(|group| group.starts_with(mount)).find_map(|group| {
-        let available = fs::read_to_string(group.join("cgroup.controllers")).ok()?;
+/// The nearest group, from this process's own upwards, that hands all controllers to its children; and its own.
+fn find_v2(mount: &Path, own_groups: &str) -> Option<(PathBuf, PathBuf)> {
+    let own = mount.join(own_groups.lines().find_map(|line| line.strip_prefix("0::/"))?);
+    let parent = own.ancestors().take_while(|group| group.starts_with(mount)).find(|group| {
+        let available = fs::read_to_string(group.join("cgroup.controllers")).unwrap_or_default();
         let has_all = CONTROLLERS.iter().all(|c| available.split_whitespace().any(|a| a == *c));
         let handed_on =
             has_all && fs::write(group.join("cgroup.subtree_control"), "+memory +cpu +pids").is_ok();
-        (handed_on && can_make_group(group)).then(|| group.to_path_buf())
-    })
+        handed_on && can_make_group(group)
+    })?;
+    Some((parent.to_path_buf(), own))
 }
 
-/// The nearest writable group of one version 1 hierarchy.
-fn find_v1(mount: &Path, own_groups: &str, controller: &str) -> Option<PathBuf> {
-    let top = mount.join(controller);
+/// The nearest writable group of the hierarchy at `top`, and this process's own there. `name` is the
+/// hierarchy's in `/proc/self/cgroup`; the unified one has none.
+fn find_group(top: &Path, own_groups: &str, name: &str) -> Option<(PathBuf, PathBuf)> {
     let own = own_groups.lines().find_map(|line| {
         let mut parts = line.splitn(3, ':').skip(1);
-        let named = parts.next()?.split(',').any(|name| name == controller);
+        let named = parts.next()?.split(',').any(|part| part == name);
         named.then(|| parts.next().unwrap_or("/").trim_start_matches('/'))
     })?;
     // Within a container the group's name may not exist under the mount; then the mount is the group.
-    top.join(own)
-        .ancestors()
-        .take_while(|g| g.starts_with(&top))
-        .find(|g| can_make_group(g))
-        .map(Path::to_path_buf)
+    let own = top.join(own);
+    let mut above = own.ancestors().take_while(|group| group.starts_with(top));
+    let parent = above.find(|group| can_make_group(group))?.to_path_buf();
+    let own = if own.exists() { own } else { parent.clone() };
+    Some((parent, own))
 }
 
 fn can_make_group(parent: &Path) -> bool {
@@ -171,6 +186,15 @@ impl BoxGroup {
         fs::write(pids.join("pids.max"), limits.processes.to_string())
     }
 
+    /// Kills what is in the groups, but for this process.
+    fn kill(&self) {
+        let others = self.pids().into_iter().filter_map(Pid::from_raw).filter(|pid| *pid != getpid());
+        for pid in others {
+            // Gone in the meantime is what is wanted.
+            let _ = kill_process(pid, Signal::KILL);
+        }
+    }
+
     /// Puts a process, and what it starts from now on, under the limits.
     pub fn attach(&self, pid: u32) -> Result<()> {
         for folder in &self.folders {
@@ -204,6 +228,61 @@ impl BoxGroup {
     /// Removes the groups; false while something is still in them.
     pub fn remove(&self) -> bool {
         self.folders.iter().all(|folder| !folder.exists() || fs::remove_dir(folder).is_ok())
+    }
+}
+
+/// The groups of a lease's own process, which is in them until this is dropped. They have no limits.
+#[derive(Debug)]
+pub struct OwnGroup {
+    group: BoxGroup,
+    /// Where this process was before, group by group.
+    before: Vec<PathBuf>,
+}
+
+impl OwnGroup {
+    /// Moves this process, and what it starts from now on, into groups of its own, wherever they can be
+    /// made. Look for the hierarchy before this: afterwards this process is elsewhere.
+    pub fn enter(hierarchy: &Hierarchy, lease: &str) -> Self {
+        let all = Self::of(hierarchy, lease);
+        let (mut folders, mut before) = (Vec::new(), Vec::new());
+        for (folder, (_, was)) in all.folders.into_iter().zip(&hierarchy.places) {
+            if fs::create_dir_all(&folder).is_ok() && move_to(&folder) {
+                folders.push(folder);
+                before.push(was.clone());
+            } else {
+                let _ = fs::remove_dir(&folder);
+            }
+        }
+        Self { group: BoxGroup { enforcement: hierarchy.enforcement.clone(), folders }, before }
+    }
+
+    /// Ends what a lease's dead process has left in its groups, and removes them; false while something
+    /// is still in them.
+    pub fn clear(hierarchy: &Hierarchy, lease: &str) -> bool {
+        let group = Self::of(hierarchy, lease);
+        group.kill();
+        group.remove()
+    }
+
+    fn of(hierarchy: &Hierarchy, lease: &str) -> BoxGroup {
+        let folder = |(parent, _): &(PathBuf, PathBuf)| parent.join(format!("ionet-{lease}-supervisor"));
+        let folders = hierarchy.places.iter().map(folder).collect();
+        BoxGroup { enforcement: hierarchy.enforcement.clone(), folders }
+    }
+}
+
+fn move_to(group: &Path) -> bool {
+    fs::write(group.join("cgroup.procs"), getpid().as_raw_nonzero().to_string()).is_ok()
+}
+
+impl Drop for OwnGroup {
+    fn drop(&mut self) {
+        self.group.kill();
+        for (folder, before) in self.group.folders.iter().zip(&self.before) {
+            // The group before may be gone, or take no process any more: then whoever reaps removes this one.
+            let _ = move_to(before) || folder.parent().is_some_and(move_to);
+        }
+        self.group.remove();
     }
 }
 
@@ -247,5 +326,23 @@ mod tests {
         let found = Hierarchy::detect_in(mount.path(), "0::/user.slice/app.service\n");
         assert_eq!(found.enforcement, Enforcement::Cgroup2);
         assert_eq!(found.parents, [mount.path().join("user.slice")]);
+        assert_eq!(found.places, [(mount.path().join("user.slice"), service)]);
+    }
+
+    #[test]
+    fn a_process_enters_its_own_group_beside_its_boxes_and_leaves_it() {
+        let mount = tempfile::tempdir().unwrap();
+        let service = mount.path().join("app.service");
+        fs::create_dir(&service).unwrap();
+        fs::write(mount.path().join("cgroup.controllers"), "cpu memory pids").unwrap();
+        let hierarchy = Hierarchy::detect_in(mount.path(), "0::/app.service\n");
+        let me = getpid().as_raw_nonzero().to_string();
+        let procs = |group: &Path| fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
+        let own = OwnGroup::enter(&hierarchy, "l1");
+        let folder = mount.path().join("ionet-l1-supervisor");
+        assert_eq!(procs(&folder), me);
+        assert_eq!(BoxGroup::existing(&hierarchy, "l1").folders, [mount.path().join("ionet-l1")]);
+        drop(own);
+        assert_eq!(procs(&service), me, "back where it was");
     }
 }
