@@ -533,7 +533,8 @@ pub(crate) enum JobCommand {
     /// Run a program on a cluster
     #[command(after_help = "Examples:
   ionet job submit clu_... --working-dir . -- python train.py
-  ionet job submit clu_... --no-wait -- python -c 'print(1)'")]
+  ionet job submit clu_... --no-wait -- python -c 'print(1)'
+  ionet job submit clu_... --resubmit --working-dir . -- python train.py     again if the head is lost")]
     Submit(SubmitArgs),
     /// Jobs of a cluster
     Ls {
@@ -578,6 +579,10 @@ pub(crate) struct SubmitArgs {
     /// Do not wait for its end
     #[arg(long)]
     pub(crate) no_wait: bool,
+    /// If the cluster's head is lost before the job's end, submit it again, at most so often [default: 3]
+    #[arg(long, value_name = "TIMES", num_args = 0..=1, require_equals = true, default_value_t = 0,
+        default_missing_value = "3", hide_default_value = true, conflicts_with = "no_wait")]
+    pub(crate) resubmit: u32,
     /// The program, after --
     #[arg(last = true, required = true, value_name = "PROGRAM")]
     pub(crate) entrypoint: Vec<String>,

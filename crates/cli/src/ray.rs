@@ -24,6 +24,8 @@ pub(crate) const CLIENT_PORT: u16 = 10001;
 /// `JupyterLab`'s port on the head.
 pub(crate) const NOTEBOOK_PORT: u16 = 8888;
 
+/// A head that says nothing of a job for so long is taken for not answering.
+const STATUS_WAIT: Duration = Duration::from_secs(20);
 /// More than this does not travel as a working directory.
 const MAX_PACKAGE_BYTES: u64 = 200 << 20;
 /// Folders that are no part of a program.
@@ -131,7 +133,8 @@ impl Ray {
 
     /// One job.
     pub(crate) async fn job(&self, id: &str) -> Result<Job> {
-        self.json(self.request(Method::GET, &format!("/api/jobs/{id}"))).await
+        let request = self.request(Method::GET, &format!("/api/jobs/{id}"));
+        self.json(request.timeout(STATUS_WAIT)).await
     }
 
     /// All jobs that were submitted.

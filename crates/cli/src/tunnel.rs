@@ -1,35 +1,52 @@
 //! Tunnels into a cluster: a grant for this client's endpoint key, and streams to its members, sealed end to end.
+//!
+//! Always holds: leave is renewed well before it runs out, and a member that was replaced is found again, both when the
+//! next stream is opened; so ports that were opened once work for as long as the cluster does.
+
+use std::sync::Arc;
 
 use ionet_api::rest::{TunnelGrant, TunnelGrantRequest, TunnelMember};
-use ionet_domain::{EndpointId, OrderId};
+use ionet_domain::order::LeasePhase;
+use ionet_domain::{EndpointId, LeaseId, OrderId};
 use ionet_net::tunnel::{self, LocalForward, TunnelRequest, TunnelStream};
 use ionet_net::{NetError, Node, NodeAddr, NodeConfig, RelayInfo};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+use tokio::sync::Mutex;
 
-use crate::context::{Context, Session};
+use crate::context::{Context, Session, now_ms};
 use crate::error::{CliError, Result};
 
 /// The port that stands for a member's output.
 const LOG_PORT: u16 = 0;
+/// Leave is not renewed more often than this.
+const RENEW_AFTER_MS: u64 = 60_000;
 
 /// Leave to enter one cluster, and this client's node.
+#[derive(Debug, Clone)]
+pub(crate) struct Tunnels(Arc<Inner>);
+
 #[derive(Debug)]
-pub(crate) struct Tunnels {
+struct Inner {
+    context: Context,
+    cluster: OrderId,
     node: Node,
-    grant: TunnelGrant,
+    leave: Mutex<Leave>,
 }
 
-impl Tunnels {
-    /// Asks the server for leave and opens this client's endpoint.
-    pub(crate) async fn open(context: &Context, session: &Session, cluster: OrderId) -> Result<Self> {
-        let key = context.endpoint_key()?;
-        let request = TunnelGrantRequest { endpoint: EndpointId(key.id().0) };
-        let grant = session.client.grant(cluster, &request).await?;
-        let relays = session.network.relays.iter().map(|relay| read::<RelayInfo>(relay, "relay"));
-        let relays = relays.collect::<Result<Vec<_>>>()?;
-        let node = Node::bind(&key, NodeConfig { relays, ..NodeConfig::default() }).await?;
-        Ok(Self { node, grant })
+#[derive(Debug)]
+struct Leave {
+    grant: TunnelGrant,
+    renew_ms: u64,
+}
+
+impl Leave {
+    /// Asks the server for leave.
+    async fn ask(session: &Session, cluster: OrderId, node: EndpointId) -> Result<Self> {
+        let grant = session.client.grant(cluster, &TunnelGrantRequest { endpoint: node }).await?;
+        let asked_ms = now_ms();
+        let half_ms = grant.grant.not_after_ms.saturating_sub(asked_ms) / 2;
+        Ok(Self { grant, renew_ms: asked_ms + half_ms.max(RENEW_AFTER_MS) })
     }
 
     fn member(&self, slot: u32) -> Result<&TunnelMember> {
@@ -50,13 +67,57 @@ impl Tunnels {
             TunnelRequest { cluster: member.lease.to_string(), port, auth: auth.to_string().into_bytes() };
         Ok((read(&member.endpoint.addr, "address")?, request))
     }
+}
+
+impl Inner {
+    fn endpoint(&self) -> EndpointId {
+        EndpointId(self.node.id().0)
+    }
+
+    /// The way to a member's port; `again` when the one given before led nowhere.
+    async fn route(&self, slot: u32, port: u16, again: bool) -> Result<(NodeAddr, TunnelRequest)> {
+        let mut leave = self.leave.lock().await;
+        if now_ms() >= leave.renew_ms || (again && self.moved(&leave, slot).await?) {
+            let session = self.context.session().await?;
+            *leave = Leave::ask(&session, self.cluster, self.endpoint()).await?;
+        }
+        leave.request(slot, port, true)
+    }
+
+    /// Whether another lease fills the slot than the one that leave was given for.
+    async fn moved(&self, leave: &Leave, slot: u32) -> Result<bool> {
+        let view = self.context.session().await?.client.cluster(self.cluster).await?;
+        let lost = |phase: &LeasePhase| matches!(phase, LeasePhase::Lost { .. } | LeasePhase::Removed { .. });
+        let now = view.leases.iter().find(|lease| lease.slot == slot && !lost(&lease.phase));
+        let known: Option<LeaseId> = leave.member(slot).ok().map(|member| member.lease);
+        Ok(now.map(|lease| lease.lease) != known)
+    }
+}
+
+impl Tunnels {
+    /// Asks the server for leave and opens this client's endpoint.
+    pub(crate) async fn open(context: &Context, session: &Session, cluster: OrderId) -> Result<Self> {
+        let key = context.endpoint_key()?;
+        let leave = Leave::ask(session, cluster, EndpointId(key.id().0)).await?;
+        let relays = session.network.relays.iter().map(|relay| read::<RelayInfo>(relay, "relay"));
+        let relays = relays.collect::<Result<Vec<_>>>()?;
+        let node = Node::bind(&key, NodeConfig { relays, ..NodeConfig::default() }).await?;
+        Ok(Self(Arc::new(Inner { context: context.clone(), cluster, node, leave: Mutex::new(leave) })))
+    }
 
     /// A local port that leads to `port` of a member: `local_port` if it is free, else another.
     pub(crate) async fn forward(&self, slot: u32, port: u16, local_port: u16) -> Result<LocalForward> {
-        let (addr, request) = self.request(slot, port, true)?;
-        match tunnel::forward_local(&self.node, addr.clone(), local_port, request.clone()).await {
+        self.0.leave.lock().await.member(slot)?;
+        let route = || {
+            let inner = Arc::clone(&self.0);
+            move |again| {
+                let inner = Arc::clone(&inner);
+                async move { inner.route(slot, port, again).await.map_err(no_way) }
+            }
+        };
+        match tunnel::forward_local(&self.0.node, local_port, route()).await {
             Err(NetError::Io { source, .. }) if source.kind() == std::io::ErrorKind::AddrInUse => {
-                Ok(tunnel::forward_local(&self.node, addr, 0, request).await?)
+                Ok(tunnel::forward_local(&self.0.node, 0, route()).await?)
             }
             result => Ok(result?),
         }
@@ -64,22 +125,26 @@ impl Tunnels {
 
     /// Whether something listens on `port` of a member.
     pub(crate) async fn answers(&self, slot: u32, port: u16) -> bool {
-        match self.request(slot, port, true) {
-            Ok((addr, request)) => tunnel::open(&self.node, &addr, &request).await.is_ok(),
+        match self.0.route(slot, port, false).await {
+            Ok((addr, request)) => tunnel::open(&self.0.node, &addr, &request).await.is_ok(),
             Err(_) => false,
         }
     }
 
     /// A stream of a member's output: what there is, or with `follow` until the member ends.
     pub(crate) async fn logs(&self, slot: u32, follow: bool) -> Result<TunnelStream> {
-        let (addr, request) = self.request(slot, LOG_PORT, follow)?;
-        Ok(tunnel::open(&self.node, &addr, &request).await?)
+        let (addr, request) = self.0.leave.lock().await.request(slot, LOG_PORT, follow)?;
+        Ok(tunnel::open(&self.0.node, &addr, &request).await?)
     }
 
     /// Ends it, telling the other side.
     pub(crate) async fn close(self) {
-        self.node.close().await;
+        self.0.node.close().await;
     }
+}
+
+fn no_way(error: CliError) -> NetError {
+    NetError::Refused { code: error.code, message: error.message }
 }
 
 fn read<T: DeserializeOwned>(value: &Value, what: &str) -> Result<T> {

@@ -289,29 +289,33 @@ impl Drop for LocalForward {
 
 /// Listens on 127.0.0.1 at `local_port` (0 takes a free one) and opens a stream for each connection.
 ///
+/// `route` says for each connection where it goes and what proves the right to it. It is asked again, with `true`, when
+/// the stream could not be opened: a service may have moved and leave may have run out since a port was opened.
+///
 /// # Errors
 /// If the port is taken.
-pub async fn forward_local(
-    node: &Node,
-    addr: NodeAddr,
-    local_port: u16,
-    request: TunnelRequest,
-) -> Result<LocalForward, NetError> {
+pub async fn forward_local<R, F>(node: &Node, local_port: u16, route: R) -> Result<LocalForward, NetError>
+where
+    R: Fn(bool) -> F + Send + Sync + 'static,
+    F: Future<Output = Result<(NodeAddr, TunnelRequest), NetError>> + Send + 'static,
+{
     let bind = || NetError::io(format!("listen on 127.0.0.1:{local_port}"));
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, local_port)).await.map_err(bind())?;
     let local_addr = listener.local_addr().map_err(bind())?;
     let last_error = Arc::new(Mutex::new(None));
-    let accepting = tokio::spawn(forward_all(node.clone(), addr, request, listener, last_error.clone()));
+    let accepting = tokio::spawn(forward_all(node.clone(), Arc::new(route), listener, last_error.clone()));
     Ok(LocalForward { local_addr, accepting, last_error })
 }
 
-async fn forward_all(
+async fn forward_all<R, F>(
     node: Node,
-    addr: NodeAddr,
-    request: TunnelRequest,
+    route: Arc<R>,
     listener: TcpListener,
     last_error: Arc<Mutex<Option<String>>>,
-) {
+) where
+    R: Fn(bool) -> F + Send + Sync + 'static,
+    F: Future<Output = Result<(NodeAddr, TunnelRequest), NetError>> + Send + 'static,
+{
     loop {
         let tcp = match listener.accept().await {
             Ok((tcp, _)) => tcp,
@@ -322,24 +326,30 @@ async fn forward_all(
                 continue;
             }
         };
-        let (node, addr, request, last_error) =
-            (node.clone(), addr.clone(), request.clone(), last_error.clone());
+        let (node, route, last_error) = (node.clone(), route.clone(), last_error.clone());
         tokio::spawn(async move {
-            if let Err(error) = forward_one(&node, &addr, &request, tcp).await {
+            if let Err(error) = forward_one(&node, &*route, tcp).await {
                 *last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.to_string());
             }
         });
     }
 }
 
-async fn forward_one(
-    node: &Node,
-    addr: &NodeAddr,
-    request: &TunnelRequest,
-    mut tcp: TcpStream,
-) -> Result<(), NetError> {
+async fn forward_one<R, F>(node: &Node, route: &R, mut tcp: TcpStream) -> Result<(), NetError>
+where
+    R: Fn(bool) -> F,
+    F: Future<Output = Result<(NodeAddr, TunnelRequest), NetError>>,
+{
     let _ = tcp.set_nodelay(true);
-    let result = match open(node, addr, request).await {
+    let reach = async |again| {
+        let (addr, request) = route(again).await?;
+        open(node, &addr, &request).await
+    };
+    let stream = match reach(false).await {
+        Err(_) => reach(true).await,
+        stream => stream,
+    };
+    let result = match stream {
         Ok(stream) => pump(stream, &mut tcp).await.map_err(NetError::closed),
         Err(error) => Err(error),
     };

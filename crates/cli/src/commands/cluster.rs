@@ -142,7 +142,8 @@ pub(crate) async fn watch(
     }
 }
 
-fn stage_line(view: &ClusterView) -> String {
+/// Where a cluster stands and how its members are, in one line.
+pub(crate) fn stage_line(view: &ClusterView) -> String {
     let gone =
         |lease: &LeaseView| matches!(lease.phase, LeasePhase::Removed { .. } | LeasePhase::Lost { .. });
     if view.stage == Stage::Closing && view.leases.iter().all(gone) {

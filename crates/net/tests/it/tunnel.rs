@@ -24,6 +24,14 @@ fn addr(node: &Node) -> NodeAddr {
     NodeAddr::direct(node.id(), node.bound())
 }
 
+type Way = Result<(NodeAddr, TunnelRequest), NetError>;
+
+/// A way that never changes.
+fn to(server: &Node, port: u16) -> impl Fn(bool) -> std::future::Ready<Way> + Send + Sync + 'static {
+    let addr = addr(server);
+    move |_| std::future::ready(Ok((addr.clone(), request(port))))
+}
+
 /// Lets requests with the right word through to the loopback.
 fn serve_loopback(node: &Node) -> TunnelServer {
     serve(node, admit_all(), |_, request: TunnelRequest| async move {
@@ -128,14 +136,37 @@ fn a_broken_service_shows_as_a_reset() {
         let _serving = serve_loopback(&server);
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
         let port = listener.local_addr().expect("addr").port();
-        let forward = forward_local(&client, addr(&server), 0, request(port)).await.expect("forward");
+        let forward = forward_local(&client, 0, to(&server, port)).await.expect("forward");
         let mut tcp = TcpStream::connect(forward.local_addr).await.expect("connect");
         let (service, _) = soon("service", listener.accept()).await.expect("accept");
         service.set_zero_linger().expect("linger");
-        drop(service);
+        // Nobody is there any more when the way is tried again.
+        drop((listener, service));
         let error = soon("reset", tcp.read(&mut [0; 8])).await.expect_err("not a clean end");
         assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
         assert!(forward.last_error().is_some());
+    });
+}
+
+/// Leave that ran out is renewed and a service that moved is found, on the same local port.
+#[test]
+fn a_way_that_leads_nowhere_is_asked_for_again() {
+    run(async {
+        let (server, client) = (node(1).await, node(2).await);
+        let _serving = serve_loopback(&server);
+        let (service, server) = (hashing_service().await, addr(&server));
+        let route = move |again| {
+            let auth = if again { b"secret".to_vec() } else { b"what it was".to_vec() };
+            std::future::ready(Ok((server.clone(), TunnelRequest { auth, ..request(service.port()) })))
+        };
+        let forward = forward_local(&client, 0, route).await.expect("forward");
+        let mut tcp = TcpStream::connect(forward.local_addr).await.expect("connect");
+        tcp.write_all(b"word").await.expect("write");
+        tcp.shutdown().await.expect("half-close");
+        let mut answer = String::new();
+        soon("answer", tcp.read_to_string(&mut answer)).await.expect("read");
+        assert!(answer.starts_with("4 "), "{answer}");
+        assert_eq!(forward.last_error(), None);
     });
 }
 
@@ -145,8 +176,7 @@ fn two_hundred_connections_at_once() {
         let (server, client) = (node(1).await, node(2).await);
         let _serving = serve_loopback(&server);
         let service = hashing_service().await;
-        let forward =
-            forward_local(&client, addr(&server), 0, request(service.port())).await.expect("forward");
+        let forward = forward_local(&client, 0, to(&server, service.port())).await.expect("forward");
         let mut open = Vec::new();
         for number in 0..200 {
             let mut tcp = TcpStream::connect(forward.local_addr).await.expect("connect");
@@ -169,8 +199,7 @@ fn sixty_four_mebibytes_arrive_unchanged() {
         let (server, client) = (node(1).await, node(2).await);
         let _serving = serve_loopback(&server);
         let service = hashing_service().await;
-        let forward =
-            forward_local(&client, addr(&server), 0, request(service.port())).await.expect("forward");
+        let forward = forward_local(&client, 0, to(&server, service.port())).await.expect("forward");
         let chunk: Vec<u8> =
             (0..1_u32 << 18).flat_map(|n| n.wrapping_mul(2_654_435_761).to_be_bytes()).collect();
         let mut expected = Sha256::new();

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::cloud::{Cloud, short_periods, signal, wait_for};
+use super::cloud::{Cloud, short_periods, signal, spawn, wait_for};
 
 /// Ray starts slowly on a busy machine, and its environment may have to be made first.
 const RAYS_PATIENCE: Duration = Duration::from_secs(150);
@@ -17,6 +17,13 @@ alive = [n for n in ray.nodes() if n['Alive']]
 def where(): return ray.util.get_node_ip_address()
 at = lambda node: where.options(resources={'node:' + node['NodeManagerAddress']: 0.01}).remote()
 print('NODES', sorted(ray.get([at(n) for n in alive], timeout=60)), flush=True)";
+
+/// Runs long enough to be lost with its head.
+const LONG_JOB: &str = "import ray, time
+ray.init()
+print('BEGAN', flush=True)
+time.sleep(6)
+print('ENDED', flush=True)";
 
 /// Submits a job until it has run on both members: Ray needs a while to notice what was lost and what came.
 fn job_runs_on_both(cloud: &Cloud, cluster: &str) {
@@ -60,8 +67,15 @@ fn a_ray_cluster_survives_the_loss_of_its_head_and_of_a_member() {
     let (head, _) = cloud.member(&cluster, 0);
     let (member, _) = cloud.member(&cluster, 1);
     let members_pid = cloud.supervisors()[&member];
+    let words = ["job", "submit", &cluster, "--resubmit", "--", "python", "-c", LONG_JOB];
+    let said = cloud.home.path().join("job.txt");
+    let mut job = spawn(&mut cloud.home.command(&words), &said, &said);
+    let text = || std::fs::read_to_string(&said).unwrap();
+    wait_for("the job's first words", RAYS_PATIENCE, || text().contains("BEGAN").then_some(()));
     signal(cloud.supervisors()[&head], "-KILL");
     wait_replaced(&cloud, &cluster, 0, &head);
+    let status = wait_for("the job's end", RAYS_PATIENCE, || job.try_wait().unwrap());
+    assert!(status.success() && text().contains("(1 of 3)") && text().contains("ENDED"), "{}", text());
     job_runs_on_both(&cloud, &cluster);
     assert_eq!(cloud.supervisors().get(&member), Some(&members_pid), "the surviving member was touched");
     let story = cloud.home.run(&["cluster", "events", &cluster]).stdout;
