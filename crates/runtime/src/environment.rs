@@ -228,7 +228,8 @@ fn prepare_with(
     }
     let partial = folder.join(format!("{name}.partial"));
     remove_folder(&partial).during("remove an interrupted preparation")?;
-    Build { environment, uv, partial: &partial, lock, stop, progress }.run(python)?;
+    // The lock is held until the folder has its name: who waits for it must find that.
+    Build { environment, uv, partial: &partial, lock: &lock, stop, progress }.run(python)?;
     // After a power failure a name must not stand for files that never came to the disk.
     File::open(&partial).and_then(|dir| Ok(syncfs(&dir)?)).during("sync the finished environment")?;
     fs::rename(&partial, &place).during("put the finished environment in its place")?;
@@ -275,7 +276,7 @@ struct Build<'a> {
     uv: &'a Path,
     partial: &'a Path,
     /// Given to every tool too, so that it is held until the last of them is gone.
-    lock: File,
+    lock: &'a File,
     stop: &'a Stop,
     progress: Progress<'a>,
 }
