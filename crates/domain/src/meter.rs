@@ -128,7 +128,8 @@ pub fn finish(held: &[HeldCharge], step: Step) -> Vec<Transfer> {
     held.iter().flat_map(|charge| &charge.transfers).map(|transfer| Transfer { step, ..*transfer }).collect()
 }
 
-/// The held charges of a lease whose dispute window is over.
+/// The held charges of a lease whose dispute window is over: the oldest ones, up to the first that still waits. A clock
+/// that was put back can make a younger one due first; it waits for the older, because they are posted in order.
 pub fn proven(lease: &Lease, now_ms: u64) -> Vec<HeldCharge> {
-    lease.held.iter().filter(|held| held.due_ms <= now_ms).cloned().collect()
+    lease.held.iter().take_while(|held| held.due_ms <= now_ms).cloned().collect()
 }
