@@ -322,9 +322,8 @@ fn timeline(view: &ClusterView, events: &[EventView]) -> Timeline {
         let parts = view.leases.iter().flat_map(|lease| &lease.parts_ms);
         parts.filter(|(part, _)| part == name).map(|(_, ms)| *ms).max().unwrap_or(0)
     };
-    let ready_ms = since(view.running_since_ms, view.accepted_ms);
-    // The head's last part ends when the cluster is up; so the first task was as much earlier as its part is shorter.
-    let last = ["engine", "first_task", "jobs_api", "client"].map(part).into_iter().max().unwrap_or(0);
+    // The boxes' parts are measured where they happen, by a supervisor's clock that begins when its device is told.
+    let told_ms = since(started, view.accepted_ms);
     Timeline {
         network_ms: 0,
         match_ms: since(placed, view.accepted_ms),
@@ -332,10 +331,10 @@ fn timeline(view: &ClusterView, events: &[EventView]) -> Timeline {
         boxes_ms: part("boxes"),
         overlay_ms: part("overlay"),
         engine_ms: part("engine"),
-        first_task_ms: ready_ms.saturating_sub(last.saturating_sub(part("first_task"))),
-        jobs_api_ms: ready_ms.saturating_sub(last.saturating_sub(part("jobs_api"))),
-        client_ms: ready_ms.saturating_sub(last.saturating_sub(part("client"))),
-        ready_ms,
+        first_task_ms: told_ms + part("first_task"),
+        jobs_api_ms: told_ms + part("jobs_api"),
+        client_ms: told_ms + part("client"),
+        ready_ms: since(view.running_since_ms, view.accepted_ms),
     }
 }
 

@@ -7,6 +7,7 @@ pub mod engine;
 pub mod load;
 pub mod memory;
 pub mod plot;
+pub mod ray;
 pub mod start;
 
 use std::path::Path;
