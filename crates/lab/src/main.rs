@@ -1,5 +1,7 @@
 //! `ionet-lab`: simulations under a seed, benchmarks, golden journals. Not shipped.
 
+mod testbed_commands;
+
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -8,6 +10,7 @@ use ionet_lab::bench::load::Kind;
 use ionet_lab::bench::{self, Report, engine};
 use ionet_lab::sim::{self, Plan};
 use ionet_lab::{LabError, Result, golden};
+use testbed_commands::beside;
 
 #[derive(Parser)]
 #[command(name = "ionet-lab", about = "The cloud under one seed, its benchmarks and its golden journals")]
@@ -35,6 +38,8 @@ enum Command {
     /// Measure the real parts on a real disk.
     #[command(subcommand)]
     Bench(Bench),
+    #[command(flatten)]
+    Testbed(testbed_commands::Command),
     /// Write this release's golden journal into an empty folder; never over an old one.
     Golden {
         /// The folder.
@@ -60,6 +65,17 @@ enum Bench {
     },
     /// Resident memory of server, agent and supervisor of the real binary.
     Memory {
+        /// The binary; the one beside this by default.
+        #[arg(long)]
+        binary: Option<PathBuf>,
+        #[command(flatten)]
+        show: Show,
+    },
+    /// From order to work: a Ray cluster through ionet, and in turn one started by hand with `ray start`.
+    Ray {
+        /// How many of each.
+        #[arg(long, default_value_t = 3)]
+        rounds: usize,
         /// The binary; the one beside this by default.
         #[arg(long)]
         binary: Option<PathBuf>,
@@ -107,6 +123,7 @@ fn run(command: Command) -> Result<bool> {
         Command::Sim { seeds, first } => Ok(simulate(first, seeds)),
         Command::Replay { seed } => sim::replay(&Plan::random(seed)).map(|_| true),
         Command::Bench(bench) => run_bench(bench),
+        Command::Testbed(command) => testbed_commands::run(command),
         Command::Golden { dir } => {
             let empty = std::fs::read_dir(&dir).map_or(true, |mut files| files.next().is_none());
             if !empty {
@@ -150,9 +167,12 @@ fn run_bench(bench: Bench) -> Result<bool> {
             shown(&show, |dir| engine::run(dir, size))
         }
         Bench::Memory { binary, show } => {
-            let beside = || std::env::current_exe().map(|exe| exe.with_file_name("ionet"));
-            let binary = binary.map_or_else(beside, Ok).map_err(LabError::io("find the binary"))?;
+            let binary = binary.map_or_else(beside, Ok)?;
             shown(&show, |dir| bench::memory::run(dir, &binary))
+        }
+        Bench::Ray { rounds, binary, show } => {
+            let binary = binary.map_or_else(beside, Ok)?;
+            shown(&show, |dir| bench::ray::run(dir, &binary, rounds))
         }
         Bench::Start { events, runs, show } => shown(&show, |dir| bench::start::run(dir, events, runs)),
     }

@@ -1,7 +1,8 @@
-//! The lab's own tests: the way of an order with a crash at every act, seeds by chance, faults put in on purpose, and
-//! the golden journals.
+//! The lab's own tests: the way of an order with a crash at every act, seeds by chance, faults put in on purpose,
+//! the golden journals, and a testbed with real processes.
 
 mod golden;
 mod planted;
 mod seeds;
+mod testbed;
 mod way_of_an_order;

@@ -1,0 +1,240 @@
+//! The testbed: machines in namespaces behind routers of several kinds, lines between them, the real binary on them,
+//! and faults.
+//!
+//! Always holds: all of it ends with the process that made it, however that ends; two testbeds do not touch each other.
+//! What is real: the binary, its processes, kernels' NAT and TCP, time. What is not: the lines, and that all machines share
+//! one kernel, its clock and its processors.
+
+pub mod cloud;
+pub mod fault;
+pub mod file;
+pub mod host;
+pub mod line;
+pub mod net;
+pub mod wire;
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{LabError, Result};
+use file::{Machine, Nat, Site, TestbedFile};
+use host::Host;
+use line::Quality;
+use wire::Wire;
+
+/// What a testbed's folder is called before its name.
+pub const PREFIX: &str = "ionet-lab-";
+const STATE: &str = "state.json";
+
+/// Machines and lines; everything ends when dropped.
+#[derive(Debug)]
+pub struct Testbed {
+    /// What it was made from.
+    pub file: TestbedFile,
+    /// By the machine or router at its end.
+    wires: BTreeMap<String, Wire>,
+    hosts: BTreeMap<String, Host>,
+    addresses: BTreeMap<String, Ipv4Addr>,
+    isolated: bool,
+    dir: PathBuf,
+}
+
+/// What a running testbed tells those who want to enter it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Running {
+    /// The lab's own process.
+    pub lab_pid: u32,
+    /// Each machine's first process and address.
+    pub hosts: BTreeMap<String, (u32, Ipv4Addr)>,
+}
+
+/// A testbed's folder.
+pub fn dir_of(name: &str) -> PathBuf {
+    std::env::temp_dir().join(format!("{PREFIX}{name}"))
+}
+
+/// Why machines with addresses of their own cannot be made here; `None` if they can.
+pub fn missing() -> Option<String> {
+    let probe = || -> Result<()> {
+        let dir = tempfile::tempdir().map_err(LabError::io("make a folder"))?;
+        let [internet, router] =
+            ["probe-internet", "probe-router"].map(|name| Host::start(name, dir.path(), 1, true));
+        let (internet, router) = (internet?, router?);
+        net::set_up_internet(&internet)?;
+        let _wire = net::attach(&internet, &router, 0, [Quality::default(); 2], 0)?;
+        net::set_up_router(&internet, &router, 0, 0, Nat::FullCone)
+    };
+    probe().err().map(|error| error.to_string())
+}
+
+impl Testbed {
+    /// Makes machines and lines. Not `isolated`, all machines share this one's loopback and nothing has a line.
+    pub fn up(file: TestbedFile, isolated: bool) -> Result<Self> {
+        let dir = dir_of(&file.name);
+        down(&file.name)?;
+        std::fs::create_dir_all(dir.join("logs")).map_err(LabError::io(format!("make {}", dir.display())))?;
+        let (wires, hosts, addresses) = Default::default();
+        let mut testbed = Self { file, wires, hosts, addresses, isolated, dir };
+        let file = testbed.file.clone();
+        let disks = [("server".to_owned(), file.server.clone()), ("client".into(), file.client.clone())];
+        let relays =
+            file.relays.iter().enumerate().map(|(n, relay)| (format!("relay-{}", n + 1), relay.clone()));
+        testbed.host("internet", 0)?;
+        if isolated {
+            net::set_up_internet(&testbed.hosts["internet"])?;
+        }
+        for (name, machine) in disks.into_iter().chain(relays) {
+            testbed.machine(&name, &machine)?;
+        }
+        for (n, site) in file.sites.iter().enumerate() {
+            testbed.site(u8::try_from(n).unwrap_or(u8::MAX), site)?;
+        }
+        testbed.write_state()?;
+        Ok(testbed)
+    }
+
+    fn host(&mut self, name: &str, disk_mib: u64) -> Result<&Host> {
+        let disk_mib = if self.isolated { disk_mib } else { 0 };
+        let host = Host::start(name, &self.dir.join(name), disk_mib, self.isolated)?;
+        self.addresses.insert(name.to_owned(), Ipv4Addr::LOCALHOST);
+        Ok(self.hosts.entry(name.to_owned()).or_insert(host))
+    }
+
+    fn machine(&mut self, name: &str, machine: &Machine) -> Result<()> {
+        self.host(name, machine.disk_mib)?;
+        self.attach(name, machine.link.qualities()).map(drop)
+    }
+
+    /// Lays a wire; its number.
+    fn attach(&mut self, name: &str, qualities: [Quality; 2]) -> Result<u8> {
+        let number = u8::try_from(self.wires.len()).unwrap_or(u8::MAX);
+        if self.isolated {
+            let seed = self.file.seed.wrapping_mul(1000).wrapping_add(number.into());
+            let wire = net::attach(&self.hosts["internet"], &self.hosts[name], number, qualities, seed)?;
+            self.wires.insert(name.to_owned(), wire);
+            self.addresses.insert(name.to_owned(), net::wire_addresses(number)[1]);
+        }
+        Ok(number)
+    }
+
+    fn site(&mut self, n: u8, site: &Site) -> Result<()> {
+        self.host(&site.name, 0)?;
+        let number = self.attach(&site.name, site.link.qualities())?;
+        if self.isolated {
+            net::set_up_router(&self.hosts["internet"], &self.hosts[&site.name], number, n, site.nat)?;
+        }
+        for (worker, name) in (1..).zip(site.worker_names()) {
+            self.host(&name, site.disk_mib)?;
+            if self.isolated {
+                net::join_lan(&self.hosts[&site.name], &self.hosts[&name], worker, n, site.nat)?;
+                let (router, _) = net::lan(n, site.nat);
+                self.addresses.insert(name, net::lan_host(router, worker));
+            }
+        }
+        Ok(())
+    }
+
+    fn write_state(&self) -> Result<()> {
+        let hosts = self.hosts.iter().map(|(name, host)| (name.clone(), (host.pid, self.addresses[name])));
+        let running = Running { lab_pid: std::process::id(), hosts: hosts.collect() };
+        let text = serde_json::to_string(&running).unwrap_or_default();
+        std::fs::write(self.dir.join(STATE), text).map_err(LabError::io("write the testbed's state"))
+    }
+
+    /// Whether machines have addresses of their own.
+    pub fn isolated(&self) -> bool {
+        self.isolated
+    }
+
+    /// A machine by its name.
+    pub fn get(&self, name: &str) -> Result<&Host> {
+        self.hosts.get(name).ok_or_else(|| no_host(name, self.hosts.keys()))
+    }
+
+    /// Where a machine is.
+    pub fn address(&self, name: &str) -> IpAddr {
+        self.addresses.get(name).copied().unwrap_or(Ipv4Addr::LOCALHOST).into()
+    }
+
+    /// The wires, by the machine or router at their end.
+    pub fn wires(&self) -> &BTreeMap<String, Wire> {
+        &self.wires
+    }
+
+    /// Where a program of a machine writes.
+    pub fn log(&self, name: &str) -> PathBuf {
+        self.dir.join("logs").join(format!("{name}.log"))
+    }
+
+    /// Its folder.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+}
+
+impl Drop for Testbed {
+    fn drop(&mut self) {
+        self.wires.clear();
+        let hosts = std::mem::take(&mut self.hosts);
+        let leases: Vec<_> = hosts.values().flat_map(cloud::leases_of).collect();
+        drop(hosts);
+        for lease in &leases {
+            cloud::remove_group(lease);
+        }
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}
+
+fn no_host<'a>(name: &str, names: impl Iterator<Item = &'a String>) -> LabError {
+    let names: Vec<_> = names.map(String::as_str).collect();
+    LabError::Broken(format!("there is no machine '{name}'; there are {}", names.join(", ")))
+}
+
+/// The testbed of this name, if it is up.
+pub fn running(name: &str) -> Option<Running> {
+    let text = std::fs::read_to_string(dir_of(name).join(STATE)).ok()?;
+    let running: Running = serde_json::from_str(&text).ok()?;
+    running.hosts.iter().any(|(host, (pid, _))| is_first(*pid, host)).then_some(running)
+}
+
+/// Whether this process is the first of this machine, and not another that got its number.
+fn is_first(pid: u32, host: &str) -> bool {
+    let words = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let words = String::from_utf8_lossy(&words).replace('\0', " ");
+    words.contains(&format!(" {} {host} ", host::INIT_WORD))
+}
+
+/// Runs a command on a machine of a running testbed.
+pub fn enter(name: &str, host: &str, words: &[String]) -> Result<ExitStatus> {
+    let running = running(name).ok_or_else(|| {
+        LabError::Broken(format!("the testbed '{name}' is not up; 'ionet-lab up' makes it"))
+    })?;
+    let (pid, _) = running.hosts.get(host).ok_or_else(|| no_host(host, running.hosts.keys()))?;
+    let mut command = Command::new("nsenter");
+    command.args(["--target", &pid.to_string(), "--net", "--mount", "--uts", "--pid", "--"]);
+    let status = command.args(words).env("PS1", format!("{host}# ")).status();
+    status.map_err(LabError::io("start nsenter"))
+}
+
+/// Ends whatever is left of a testbed: machines that run, its folder.
+pub fn down(name: &str) -> Result<bool> {
+    let dir = dir_of(name);
+    if let Some(running) = running(name) {
+        for (host, (pid, _)) in &running.hosts {
+            if is_first(*pid, host)
+                && let Some(first) = host::Process::open(*pid)
+            {
+                first.kill();
+            }
+        }
+    }
+    let there = dir.exists();
+    if there {
+        std::fs::remove_dir_all(&dir).map_err(LabError::io(format!("remove {}", dir.display())))?;
+    }
+    Ok(there)
+}
