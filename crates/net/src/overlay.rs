@@ -8,6 +8,7 @@
 //! packets travel as QUIC datagrams (`plane`); a faster UDP plane keyed from these same connections can take its place
 //! behind it. Making the namespace and the device's address are not here.
 
+mod icmp;
 mod plane;
 
 use std::{
@@ -38,7 +39,8 @@ use crate::{
 };
 use plane::{Lane, Tun};
 
-/// Size of the largest inner packet that is sure to pass; the usual MTU of the TUN device.
+/// The MTU of the TUN device: the largest inner packet that passes wherever the way takes 1368 bytes. Where it takes
+/// less, senders are told and adapt.
 pub const MTU_BYTES: u16 = 1280;
 
 const GREETING_LIMIT_BYTES: usize = 1024;
@@ -66,7 +68,7 @@ pub struct OverlayConfig {
     pub me: Ipv4Addr,
     /// All members; ourselves may be among them.
     pub members: Vec<Member>,
-    /// Size of the largest inner packet; at most [`MTU_BYTES`] is sure to pass.
+    /// Size of the largest inner packet, usually [`MTU_BYTES`].
     pub mtu: u16,
 }
 

@@ -1,7 +1,8 @@
 //! The data plane: packets between the TUN device and QUIC datagrams.
 //!
-//! A full queue drops the packet, as a router would; nothing waits for a slow peer. The hot path allocates a slab per
-//! batch, not per packet.
+//! A full queue drops the packet, as a router would; nothing waits for a slow peer. Of a packet too large for the way
+//! to its peer the sender is told, so that it sends smaller ones. The hot path allocates a slab per batch, not per
+//! packet.
 
 use std::{
     net::Ipv4Addr,
@@ -17,6 +18,8 @@ use bytes::{Bytes, BytesMut};
 use iroh::endpoint::{Connection, VarInt};
 use rustix::io::Errno;
 use tokio::io::unix::AsyncFd;
+
+use super::icmp::fragmentation_needed;
 
 const BATCH: usize = 64;
 const SLAB_BYTES: usize = 64 << 10;
@@ -74,7 +77,11 @@ impl Tun {
             batch.sort_by_key(|(to, _)| *to);
             for group in batch.chunk_by(|a, b| a.0 == b.0) {
                 match lane(group[0].0) {
-                    Some(lane) => lane.send(group),
+                    Some(lane) => {
+                        if let Some(answer) = lane.send(group) {
+                            self.write(&answer);
+                        }
+                    }
                     None => self.count_unrouted(group.len()),
                 }
             }
@@ -179,8 +186,12 @@ impl Lane {
         self.dropped.fetch_add(packets as u64, Ordering::Relaxed);
     }
 
-    fn send(&self, group: &[(Ipv4Addr, Bytes)]) {
-        let Some(connection) = self.connection() else { return self.count_dropped(group.len()) };
+    /// Sends what fits; the answer to the first packet that is too large for the way.
+    fn send(&self, group: &[(Ipv4Addr, Bytes)]) -> Option<Vec<u8>> {
+        let Some(connection) = self.connection() else {
+            self.count_dropped(group.len());
+            return None;
+        };
         let largest = connection.max_datagram_size().unwrap_or(0);
         let mut room = connection.datagram_send_buffer_space();
         let mut fitting = Vec::with_capacity(group.len());
@@ -200,6 +211,8 @@ impl Lane {
             }
             Err(_) => self.count_dropped(group.len()),
         }
+        let (_, too_large) = group.iter().find(|(_, packet)| packet.len() > largest)?;
+        fragmentation_needed(too_large, u16::try_from(largest).unwrap_or(u16::MAX))
     }
 
     /// Lets in what the peer may send, until the connection ends.
