@@ -12,6 +12,7 @@
 
 mod error;
 mod frame;
+mod homes;
 pub mod key;
 pub mod link;
 pub mod mem_link;

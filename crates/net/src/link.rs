@@ -1,7 +1,7 @@
 //! The control link between a worker and its server: whole frames, both ways, in order.
 //!
 //! What always holds: the server knows the worker's endpoint id, proven by the handshake, before the first frame; one
-//! live link per endpoint, the newest; a silent peer is noticed after about 15 s. Frames sent before a break may be
+//! live link per endpoint, the newest; a silent peer is noticed after about 7 s. Frames sent before a break may be
 //! lost, so what they ask for must be safe to repeat.
 //!
 //! [`Link`] is the seam for the simulation: [`IrohLink`] here is the real one, `mem_link` holds its twin. What the

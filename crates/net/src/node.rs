@@ -22,7 +22,14 @@ use iroh::{
 use serde::{Deserialize, Serialize};
 use tokio::{sync::watch, task::JoinHandle};
 
-use crate::{EndpointId, EndpointKey, NetError, RelayInfo, overlay, pins::Pins, relay::Admit, tunnel};
+use crate::{
+    EndpointId, EndpointKey, NetError, RelayInfo,
+    homes::{self, Relays},
+    overlay,
+    pins::Pins,
+    relay::Admit,
+    tunnel,
+};
 
 /// Names of the protocols, as agreed in the handshake.
 pub(crate) const ALPN_LINK: &[u8] = b"ionet/link/1";
@@ -34,16 +41,23 @@ pub(crate) const CLOSE_DONE: u32 = 0;
 pub(crate) const CLOSE_NOT_ADMITTED: u32 = 403;
 pub(crate) const CLOSE_NO_SERVICE: u32 = 404;
 pub(crate) const CLOSE_REPLACED: u32 = 409;
+pub(crate) const CLOSE_BUSY: u32 = 503;
 
-const KEEP_ALIVE: Duration = Duration::from_secs(5);
-const DEAD_AFTER_MS: u32 = 15_000;
-/// UDP payload that carries an inner packet of 1280 bytes: 38 bytes of headers and seal, and some room.
+/// UDP payload that carries an inner packet of 1280 bytes: 38 bytes of headers and seal, and some room. Tried first;
+/// where the way is narrower, it is soon found out.
 const OVERLAY_UDP_PAYLOAD_BYTES: u16 = 1340;
+/// What every path of the internet carries.
+const LEAST_UDP_PAYLOAD_BYTES: u16 = 1200;
+/// Streams and window of a client that has not yet shown that it may use a tunnel.
+const STRANGERS_STREAMS: u32 = 8;
+const STRANGERS_WINDOW_BYTES: u32 = 256 << 10;
+const TUNNEL_STREAMS: u32 = 512;
+const TUNNEL_WINDOW_BYTES: u32 = 64 << 20;
 
 /// How to open a node.
 #[derive(Clone, Debug, Default)]
 pub struct NodeConfig {
-    /// Relays to use; the nearest becomes the home. May be empty.
+    /// Relays to use; the nearest becomes the home, and the first other one the second home. May be empty.
     pub relays: Vec<RelayInfo>,
     /// UDP addresses to bind; empty means every interface on a free port.
     pub bind: Vec<SocketAddr>,
@@ -59,7 +73,7 @@ pub struct NodeAddr {
     /// Direct UDP addresses, best effort.
     #[serde(default)]
     pub direct: BTreeSet<SocketAddr>,
-    /// URLs of the relays it is at home on.
+    /// URLs of the relays it is at home on: two, if it knows as many.
     #[serde(default)]
     pub relays: BTreeSet<String>,
 }
@@ -70,11 +84,13 @@ impl NodeAddr {
         Self { id, direct: addrs.into_iter().collect(), relays: BTreeSet::new() }
     }
 
-    fn from_iroh(addr: &EndpointAddr) -> Self {
+    fn of(endpoint: &Endpoint, relays: &Relays) -> Self {
+        let addr = endpoint.addr();
+        let homes = addr.relay_urls().chain(homes::second(&addr, relays));
         Self {
             id: addr.id.into(),
             direct: addr.ip_addrs().copied().collect(),
-            relays: addr.relay_urls().map(ToString::to_string).collect(),
+            relays: homes.map(ToString::to_string).collect(),
         }
     }
 
@@ -137,7 +153,8 @@ struct Inner {
     endpoint: Endpoint,
     protocols: Protocols,
     pins: Arc<Pins>,
-    relays: tokio::sync::Mutex<BTreeSet<String>>,
+    relays: watch::Sender<Relays>,
+    changing_relays: tokio::sync::Mutex<()>,
     addr: watch::Receiver<NodeAddr>,
     overlays: overlay::Registry,
     tunnels: tunnel::Pool,
@@ -170,17 +187,19 @@ impl Node {
         let protocols = Protocols::default();
         let overlays = overlay::Registry::default();
         lock_write(&protocols).insert(ALPN_OVERLAY, overlays.protocol());
-        let (sender, addr) = watch::channel(NodeAddr::from_iroh(&endpoint.addr()));
+        let relays = watch::Sender::new(relay_configs(&config.relays)?);
+        let (sender, addr) = watch::channel(NodeAddr::of(&endpoint, &relays.borrow()));
         let tasks = vec![
             tokio::spawn(accept_all(endpoint.clone(), protocols.clone())),
-            tokio::spawn(follow_addr(endpoint.clone(), sender)),
+            tokio::spawn(follow_addr(endpoint.clone(), relays.subscribe(), sender)),
+            tokio::spawn(homes::keep(endpoint.clone(), relays.clone())),
         ];
-        let urls = config.relays.into_iter().map(|relay| relay.url).collect();
         Ok(Self(Arc::new(Inner {
             endpoint,
             protocols,
             pins,
-            relays: tokio::sync::Mutex::new(urls),
+            relays,
+            changing_relays: tokio::sync::Mutex::new(()),
             addr,
             overlays,
             tunnels: tunnel::Pool::default(),
@@ -195,7 +214,7 @@ impl Node {
 
     /// Where we can be reached now. Grows when a relay is connected or an interface appears.
     pub fn addr(&self) -> NodeAddr {
-        NodeAddr::from_iroh(&self.0.endpoint.addr())
+        NodeAddr::of(&self.0.endpoint, &self.0.relays.borrow())
     }
 
     /// Follows [`Node::addr`].
@@ -218,17 +237,16 @@ impl Node {
     /// # Errors
     /// If a relay's data is malformed; then nothing was changed.
     pub async fn set_relays(&self, relays: &[RelayInfo]) -> Result<(), NetError> {
-        let configs = relays.iter().map(relay_config).collect::<Result<Vec<_>, _>>()?;
-        let mut known = self.0.relays.lock().await;
+        let configs = relay_configs(relays)?;
+        let _alone = self.0.changing_relays.lock().await;
         self.0.pins.replace(relays)?;
-        let wanted: BTreeSet<String> = relays.iter().map(|relay| relay.url.clone()).collect();
-        for gone in known.difference(&wanted) {
-            self.0.endpoint.remove_relay(&parse_url(gone)?).await;
+        let known = self.0.relays.send_replace(configs.clone());
+        for gone in known.iter().filter(|old| configs.iter().all(|new| new.url != old.url)) {
+            self.0.endpoint.remove_relay(&gone.url).await;
         }
         for config in configs {
-            self.0.endpoint.insert_relay(config.url.clone(), Arc::new(config)).await;
+            self.0.endpoint.insert_relay(config.url.clone(), config).await;
         }
-        *known = wanted;
         Ok(())
     }
 
@@ -278,6 +296,10 @@ fn relay_config(relay: &RelayInfo) -> Result<iroh::RelayConfig, NetError> {
     Ok(iroh::RelayConfig::new(parse_url(&relay.url)?, Some(quic)))
 }
 
+fn relay_configs(relays: &[RelayInfo]) -> Result<Relays, NetError> {
+    relays.iter().map(|relay| relay_config(relay).map(Arc::new)).collect()
+}
+
 async fn open(key: &EndpointKey, config: &NodeConfig, pins: Arc<Pins>) -> Result<Endpoint, NetError> {
     let failed = |reason: String| NetError::Bind { reason };
     let relays = config.relays.iter().map(relay_config).collect::<Result<Vec<_>, _>>()?;
@@ -300,26 +322,32 @@ async fn open(key: &EndpointKey, config: &NodeConfig, pins: Arc<Pins>) -> Result
     builder.bind().await.map_err(|e| failed(format!("{e:#}")))
 }
 
-/// Limits of a connection. Windows stay at 1 MiB or below: the QUIC library drops the whole connection when a wider
-/// stream window leaves too many gaps.
+/// Limits of a connection. A stream's window stays at 1 MiB or below: the QUIC library drops the whole connection when
+/// a wider one leaves too many gaps. A worker's link notices soon that its server is gone, as does an overlay that a
+/// relay is.
 fn transport(alpn: &[u8]) -> QuicTransportConfig {
     let (streams, stream_window, window) = match alpn {
-        ALPN_TUNNEL => (512, 1 << 20, 64 << 20),
+        ALPN_TUNNEL => (STRANGERS_STREAMS, 1 << 20, STRANGERS_WINDOW_BYTES),
         ALPN_LINK => (4, 1 << 20, 2 << 20),
         _ => (4, 64 << 10, 256 << 10),
+    };
+    let (keep_alive_ms, dead_after_ms) = match alpn {
+        ALPN_LINK => (2_000, 7_000),
+        ALPN_OVERLAY => (3_000, 10_000),
+        _ => (5_000, 15_000),
     };
     let config = QuicTransportConfig::builder()
         .max_concurrent_bidi_streams(VarInt::from_u32(streams))
         .max_concurrent_uni_streams(VarInt::from_u32(0))
         .stream_receive_window(VarInt::from_u32(stream_window))
         .receive_window(VarInt::from_u32(window))
-        .send_window(u64::from(window))
-        .keep_alive_interval(KEEP_ALIVE)
-        .max_idle_timeout(Some(VarInt::from_u32(DEAD_AFTER_MS).into()));
+        .send_window(u64::from(if alpn == ALPN_TUNNEL { TUNNEL_WINDOW_BYTES } else { window }))
+        .keep_alive_interval(Duration::from_millis(keep_alive_ms))
+        .max_idle_timeout(Some(VarInt::from_u32(dead_after_ms).into()));
     match alpn {
         ALPN_OVERLAY => config
             .initial_mtu(OVERLAY_UDP_PAYLOAD_BYTES)
-            .min_mtu(OVERLAY_UDP_PAYLOAD_BYTES)
+            .min_mtu(LEAST_UDP_PAYLOAD_BYTES)
             .datagram_receive_buffer_size(Some(2 << 20))
             .datagram_send_buffer_size(512 << 10)
             .build(),
@@ -327,10 +355,27 @@ fn transport(alpn: &[u8]) -> QuicTransportConfig {
     }
 }
 
-async fn follow_addr(endpoint: Endpoint, sender: watch::Sender<NodeAddr>) {
+/// Gives a tunnel's connection the room of one that may use it.
+pub(crate) fn trust(connection: &Connection) {
+    connection.set_receive_window(VarInt::from_u32(TUNNEL_WINDOW_BYTES));
+    connection.set_max_concurrent_bi_streams(VarInt::from_u32(TUNNEL_STREAMS));
+}
+
+async fn follow_addr(
+    endpoint: Endpoint,
+    mut relays: watch::Receiver<Relays>,
+    sender: watch::Sender<NodeAddr>,
+) {
     let mut addrs = endpoint.watch_addr();
-    while let Ok(addr) = addrs.updated().await {
-        sender.send_replace(NodeAddr::from_iroh(&addr));
+    loop {
+        let over = tokio::select! {
+            addr = addrs.updated() => addr.is_err(),
+            changed = relays.changed() => changed.is_err(),
+        };
+        if over {
+            return;
+        }
+        sender.send_replace(NodeAddr::of(&endpoint, &relays.borrow_and_update()));
     }
 }
 
@@ -380,6 +425,7 @@ fn explain(error: &ConnectionError) -> NetError {
             CLOSE_NOT_ADMITTED => return NetError::NotAdmitted,
             CLOSE_NO_SERVICE => return NetError::NoService,
             CLOSE_REPLACED => return NetError::Replaced,
+            CLOSE_BUSY => return NetError::closed("too many others ask at the moment"),
             CLOSE_DONE => return NetError::closed("the other side ended it"),
             _ => {}
         }

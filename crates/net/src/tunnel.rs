@@ -2,7 +2,8 @@
 //!
 //! One QUIC connection per pair of endpoints, one stream per tunnelled connection. Each stream begins with a
 //! [`TunnelRequest`], answered by yes or by a refusal with code and message. Each direction ends on its own
-//! (half-close); a broken service shows as a reset, never as a clean end. Who may open what is the handler's rule.
+//! (half-close); a broken service shows as a reset, never as a clean end. Who may open what is the handler's rule; until
+//! it has said yes, a client is a stranger: few at once, with little room, for a short time.
 
 use std::{
     collections::BTreeMap,
@@ -22,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional_with_sizes},
     net::{TcpListener, TcpStream},
+    sync::{Notify, OwnedSemaphorePermit, Semaphore},
     task::JoinHandle,
     time::timeout,
 };
@@ -29,7 +31,7 @@ use tokio::{
 use crate::{
     EndpointId, NetError, Node, NodeAddr,
     frame::{read_frame, write_frame},
-    node::{ALPN_TUNNEL, Serving, explain_end},
+    node::{ALPN_TUNNEL, CLOSE_BUSY, CLOSE_DONE, Serving, explain_end, trust},
     relay::Admit,
 };
 
@@ -37,6 +39,9 @@ const HEADER_LIMIT_BYTES: usize = 64 << 10;
 const HEADER_WAIT: Duration = Duration::from_secs(10);
 const ANSWER_WAIT: Duration = Duration::from_secs(30);
 const IDLE_LIMIT: Duration = Duration::from_mins(1);
+/// Connections at once for which the handler has not yet said yes.
+const STRANGERS: usize = 64;
+const STRANGER_WAIT: Duration = Duration::from_mins(1);
 const COPY_BUFFER_BYTES: usize = 32 << 10;
 /// Stream code for "the service broke", as against a clean end.
 const RESET: VarInt = VarInt::from_u32(1);
@@ -205,24 +210,43 @@ where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let handler = Arc::new(handler);
-    let handle = move |connection: Connection| {
-        tokio::spawn(serve_connection(connection, handler.clone()));
+    let strangers = Arc::new(Semaphore::new(STRANGERS));
+    let handle = move |connection: Connection| match strangers.clone().try_acquire_owned() {
+        Ok(place) => {
+            tokio::spawn(serve_connection(connection, handler.clone(), place));
+        }
+        Err(_) => connection.close(VarInt::from_u32(CLOSE_BUSY), b"busy"),
     };
     TunnelServer { _serving: node.serve(ALPN_TUNNEL, admit, Arc::new(handle)) }
 }
 
-async fn serve_connection<H, F, S>(connection: Connection, handler: Arc<H>)
+async fn serve_connection<H, F, S>(connection: Connection, handler: Arc<H>, place: OwnedSemaphorePermit)
 where
     H: Fn(EndpointId, TunnelRequest) -> F + Send + Sync + 'static,
     F: Future<Output = Result<S, Refused>> + Send + 'static,
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let peer = EndpointId::from(connection.remote_id());
-    while let Ok((send, receive)) = connection.accept_bi().await {
-        let handler = handler.clone();
+    let said_yes = Arc::new(Notify::new());
+    let mut place = Some(place);
+    let mut strange_for_long = std::pin::pin!(tokio::time::sleep(STRANGER_WAIT));
+    loop {
+        let accepted = tokio::select! {
+            accepted = connection.accept_bi() => accepted,
+            () = said_yes.notified(), if place.is_some() => {
+                trust(&connection);
+                place = None;
+                continue;
+            }
+            () = &mut strange_for_long, if place.is_some() => {
+                return connection.close(VarInt::from_u32(CLOSE_DONE), b"done");
+            }
+        };
+        let Ok((send, receive)) = accepted else { return };
+        let (handler, said_yes) = (handler.clone(), said_yes.clone());
         tokio::spawn(async move {
             let stream = TunnelStream { send, receive, _pooled: None };
-            if let Err(error) = serve_stream(stream, peer, &*handler).await {
+            if let Err(error) = serve_stream(stream, peer, &*handler, &said_yes).await {
                 tracing::debug!(%peer, %error, "a tunnel ended early");
             }
         });
@@ -233,6 +257,7 @@ async fn serve_stream<H, F, S>(
     mut stream: TunnelStream,
     peer: EndpointId,
     handler: &H,
+    said_yes: &Notify,
 ) -> Result<(), NetError>
 where
     H: Fn(EndpointId, TunnelRequest) -> F,
@@ -243,7 +268,7 @@ where
         .await
         .map_err(|_| NetError::closed("no request came"))??;
     let result = handler(peer, decode(&header)?).await;
-    let answer = result.as_ref().map(|_| ()).map_err(Clone::clone);
+    let answer = result.as_ref().map(|_| said_yes.notify_one()).map_err(Clone::clone);
     write_frame(&mut stream.send, &encode(&answer)?, HEADER_LIMIT_BYTES).await?;
     if let Ok(mut service) = result {
         pump(stream, &mut service).await.map_err(NetError::closed)?;

@@ -14,12 +14,14 @@ use std::{
 };
 
 use ionet_net::{
-    Node, NodeAddr, NodeConfig,
+    Node, NodeAddr, NodeConfig, Relay, RelayInfo,
     link::{LinkListener, connect_link},
     overlay::{MTU_BYTES, Member, Overlay, OverlayConfig, PeerPath, PeerStats},
     relay::admit_all,
     tun,
 };
+
+use tokio::sync::oneshot;
 
 use crate::{key, node, run, soon, until};
 
@@ -118,7 +120,7 @@ async fn pair(label: &str) -> Option<Pair> {
     Some(Pair { spaces, nodes, overlays })
 }
 
-const PATIENT: Duration = Duration::from_secs(10);
+const PATIENT: Duration = Duration::from_secs(30);
 const BRIEF: Duration = Duration::from_millis(700);
 
 /// Sends datagrams of the full size from a namespace until the other side answers, or patience ends.
@@ -176,26 +178,7 @@ fn ping_and_tcp_cross_between_namespaces() {
         assert!(echo(&pair.spaces[1], &pair.spaces[0], address(1), PATIENT), "a full packet passes");
         let bytes: usize =
             std::env::var("IONET_OVERLAY_BYTES").map_or(32 << 20, |n| n.parse().expect("a number"));
-        let (port, ready) = std::sync::mpsc::channel();
-        let server = pair.spaces[1].enter(move || {
-            let listener = TcpListener::bind((address(2), 0)).expect("bind");
-            port.send(listener.local_addr().expect("addr")).expect("send");
-            let (mut stream, _) = listener.accept().expect("accept");
-            let mut all = Vec::new();
-            stream.read_to_end(&mut all).expect("read");
-            all
-        });
-        let target: SocketAddr = ready.recv().expect("port");
-        let sent: Vec<u8> = (0..bytes).map(|i| u8::try_from(i * 31 % 251).expect("a byte")).collect();
-        let copy = sent.clone();
-        let began = std::time::Instant::now();
-        let client = pair.spaces[0].enter(move || {
-            TcpStream::connect(target).expect("connect").write_all(&copy).expect("write");
-        });
-        let got = soon("tcp", tokio::task::spawn_blocking(move || server.join().expect("server"))).await;
-        client.join().expect("client");
-        let elapsed = began.elapsed();
-        assert_eq!(got.expect("task"), sent);
+        let elapsed = transfer(&pair.spaces[0], &pair.spaces[1], bytes).await;
         let stats = &pair.overlays[0].stats()[0];
         let megabits = u128::try_from(bytes).expect("small") * 8 / elapsed.as_micros().max(1);
         eprintln!("tcp over the overlay: {megabits} Mbit/s, {stats:?}");
@@ -287,33 +270,166 @@ fn spoofed_sources_are_dropped_and_counted() {
     });
 }
 
+/// An overlay of two nodes behind relays, whose devices are plain sockets that the test holds the other ends of.
+struct Relayed {
+    overlays: [Overlay; 2],
+    kernels: [OwnedFd; 2],
+}
+
+impl Relayed {
+    async fn start(relays: &[RelayInfo]) -> Self {
+        let behind = |number| crate::relay::behind_all(number, relays.to_vec());
+        let nodes = [behind(1).await, behind(2).await];
+        let mut members = Vec::new();
+        for (node, number) in nodes.iter().zip(1..) {
+            until("its homes", || node.addr().relays.len() == relays.len().min(2)).await;
+            members.push(Member { endpoint: node.id(), ip: address(number), addr: node.addr() });
+        }
+        let start = |i: usize, number: u8| {
+            let (device, kernel) = socket_pair();
+            (Overlay::start(&nodes[i], config("c1", number, &members), device).expect("overlay"), kernel)
+        };
+        let [(first, one), (second, two)] = [start(0, 1), start(1, 2)];
+        up(&first).await;
+        up(&second).await;
+        Self { overlays: [first, second], kernels: [one, two] }
+    }
+
+    fn relay(&self) -> String {
+        match &self.overlays[0].stats()[0].path {
+            PeerPath::Relayed(url) => url.clone(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Sends full packets until one arrives; what arrived is what was sent.
+    async fn full_packet_passes(&self) {
+        let mut full = packet(address(1), address(2));
+        full.resize(usize::from(MTU_BYTES), 7);
+        full[2..4].copy_from_slice(&MTU_BYTES.to_be_bytes());
+        let before = self.overlays[1].stats()[0].received_bytes;
+        soon("a full packet", async {
+            let mut every = tokio::time::interval(Duration::from_millis(50));
+            while self.overlays[1].stats()[0].received_bytes == before {
+                every.tick().await;
+                rustix::io::write(&self.kernels[0], &full).expect("write");
+            }
+        })
+        .await;
+        let mut got = [0; 2048];
+        let count = rustix::io::read(&self.kernels[1], &mut got).expect("read");
+        assert_eq!(got[..count], full);
+    }
+}
+
 #[test]
 fn full_packets_pass_through_a_relay_alone() {
     run(async {
         let dir = tempfile::tempdir().expect("dir");
         let relay = crate::relay::relay(&dir, admit_all()).await;
-        let nodes =
-            [crate::relay::behind(1, relay.info()).await, crate::relay::behind(2, relay.info()).await];
-        let mut members = Vec::new();
-        for (node, number) in nodes.iter().zip(1..) {
-            soon("online", node.online()).await;
-            members.push(Member { endpoint: node.id(), ip: address(number), addr: node.addr() });
-        }
-        let (device, kernel) = socket_pair();
-        let first = Overlay::start(&nodes[0], config("c1", 1, &members), device).expect("overlay");
-        let (device, other) = socket_pair();
-        let second = Overlay::start(&nodes[1], config("c1", 2, &members), device).expect("overlay");
-        assert!(matches!(up(&first).await.path, PeerPath::Relayed(_)));
-        up(&second).await;
-        let mut full = packet(address(1), address(2));
-        full.resize(usize::from(MTU_BYTES), 7);
-        full[2..4].copy_from_slice(&MTU_BYTES.to_be_bytes());
-        rustix::io::write(&kernel, &full).expect("write");
-        until("it arrives", || second.stats()[0].received_bytes == u64::from(MTU_BYTES)).await;
-        let mut got = [0; 2048];
-        let count = rustix::io::read(&other, &mut got).expect("read");
-        assert_eq!(got[..count], full);
+        Relayed::start(&[relay.info()]).await.full_packet_passes().await;
     });
+}
+
+#[test]
+fn an_overlay_outlives_the_relay_that_carried_it() {
+    run(async {
+        let dirs = [(); 2].map(|()| tempfile::tempdir().expect("dir"));
+        let mut relays = vec![
+            crate::relay::relay(&dirs[0], admit_all()).await,
+            crate::relay::relay(&dirs[1], admit_all()).await,
+        ];
+        let infos: Vec<RelayInfo> = relays.iter().map(Relay::info).collect();
+        let pair = Relayed::start(&infos).await;
+        pair.full_packet_passes().await;
+        // Each node is known at both, so neither needs to hear from anybody where the other is.
+        until("both relays know both", || relays.iter().all(|relay| relay.metrics().accepted >= 2)).await;
+        let carried = pair.relay();
+        let at = infos.iter().position(|relay| carried.starts_with(&relay.url)).expect("one of them");
+        let began = std::time::Instant::now();
+        relays.remove(at).shutdown().await;
+        let is_other = |overlay: &Overlay| match &overlay.stats()[0].path {
+            PeerPath::Relayed(url) => *url != carried,
+            _ => false,
+        };
+        until("another relay carries", || pair.overlays.iter().all(is_other)).await;
+        pair.full_packet_passes().await;
+        eprintln!("packets flow again {:?} after their relay was lost", began.elapsed());
+    });
+}
+
+/// A member in a namespace of its own that a narrow wire leads to: its node and its device are both there.
+fn narrow_member(
+    space: &Namespace,
+    device: OwnedFd,
+    me: Member,
+    seed: u8,
+    all: Vec<Member>,
+) -> oneshot::Sender<()> {
+    let (stop, stopped) = oneshot::channel();
+    space.enter(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
+        runtime.block_on(async {
+            let bind = me.addr.direct.iter().copied().collect();
+            let node =
+                Node::bind(&key(seed), NodeConfig { bind, ..NodeConfig::default() }).await.expect("bind");
+            let config = OverlayConfig { cluster: "c1".into(), me: me.ip, members: all, mtu: MTU_BYTES };
+            let _overlay = Overlay::start(&node, config, device).expect("overlay");
+            let _ = stopped.await;
+        });
+    });
+    stop
+}
+
+#[test]
+fn senders_adapt_where_the_way_is_narrower_than_a_full_packet() {
+    run(async {
+        let (Some(a), Some(b)) = (Namespace::new("narrow-a"), Namespace::new("narrow-b")) else { return };
+        let peer = ["peer", "name", "wire", "netns", &b.name, "mtu", "1300"];
+        let wire = ["-n", &a.name, "link", "add", "wire", "mtu", "1300", "type", "veth"];
+        ip(&[&wire[..], &peer[..]].concat()).expect("a wire");
+        let spaces = [&a, &b];
+        let members = [1, 2].map(|number: u8| {
+            let outside = SocketAddr::from(([10, 99, 0, number], 4000));
+            let space = spaces[usize::from(number) - 1];
+            ip(&["-n", &space.name, "addr", "add", &format!("10.99.0.{number}/24"), "dev", "wire"])
+                .expect("addr");
+            ip(&["-n", &space.name, "link", "set", "wire", "up"]).expect("up");
+            let id = key(number).id();
+            Member { endpoint: id, ip: address(number), addr: NodeAddr::direct(id, [outside]) }
+        });
+        let _running = [1, 2].map(|number: u8| {
+            let at = usize::from(number) - 1;
+            let device = spaces[at].tun(address(number));
+            narrow_member(spaces[at], device, members[at].clone(), number, members.to_vec())
+        });
+        let sent = transfer(&a, &b, 1 << 20).await;
+        eprintln!("1 MiB over a wire of 1300 bytes in {sent:?}");
+    });
+}
+
+/// Sends so many bytes by TCP from one namespace to `.2` in the other; the time that it took.
+async fn transfer(from: &Namespace, to: &Namespace, bytes: usize) -> Duration {
+    let (port, ready) = std::sync::mpsc::channel();
+    let server = to.enter(move || {
+        let listener = TcpListener::bind((address(2), 0)).expect("bind");
+        port.send(listener.local_addr().expect("addr")).expect("send");
+        let (mut stream, _) = listener.accept().expect("accept");
+        let mut all = Vec::new();
+        stream.read_to_end(&mut all).expect("read");
+        all
+    });
+    let target: SocketAddr = ready.recv().expect("port");
+    let sent: Vec<u8> = (0..bytes).map(|i| u8::try_from(i * 31 % 251).expect("a byte")).collect();
+    let copy = sent.clone();
+    let began = std::time::Instant::now();
+    let client = from.enter(move || {
+        TcpStream::connect(target).expect("connect").write_all(&copy).expect("write");
+    });
+    let got = soon("tcp", tokio::task::spawn_blocking(move || server.join().expect("server"))).await;
+    client.join().expect("client");
+    assert_eq!(got.expect("task"), sent);
+    began.elapsed()
 }
 
 #[test]

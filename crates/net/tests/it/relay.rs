@@ -1,6 +1,6 @@
 //! Our own relay: pinned, gated, and enough to connect without any direct path.
 
-use std::{net::Ipv4Addr, time::Duration};
+use std::{collections::BTreeMap, net::Ipv4Addr, time::Duration};
 
 use ionet_net::{
     Node, NodeConfig, Relay, RelayConfig, RelayInfo,
@@ -24,7 +24,11 @@ pub(crate) async fn relay(dir: &tempfile::TempDir, admit: Admit) -> Relay {
 }
 
 pub(crate) async fn behind(number: u8, relay: RelayInfo) -> Node {
-    let config = NodeConfig { relays: vec![relay], relay_only: true, ..NodeConfig::default() };
+    behind_all(number, vec![relay]).await
+}
+
+pub(crate) async fn behind_all(number: u8, relays: Vec<RelayInfo>) -> Node {
+    let config = NodeConfig { relays, relay_only: true, ..NodeConfig::default() };
     Node::bind(&key(number), config).await.expect("bind")
 }
 
@@ -93,5 +97,34 @@ fn a_restarted_relay_keeps_its_authority() {
         let node = behind(1, second.info()).await;
         soon("online", node.online()).await;
         until("the home relay shows in the address", || !node.addr().relays.is_empty()).await;
+    });
+}
+
+#[test]
+fn a_node_is_at_home_on_two_relays_and_on_a_third_when_both_are_lost() {
+    run(async {
+        let dirs = [(); 3].map(|()| tempfile::tempdir().expect("dir"));
+        let mut relays = BTreeMap::new();
+        for dir in &dirs {
+            let relay = relay(dir, admit_all()).await;
+            relays.insert(format!("{}/", relay.info().url), relay);
+        }
+        let infos: Vec<_> = relays.values().map(Relay::info).collect();
+        let node = behind_all(1, infos.clone()).await;
+        until("two homes", || node.addr().relays.len() == 2).await;
+        let homes = node.addr().relays;
+        let is_known = |url: &String| relays[url].metrics().accepted > 0;
+        until("both know it", || homes.iter().all(is_known)).await;
+        assert_eq!(node.watch_addr().borrow().relays, homes);
+        let began = std::time::Instant::now();
+        for url in &homes {
+            relays.remove(url).expect("a home").shutdown().await;
+        }
+        let (third, relay) = relays.first_key_value().expect("the third");
+        until("it is known at the third", || relay.metrics().accepted > 0).await;
+        until("the third is a home", || node.addr().relays.contains(third)).await;
+        eprintln!("at home again {:?} after both homes were lost", began.elapsed());
+        node.set_relays(&[relay.info()]).await.expect("set relays");
+        until("one home", || node.addr().relays == [third.clone()].into()).await;
     });
 }

@@ -1,20 +1,18 @@
 //! Tunnels to real TCP services.
 
-use std::net::SocketAddr;
-
 use data_encoding::HEXLOWER;
 use ionet_net::{
     NetError, Node, NodeAddr,
     relay::admit_all,
-    tunnel::{Refused, TunnelRequest, TunnelServer, forward_local, open, serve},
+    tunnel::{LocalForward, Refused, TunnelRequest, TunnelServer, TunnelStream, forward_local, open, serve},
 };
 use sha2::{Digest, Sha256};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpListener, TcpStream},
 };
 
-use crate::{admit, node, run, soon};
+use crate::{admit, node, run, soon, until};
 
 fn request(port: u16) -> TunnelRequest {
     TunnelRequest { cluster: "c1".into(), port, auth: b"secret".to_vec() }
@@ -32,6 +30,44 @@ fn to(server: &Node, port: u16) -> impl Fn(bool) -> std::future::Ready<Way> + Se
     move |_| std::future::ready(Ok((addr.clone(), request(port))))
 }
 
+/// A server whose tunnels lead to the loopback, and a client.
+struct Pair {
+    server: Node,
+    client: Node,
+    _serving: TunnelServer,
+}
+
+impl Pair {
+    async fn new() -> Self {
+        let (server, client) = (node(1).await, node(2).await);
+        let serving = serve_loopback(&server);
+        Self { server, client, _serving: serving }
+    }
+
+    async fn open(&self, port: u16) -> TunnelStream {
+        open(&self.client, &addr(&self.server), &request(port)).await.expect("open")
+    }
+
+    async fn forward(&self, port: u16) -> LocalForward {
+        forward_local(&self.client, 0, to(&self.server, port)).await.expect("forward")
+    }
+}
+
+/// A service of the test's own, and its port.
+async fn listen() -> (TcpListener, u16) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+    let port = listener.local_addr().expect("addr").port();
+    (listener, port)
+}
+
+/// Ends our direction and reads the service's answer.
+async fn finish(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> String {
+    stream.shutdown().await.expect("half-close");
+    let mut answer = String::new();
+    soon("answer", stream.read_to_string(&mut answer)).await.expect("read");
+    answer
+}
+
 /// Lets requests with the right word through to the loopback.
 fn serve_loopback(node: &Node) -> TunnelServer {
     serve(node, admit_all(), |_, request: TunnelRequest| async move {
@@ -45,9 +81,8 @@ fn serve_loopback(node: &Node) -> TunnelServer {
 }
 
 /// A service that reads to the end, then answers with the count and hash of what it read.
-async fn hashing_service() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
-    let addr = listener.local_addr().expect("addr");
+async fn hashing_service() -> u16 {
+    let (listener, port) = listen().await;
     tokio::spawn(async move {
         while let Ok((mut tcp, _)) = listener.accept().await {
             tokio::spawn(async move {
@@ -56,7 +91,7 @@ async fn hashing_service() -> SocketAddr {
             });
         }
     });
-    addr
+    port
 }
 
 async fn digest(stream: &mut (impl AsyncReadExt + Unpin)) -> (u64, String) {
@@ -74,14 +109,10 @@ async fn digest(stream: &mut (impl AsyncReadExt + Unpin)) -> (u64, String) {
 #[test]
 fn the_way_back_stays_open_after_half_close() {
     run(async {
-        let (server, client) = (node(1).await, node(2).await);
-        let _serving = serve_loopback(&server);
-        let service = hashing_service().await;
-        let mut stream = open(&client, &addr(&server), &request(service.port())).await.expect("open");
+        let pair = Pair::new().await;
+        let mut stream = pair.open(hashing_service().await).await;
         stream.write_all(b"hello").await.expect("write");
-        stream.shutdown().await.expect("half-close");
-        let mut answer = String::new();
-        soon("answer", stream.read_to_string(&mut answer)).await.expect("read");
+        let answer = finish(stream).await;
         assert!(answer.starts_with("5 2cf24dba"), "{answer}");
     });
 }
@@ -89,18 +120,13 @@ fn the_way_back_stays_open_after_half_close() {
 #[test]
 fn the_service_may_end_its_direction_first() {
     run(async {
-        let (server, client) = (node(1).await, node(2).await);
-        let _serving = serve_loopback(&server);
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
-        let port = listener.local_addr().expect("addr").port();
+        let pair = Pair::new().await;
+        let (listener, port) = listen().await;
         let service = tokio::spawn(async move {
-            let (mut tcp, _) = listener.accept().await.expect("accept");
-            tcp.shutdown().await.expect("half-close");
-            let mut text = String::new();
-            tcp.read_to_string(&mut text).await.expect("read");
-            text
+            let (tcp, _) = listener.accept().await.expect("accept");
+            finish(tcp).await
         });
-        let mut stream = open(&client, &addr(&server), &request(port)).await.expect("open");
+        let mut stream = pair.open(port).await;
         let mut text = String::new();
         soon("end", stream.read_to_string(&mut text)).await.expect("a clean end");
         stream.write_all(b"after the end").await.expect("write");
@@ -130,13 +156,37 @@ fn refusals_carry_code_and_message() {
 }
 
 #[test]
+fn strangers_in_crowds_are_bounded_and_do_not_shut_out_who_is_known() {
+    run(async {
+        let pair = Pair::new().await;
+        let service = hashing_service().await;
+        let mut known = pair.open(service).await;
+        let wrong = TunnelRequest { auth: b"wrong".to_vec(), ..request(service) };
+        let (mut refused, mut turned_away, mut crowd) = (0, 0, Vec::new());
+        for number in 0..80 {
+            let stranger = node(100 + number).await;
+            match soon("an answer", open(&stranger, &addr(&pair.server), &wrong)).await {
+                Err(NetError::Refused { code, .. }) if code == "wrong_word" => refused += 1,
+                Err(NetError::Closed { .. }) => turned_away += 1,
+                other => panic!("{other:?}"),
+            }
+            crowd.push(stranger);
+        }
+        assert_eq!((refused, turned_away), (64, 16));
+        known.write_all(b"hello").await.expect("write");
+        assert!(finish(known).await.starts_with("5 "));
+        let mut again = pair.open(service).await;
+        again.write_all(b"hello again").await.expect("write");
+        assert!(finish(again).await.starts_with("11 "));
+    });
+}
+
+#[test]
 fn a_broken_service_shows_as_a_reset() {
     run(async {
-        let (server, client) = (node(1).await, node(2).await);
-        let _serving = serve_loopback(&server);
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
-        let port = listener.local_addr().expect("addr").port();
-        let forward = forward_local(&client, 0, to(&server, port)).await.expect("forward");
+        let pair = Pair::new().await;
+        let (listener, port) = listen().await;
+        let forward = pair.forward(port).await;
         let mut tcp = TcpStream::connect(forward.local_addr).await.expect("connect");
         let (service, _) = soon("service", listener.accept()).await.expect("accept");
         service.set_zero_linger().expect("linger");
@@ -144,49 +194,23 @@ fn a_broken_service_shows_as_a_reset() {
         drop((listener, service));
         let error = soon("reset", tcp.read(&mut [0; 8])).await.expect_err("not a clean end");
         assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
-        assert!(forward.last_error().is_some());
-    });
-}
-
-/// Leave that ran out is renewed and a service that moved is found, on the same local port.
-#[test]
-fn a_way_that_leads_nowhere_is_asked_for_again() {
-    run(async {
-        let (server, client) = (node(1).await, node(2).await);
-        let _serving = serve_loopback(&server);
-        let (service, server) = (hashing_service().await, addr(&server));
-        let route = move |again| {
-            let auth = if again { b"secret".to_vec() } else { b"what it was".to_vec() };
-            std::future::ready(Ok((server.clone(), TunnelRequest { auth, ..request(service.port()) })))
-        };
-        let forward = forward_local(&client, 0, route).await.expect("forward");
-        let mut tcp = TcpStream::connect(forward.local_addr).await.expect("connect");
-        tcp.write_all(b"word").await.expect("write");
-        tcp.shutdown().await.expect("half-close");
-        let mut answer = String::new();
-        soon("answer", tcp.read_to_string(&mut answer)).await.expect("read");
-        assert!(answer.starts_with("4 "), "{answer}");
-        assert_eq!(forward.last_error(), None);
+        until("the reason", || forward.last_error().is_some()).await;
     });
 }
 
 #[test]
 fn two_hundred_connections_at_once() {
     run(async {
-        let (server, client) = (node(1).await, node(2).await);
-        let _serving = serve_loopback(&server);
-        let service = hashing_service().await;
-        let forward = forward_local(&client, 0, to(&server, service.port())).await.expect("forward");
+        let pair = Pair::new().await;
+        let forward = pair.forward(hashing_service().await).await;
         let mut open = Vec::new();
         for number in 0..200 {
             let mut tcp = TcpStream::connect(forward.local_addr).await.expect("connect");
             tcp.write_all(&vec![1; number]).await.expect("write");
             open.push(tcp);
         }
-        for (number, mut tcp) in open.into_iter().enumerate() {
-            tcp.shutdown().await.expect("half-close");
-            let mut answer = String::new();
-            soon("answer", tcp.read_to_string(&mut answer)).await.expect("read");
+        for (number, tcp) in open.into_iter().enumerate() {
+            let answer = finish(tcp).await;
             assert!(answer.starts_with(&format!("{number} ")), "{answer}");
         }
         assert_eq!(forward.last_error(), None);
@@ -196,10 +220,8 @@ fn two_hundred_connections_at_once() {
 #[test]
 fn sixty_four_mebibytes_arrive_unchanged() {
     run(async {
-        let (server, client) = (node(1).await, node(2).await);
-        let _serving = serve_loopback(&server);
-        let service = hashing_service().await;
-        let forward = forward_local(&client, 0, to(&server, service.port())).await.expect("forward");
+        let pair = Pair::new().await;
+        let forward = pair.forward(hashing_service().await).await;
         let chunk: Vec<u8> =
             (0..1_u32 << 18).flat_map(|n| n.wrapping_mul(2_654_435_761).to_be_bytes()).collect();
         let mut expected = Sha256::new();
@@ -208,10 +230,7 @@ fn sixty_four_mebibytes_arrive_unchanged() {
             expected.update(&chunk);
             soon("write", tcp.write_all(&chunk)).await.expect("write");
         }
-        tcp.shutdown().await.expect("half-close");
-        let mut answer = String::new();
-        soon("answer", tcp.read_to_string(&mut answer)).await.expect("read");
         let hash = HEXLOWER.encode(&expected.finalize());
-        assert_eq!(answer, format!("{} {hash}", 64 << 20));
+        assert_eq!(finish(tcp).await, format!("{} {hash}", 64 << 20));
     });
 }
