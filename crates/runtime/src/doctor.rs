@@ -160,7 +160,8 @@ fn limits() -> Check {
             name,
             Status::Warn,
             format!("{reason}; until then this device holds one tenant at a time"),
-            "sudo systemd-run --property=Delegate=yes --uid=$USER ionet worker start",
+            "sudo systemctl edit user@.service, write [Service] and Delegate=cpu memory pids, log in again; or run \
+             the worker as root",
         ),
     }
 }

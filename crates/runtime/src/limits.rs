@@ -10,6 +10,8 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
 };
 
 use rustix::process::{Pid, Signal, getpid, kill_process};
@@ -35,6 +37,8 @@ pub enum Enforcement {
     },
 }
 
+/// How long killed processes may take to be gone.
+const KILL_TIMEOUT: Duration = Duration::from_secs(1);
 const CPU_PERIOD_US: u64 = 100_000;
 const CONTROLLERS: [&str; 3] = ["memory", "cpu", "pids"];
 
@@ -186,12 +190,21 @@ impl BoxGroup {
         fs::write(pids.join("pids.max"), limits.processes.to_string())
     }
 
-    /// Kills what is in the groups, but for this process.
-    fn kill(&self) {
-        let others = self.pids().into_iter().filter_map(Pid::from_raw).filter(|pid| *pid != getpid());
-        for pid in others {
-            // Gone in the meantime is what is wanted.
-            let _ = kill_process(pid, Signal::KILL);
+    /// Kills what is in the groups, but for this process, and removes them; false while something is still in them.
+    fn vanish(&self) -> bool {
+        let deadline = Instant::now() + KILL_TIMEOUT;
+        loop {
+            for pid in self.pids().into_iter().filter_map(Pid::from_raw).filter(|pid| *pid != getpid()) {
+                // Gone in the meantime is what is wanted.
+                let _ = kill_process(pid, Signal::KILL);
+            }
+            if self.remove() {
+                return true;
+            }
+            if Instant::now() > deadline {
+                return false;
+            }
+            thread::sleep(Duration::from_millis(5));
         }
     }
 
@@ -259,9 +272,7 @@ impl OwnGroup {
     /// Ends what a lease's dead process has left in its groups, and removes them; false while something
     /// is still in them.
     pub fn clear(hierarchy: &Hierarchy, lease: &str) -> bool {
-        let group = Self::of(hierarchy, lease);
-        group.kill();
-        group.remove()
+        Self::of(hierarchy, lease).vanish()
     }
 
     fn of(hierarchy: &Hierarchy, lease: &str) -> BoxGroup {
@@ -277,12 +288,11 @@ fn move_to(group: &Path) -> bool {
 
 impl Drop for OwnGroup {
     fn drop(&mut self) {
-        self.group.kill();
         for (folder, before) in self.group.folders.iter().zip(&self.before) {
             // The group before may be gone, or take no process any more: then whoever reaps removes this one.
             let _ = move_to(before) || folder.parent().is_some_and(move_to);
         }
-        self.group.remove();
+        self.group.vanish();
     }
 }
 
