@@ -40,11 +40,19 @@ pub fn measure(places: &Places, data_dir: &Path, threads: u32) -> Result<Measure
 }
 
 /// How limits are enforced on boxes; `None` where nothing is delegated.
-pub(crate) fn enforcement() -> Option<String> {
+fn enforcement() -> Option<String> {
     match Hierarchy::detect().enforcement() {
         Enforcement::Cgroup2 => Some("cgroup2".into()),
         Enforcement::Cgroup1 => Some("cgroup1".into()),
         Enforcement::None { .. } => None,
+    }
+}
+
+/// Why this machine holds one tenant at a time, if so: limits that are not enforced protect nobody from another.
+pub(crate) fn one_tenant_because() -> Option<String> {
+    match Hierarchy::detect().enforcement() {
+        Enforcement::Cgroup2 | Enforcement::Cgroup1 => None,
+        Enforcement::None { reason } => Some(reason.clone()),
     }
 }
 
@@ -142,7 +150,9 @@ fn noise() -> Vec<u8> {
 }
 
 fn check_gpus(places: &Places) -> Vec<GpuCheck> {
+    // A card that does not answer was not seen; one that was claimed is then missed.
     let known = places.nvml().and_then(|nvml| nvml.gpus().map_err(|error| error.to_string()));
+    let known = known.map(|cards| cards.into_iter().flatten().collect::<Vec<_>>());
     let check = |gpu: crate::nvml::DriverGpu| GpuCheck {
         kernel_sees: places.kernel_sees(&gpu),
         driver_memory_bytes: Some(gpu.gpu.memory_bytes),

@@ -130,6 +130,9 @@ pub struct Status {
     pub link_error: Option<String>,
     /// Whether the machine is in its owner's own use.
     pub yielding: bool,
+    /// Why this machine never holds two tenants at once, if so.
+    #[serde(default)]
+    pub one_tenant_because: Option<String>,
     /// What runs.
     pub leases: Vec<ObservedLease>,
     /// How the machine is.

@@ -59,17 +59,26 @@ impl Places {
 
 /// Takes stock.
 pub fn take(places: &Places) -> Hardware {
-    let (gpus, why_none) = match places.nvml().map(|nvml| nvml.gpus()) {
-        Ok(Ok(gpus)) => (gpus, String::new()),
+    let (cards, why_none) = match places.nvml().map(|nvml| nvml.gpus()) {
+        Ok(Ok(cards)) => (cards, String::new()),
         Ok(Err(error)) => (Vec::new(), error.to_string()),
         Err(reason) => (Vec::new(), reason),
     };
+    let no_driver = cards.is_empty().then_some(why_none.as_str());
+    let mut unsupported = unsupported(places, no_driver);
+    let mut gpus = Vec::new();
+    for (number, card) in cards.into_iter().enumerate() {
+        match card {
+            Ok(card) => gpus.push(card.gpu),
+            Err(error) => unsupported.push(format!("NVIDIA GPU {number}: {error}, or restart the machine")),
+        }
+    }
     Hardware {
         cpu_model: cpu_model(&places.read("proc/cpuinfo")),
         cpu_threads: cpu_threads(),
         memory_bytes: memory_bytes(places),
-        unsupported: unsupported(places, gpus.is_empty().then_some(why_none.as_str())),
-        gpus: gpus.into_iter().map(|gpu| gpu.gpu).collect(),
+        unsupported,
+        gpus,
     }
 }
 

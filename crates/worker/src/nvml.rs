@@ -119,6 +119,21 @@ impl Calls {
             error: function(library, c"nvmlErrorString")?,
         })
     }
+
+    fn check(&self, library: &str, status: Status) -> Result<()> {
+        if status == SUCCESS {
+            return Ok(());
+        }
+        // SAFETY: gives a static, terminated text for every status, known or not.
+        let text = unsafe { (self.error)(status) };
+        let reason = if text.is_null() {
+            format!("status {status}")
+        } else {
+            // SAFETY: not null, and terminated as `nvml.h` says.
+            unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
+        };
+        Err(failed(library, reason))
+    }
 }
 
 impl Nvml {
@@ -134,42 +149,30 @@ impl Nvml {
         let load = || Ok((function(&loaded, c"nvmlInit_v2")?, Calls::load(&loaded)?));
         let (init, calls): (unsafe extern "C" fn() -> Status, Calls) =
             load().map_err(|error: libloading::Error| failed(&name, cause(&error)))?;
-        let this = Self { calls, name, _library: loaded };
-        // SAFETY: takes nothing; `Drop` shuts down as often as this initialises.
-        this.check(unsafe { init() })?;
-        Ok(Some(this))
+        // SAFETY: takes nothing; `Drop` shuts down what this initialises, and only that.
+        calls.check(&name, unsafe { init() })?;
+        Ok(Some(Self { calls, name, _library: loaded }))
     }
 
     fn check(&self, status: Status) -> Result<()> {
-        if status == SUCCESS {
-            return Ok(());
-        }
-        // SAFETY: gives a static, terminated text for every status, known or not.
-        let text = unsafe { (self.calls.error)(status) };
-        let reason = if text.is_null() {
-            format!("status {status}")
-        } else {
-            // SAFETY: not null, and terminated as `nvml.h` says.
-            unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
-        };
-        Err(failed(&self.name, reason))
+        self.calls.check(&self.name, status)
     }
 
-    /// All GPUs that the driver knows.
-    pub fn gpus(&self) -> Result<Vec<DriverGpu>> {
-        self.devices()?.into_iter().map(|device| self.gpu(device)).collect()
+    /// All GPUs that the driver knows, each with what it is or why it does not say, as when it fell off the bus.
+    pub fn gpus(&self) -> Result<Vec<Result<DriverGpu>>> {
+        self.each(|device| self.gpu(device))
     }
 
-    /// How every GPU is now; what a card does not report is 0.
+    /// How every GPU is now that answers; what a card does not report is 0.
     pub fn telemetry(&self) -> Result<Vec<GpuTelemetry>> {
-        self.devices()?.into_iter().map(|device| self.gpu_telemetry(device)).collect()
+        Ok(self.each(|device| self.gpu_telemetry(device))?.into_iter().flatten().collect())
     }
 
-    fn devices(&self) -> Result<Vec<Device>> {
+    fn each<T>(&self, ask: impl Fn(Device) -> Result<T>) -> Result<Vec<Result<T>>> {
         let mut count = 0;
         // SAFETY: writes one unsigned int to a live one.
         self.check(unsafe { (self.calls.count)(&raw mut count) })?;
-        (0..count).map(|index| self.device(index)).collect()
+        Ok((0..count).map(|index| ask(self.device(index)?)).collect())
     }
 
     fn device(&self, index: c_uint) -> Result<Device> {

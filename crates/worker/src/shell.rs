@@ -30,10 +30,13 @@ use crate::{check, inventory, supervisor};
 
 const TICK: Duration = Duration::from_secs(1);
 const TELEMETRY_EVERY: Duration = Duration::from_secs(5);
-const RECONNECT_MIN: Duration = Duration::from_millis(200);
-const RECONNECT_MAX: Duration = Duration::from_secs(10);
+const RECONNECT_MIN_MS: u64 = 200;
+const RECONNECT_MAX_MS: u64 = 10_000;
 const REST_WAIT: Duration = Duration::from_secs(5);
 const DIAL_WAIT: Duration = Duration::from_secs(20);
+const BLIND_DIAL_WAIT: Duration = Duration::from_secs(3);
+/// A link that lasted so long was no failed attempt.
+const SETTLED: Duration = Duration::from_secs(10);
 
 /// A running worker. Dropping or stopping it leaves its leases running.
 #[derive(Debug)]
@@ -220,22 +223,40 @@ enum Event {
 
 type Tell = mpsc::UnboundedSender<Event>;
 
+/// Waits between attempts to reach the server: from 0.2 s doubling to 10 s, each up to half longer or shorter, so that
+/// a million workers do not come back in the same moment.
+#[derive(Debug, Default)]
+struct BackOff {
+    failures: u32,
+}
+
+impl BackOff {
+    fn next(&mut self, random: u32) -> Duration {
+        let wait_ms = (RECONNECT_MIN_MS << self.failures.min(10)).min(RECONNECT_MAX_MS);
+        self.failures += 1;
+        Duration::from_millis(wait_ms / 2 + wait_ms * u64::from(random) / u64::from(u32::MAX))
+    }
+}
+
 /// Keeps the link up for as long as the agent lives.
 async fn keep_link(node: Node, home: Home, mut network: Network, tell: Tell) {
-    let mut wait = RECONNECT_MIN;
+    let (mut back_off, mut dial_wait) = (BackOff::default(), DIAL_WAIT);
     loop {
-        let began = Instant::now();
-        let reason = link_once(&node, &network, &tell).await.unwrap_or_else(|error| {
-            if matches!(error, NetError::NotAdmitted) { "not admitted".into() } else { error.to_string() }
-        });
-        let not_admitted = reason == "not admitted";
+        let (up_for, reason) = link_once(&node, &network, dial_wait, &tell).await;
+        let not_admitted = matches!(reason, NetError::NotAdmitted);
+        let reason = if not_admitted { "not admitted".into() } else { reason.to_string() };
         if tell.send(Event::LinkDown(reason)).is_err() {
             return;
         }
-        wait = if began.elapsed() > RECONNECT_MAX { RECONNECT_MIN } else { (wait * 2).min(RECONNECT_MAX) };
-        tokio::time::sleep(wait).await;
+        if up_for > SETTLED {
+            back_off = BackOff::default();
+        }
+        tokio::time::sleep(back_off.next(getrandom::u32().unwrap_or(0))).await;
         // The server may have moved, or, restored from a backup, not know this device any more.
-        if let Ok(Ok(fresh)) = timeout(REST_WAIT, home.network()).await {
+        let fresh = timeout(REST_WAIT, home.network()).await;
+        // While it is away for sure no dial is worth waiting for: it might miss the moment of its return.
+        dial_wait = if matches!(fresh, Ok(Ok(_))) { DIAL_WAIT } else { BLIND_DIAL_WAIT };
+        if let Ok(Ok(fresh)) = fresh {
             if let Err(error) = node.set_relays(&fresh.relays).await {
                 tracing::warn!(%error, "the server's relays are not used");
             }
@@ -247,13 +268,15 @@ async fn keep_link(node: Node, home: Home, mut network: Network, tell: Tell) {
     }
 }
 
-/// One session from dial to end; why it ended.
-async fn link_once(node: &Node, network: &Network, tell: &Tell) -> std::result::Result<String, NetError> {
-    let dialling = timeout(DIAL_WAIT, connect_link(node, &network.server_addr)).await;
-    let mut link = match dialling {
-        Ok(link) => link?,
-        Err(_) => return Ok("the server does not answer".into()),
+/// One session from dial to end: how long it was up, and why it ended.
+async fn link_once(node: &Node, network: &Network, dial_wait: Duration, tell: &Tell) -> (Duration, NetError) {
+    let unanswered = || NetError::Closed { reason: "the server does not answer".into() };
+    let dialled = timeout(dial_wait, connect_link(node, &network.server_addr)).await;
+    let mut link = match dialled.unwrap_or_else(|_| Err(unanswered())) {
+        Ok(link) => link,
+        Err(error) => return (Duration::ZERO, error),
     };
+    let began = Instant::now();
     let _ = tell.send(Event::LinkUp(link.sender(), network.clone()));
     loop {
         match link.recv().await {
@@ -265,7 +288,7 @@ async fn link_once(node: &Node, network: &Network, tell: &Tell) -> std::result::
                     tracing::warn!(%error, "a frame of the server cannot be read; update the worker");
                 }
             },
-            Err(error) => return Ok(error.to_string()),
+            Err(error) => return (began.elapsed(), error),
         }
     }
 }
@@ -300,7 +323,7 @@ impl Shell {
         let agent_config = AgentConfig {
             version: env!("CARGO_PKG_VERSION").into(),
             gpus: home.enrolment.hardware.gpus.iter().take(offered).map(|gpu| gpu.uuid.clone()).collect(),
-            enforced: check::enforcement().is_some(),
+            enforced: check::one_tenant_because().is_none(),
             near: network.local,
             yield_cpu_percent: config.yield_cpu_percent,
         };
@@ -313,6 +336,7 @@ impl Shell {
             linked: false,
             link_error: None,
             yielding: false,
+            one_tenant_because: check::one_tenant_because(),
             leases: Vec::new(),
             telemetry: None,
             at_ms: unix_ms(),
@@ -466,7 +490,7 @@ impl Shell {
             Output::RemoveLease(lease) => self.remove(lease),
             Output::ForgetLease(lease) => {
                 self.attendants.remove(&lease);
-                if let Err(error) = self.lease_dir(lease).remove() {
+                if let Err(error) = supervisor::forget(&self.lease_dir(lease), lease) {
                     tracing::error!("{}", error.full_message());
                 }
             }
@@ -557,5 +581,21 @@ impl Shell {
         if let Err(error) = write_json_loosely(&self.config.data_dir.join("status.json"), &status) {
             tracing::warn!("{}", error.full_message());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_double_from_a_fifth_of_a_second_to_ten_and_differ() {
+        let waits = |random| {
+            let mut back_off = BackOff::default();
+            (0..40).map(|_| back_off.next(random).as_millis()).collect::<Vec<_>>()
+        };
+        assert_eq!(waits(u32::MAX / 2)[..8], [199, 399, 799, 1599, 3199, 6399, 9999, 9999]);
+        let (shortest, longest) = (waits(0), waits(u32::MAX));
+        assert_eq!((shortest[0], longest[0], shortest[39], longest[39]), (100, 300, 5_000, 15_000));
     }
 }

@@ -1,6 +1,6 @@
 //! The process of one lease: it holds the box, the overlay, the tunnels and the paid time.
 //!
-//! Always holds: it lives in its own session and needs neither the agent nor the server to go on; when it ends, however
+//! Always holds: it lives in its own session and, where one can be made, its own control group, and needs neither the agent nor the server to go on; when it ends, however
 //! it ends, the box ends with it; at an orderly end everything is wiped and the evidence is left for the agent. What
 //! it decides is in [`Supervision`]; this file only carries it out.
 
@@ -19,7 +19,7 @@ use ionet_net::overlay::{Overlay, OverlayConfig, PeerPath};
 use ionet_net::{EndpointKey, Node, NodeConfig, tunnel};
 use ionet_runtime::holder::{Connector, HelperExe};
 use ionet_runtime::lease_box::{self, BoxConfig, LeaseBox, TUN_DEVICE};
-use ionet_runtime::limits::Hierarchy;
+use ionet_runtime::limits::{Hierarchy, OwnGroup};
 use ionet_runtime::sandbox::{self, BoxSpec};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval};
@@ -83,6 +83,9 @@ fn start(dir: LeaseDir, helper: HelperExe) -> Result<()> {
 struct Supervisor {
     dir: LeaseDir,
     helper: HelperExe,
+    /// As it was seen from the agent's control group, where whoever reaps looks from.
+    hierarchy: Hierarchy,
+    _own_group: OwnGroup,
     brief: Brief,
     logic: Supervision,
     began: Instant,
@@ -104,6 +107,8 @@ impl Supervisor {
             place: dir.brief().display().to_string(),
             reason: "it is missing".into(),
         })?;
+        let hierarchy = Hierarchy::detect();
+        let own_group = OwnGroup::enter(&hierarchy, &box_name(brief.assignment.lease.lease));
         let progress = read_json(&dir.progress())?.unwrap_or_default();
         let key = EndpointKey::load_or_create(&dir.key())?;
         let config = NodeConfig { relays: brief.relays.clone(), ..NodeConfig::default() };
@@ -127,6 +132,8 @@ impl Supervisor {
             finished: false,
             dir,
             helper,
+            hierarchy,
+            _own_group: own_group,
             brief,
         })
     }
@@ -242,7 +249,7 @@ impl Supervisor {
             environments_dir: self.brief.environments_dir.clone(),
             helper: self.helper.clone(),
             tun_device: TUN_DEVICE.into(),
-            hierarchy: Hierarchy::detect(),
+            hierarchy: self.hierarchy.clone(),
             spec,
         };
         let ip = config.spec.ip;
@@ -284,12 +291,12 @@ impl Supervisor {
         self.overlay = None;
         let the_box = self.the_box.take();
         let (name, dir) = (box_name(self.brief.assignment.lease.lease), self.dir.box_dir());
-        let tell = self.tell_wiped.clone();
+        let (tell, hierarchy) = (self.tell_wiped.clone(), self.hierarchy.clone());
         tokio::task::spawn_blocking(move || {
             let first = the_box.map(LeaseBox::remove);
             let wiped = match first {
                 Some(Ok(wiped)) if wiped.finished => Ok(wiped),
-                _ => lease_box::reap(&name, &dir, &Hierarchy::detect()),
+                _ => lease_box::reap(&name, &dir, &hierarchy),
             };
             // Nobody listens only when the process is at its end.
             let _ = tell.blocking_send(wiped.map(evidence).map_err(|error| error.full_message()));
@@ -303,10 +310,10 @@ impl Supervisor {
             Err(error) => {
                 tracing::error!(error, "the box could not be wiped; trying again");
                 let (name, dir) = (box_name(self.brief.assignment.lease.lease), self.dir.box_dir());
-                let tell = self.tell_wiped.clone();
+                let (tell, hierarchy) = (self.tell_wiped.clone(), self.hierarchy.clone());
                 tokio::task::spawn_blocking(move || {
                     std::thread::sleep(Duration::from_secs(1));
-                    let wiped = lease_box::reap(&name, &dir, &Hierarchy::detect());
+                    let wiped = lease_box::reap(&name, &dir, &hierarchy);
                     let _ = tell.blocking_send(wiped.map(evidence).map_err(|error| error.full_message()));
                 });
             }
@@ -418,7 +425,10 @@ pub(crate) fn reap(dir: &LeaseDir, lease: ionet_domain::LeaseId) -> Result<Obser
     if dir.is_held() {
         return Err(WorkerError::Busy { place: dir.path().display().to_string() });
     }
-    let wiped = lease_box::reap(&box_name(lease), &dir.box_dir(), &Hierarchy::detect())?;
+    let hierarchy = Hierarchy::detect();
+    // What it was preparing may go on without it.
+    OwnGroup::clear(&hierarchy, &box_name(lease));
+    let wiped = lease_box::reap(&box_name(lease), &dir.box_dir(), &hierarchy)?;
     let mut observed = dir.last_word(lease, "");
     if !matches!(observed.phase, BoxPhase::Removed { .. }) {
         observed.phase = BoxPhase::Removed { wipe: evidence(wiped) };
@@ -427,4 +437,10 @@ pub(crate) fn reap(dir: &LeaseDir, lease: ionet_domain::LeaseId) -> Result<Obser
         dir.write_end(&observed)?;
     }
     Ok(observed)
+}
+
+/// Drops what is left of a lease whose end was told.
+pub(crate) fn forget(dir: &LeaseDir, lease: ionet_domain::LeaseId) -> Result<()> {
+    OwnGroup::clear(&Hierarchy::detect(), &box_name(lease));
+    dir.remove()
 }

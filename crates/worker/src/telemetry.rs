@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
-use ionet_api::worker::Telemetry;
+use ionet_api::worker::{GpuTelemetry, Telemetry};
 
 use crate::inventory::{Places, disk_free_bytes, meminfo_bytes};
 use crate::nvml::Nvml;
@@ -17,8 +17,13 @@ use crate::nvml::Nvml;
 pub struct Sampler {
     places: Places,
     nvml: Option<Nvml>,
+    /// Samples until the driver is looked for again.
+    look_in: u32,
     before: Ticks,
 }
+
+/// A driver that was not there or broke may be installed, reloaded or updated while the agent runs.
+const LOOK_EVERY_SAMPLES: u32 = 12;
 
 /// CPU time in clock ticks since the machine started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -33,7 +38,7 @@ impl Sampler {
     pub fn new(places: Places) -> Self {
         let nvml = places.nvml().ok();
         let before = Ticks { leases: 0, ..machine_ticks(&places.read("proc/stat")) };
-        Self { places, nvml, before }
+        Self { places, nvml, look_in: LOOK_EVERY_SAMPLES, before }
     }
 
     /// The machine now. `own` are the agent and the supervisors: what runs below those is no other use of the machine.
@@ -50,8 +55,24 @@ impl Sampler {
             foreign_cpu_percent,
             memory_used_bytes: memory("MemTotal").saturating_sub(memory("MemAvailable")),
             disk_free_bytes: disk_free_bytes(data_dir),
-            gpus: self.nvml.as_ref().and_then(|nvml| nvml.telemetry().ok()).unwrap_or_default(),
+            gpus: self.gpus(),
         }
+    }
+
+    fn gpus(&mut self) -> Vec<GpuTelemetry> {
+        if self.nvml.is_none() {
+            self.look_in = self.look_in.saturating_sub(1);
+            if self.look_in == 0 {
+                self.look_in = LOOK_EVERY_SAMPLES;
+                self.nvml = self.places.nvml().ok();
+            }
+        }
+        let told = self.nvml.as_ref().map(Nvml::telemetry);
+        if let Some(Err(error)) = &told {
+            tracing::warn!("{error}");
+            self.nvml = None;
+        }
+        told.and_then(std::result::Result::ok).unwrap_or_default()
     }
 }
 

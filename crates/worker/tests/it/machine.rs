@@ -9,22 +9,23 @@ use ionet_worker::inventory::{self, Places};
 use ionet_worker::telemetry::Sampler;
 use ionet_worker::{check, nvml::Nvml};
 
-/// Two cards; the second one reports no power, as some do not.
+/// Two cards; the second one reports no power, as some do not. `COUNT`, `STATUS`, `INIT`, `LOST` and `BROKEN` break it.
 const STAND_IN: &str = r#"
 #include <string.h>
+#include <unistd.h>
 typedef struct { unsigned long long total, free, used; } Memory;
 typedef struct { unsigned gpu, memory; } Use;
 typedef struct { char legacy[16]; unsigned domain, bus, device, id, sub; char bus_id[32]; } Pci;
 static int up;
 static int cards[2];
-int nvmlInit_v2(void) { up++; return 0; }
+int nvmlInit_v2(void) { if (!INIT) up++; return INIT; }
 int nvmlShutdown(void) { up--; return 0; }
-const char *nvmlErrorString(int status) { return status == 1 ? "Uninitialized" : "Unknown Error"; }
-int nvmlDeviceGetCount_v2(unsigned *count) { if (!up) return 1; *count = COUNT; return STATUS; }
+const char *nvmlErrorString(int status) { switch (status) { case 1: return "Uninitialized"; case 15: return "GPU is lost"; case 18: return "Driver/library version mismatch"; default: return "Unknown Error"; } }
+int nvmlDeviceGetCount_v2(unsigned *count) { if (!up) return 1; if (access(BROKEN, F_OK) == 0) return 18; *count = COUNT; return STATUS; }
 int nvmlDeviceGetHandleByIndex_v2(unsigned i, void **device) { *device = &cards[i]; return 0; }
 static int index_of(void *device) { return (int *)device - cards; }
 int nvmlDeviceGetName(void *d, char *to, unsigned n) { strncpy(to, "NVIDIA Test 4000", n); return 0; }
-int nvmlDeviceGetUUID(void *d, char *to, unsigned n) { strncpy(to, index_of(d) ? "GPU-b" : "GPU-a", n); return 0; }
+int nvmlDeviceGetUUID(void *d, char *to, unsigned n) { if (index_of(d) == LOST) return 15; strncpy(to, index_of(d) ? "GPU-b" : "GPU-a", n); return 0; }
 int nvmlDeviceGetMemoryInfo(void *d, Memory *m) { m->total = 8ull << 30; m->used = 1ull << 30; m->free = 7ull << 30; return 0; }
 int nvmlDeviceGetUtilizationRates(void *d, Use *u) { u->gpu = 37; u->memory = 5; return 0; }
 int nvmlDeviceGetTemperature(void *d, unsigned sensor, unsigned *t) { *t = 61; return sensor == 0 ? 0 : 2; }
@@ -41,15 +42,26 @@ impl Machine {
         Self { folder: tempfile::tempdir().unwrap() }
     }
 
-    fn library(&self, count: u32, status: u32) -> PathBuf {
+    /// The stand-in with so many cards, broken as said: `INIT` and `STATUS` are what loading and counting give, `LOST`
+    /// the card that fell off the bus.
+    fn library(&self, count: u32, broken: &[(&str, i32)]) -> PathBuf {
         let source = self.folder.path().join("stand-in.c");
-        let library = self.folder.path().join(format!("libnvidia-ml-{count}-{status}.so"));
+        let library = self.folder.path().join(format!("libnvidia-ml-{count}-{broken:?}.so"));
         fs::write(&source, STAND_IN).unwrap();
-        let flags =
-            ["-shared", "-fPIC", "-w", &format!("-DCOUNT={count}"), &format!("-DSTATUS={status}"), "-o"];
-        let built = Command::new("cc").args(flags).arg(&library).arg(&source).status().unwrap();
-        assert!(built.success());
+        let value = |name| broken.iter().find(|(it, _)| *it == name).map(|(_, value)| *value);
+        let mut build = Command::new("cc");
+        build.args(["-shared", "-fPIC", "-w", &format!("-DCOUNT={count}")]);
+        for (name, usual) in [("STATUS", 0), ("INIT", 0), ("LOST", -1)] {
+            build.arg(format!("-D{name}={}", value(name).unwrap_or(usual)));
+        }
+        build.arg(format!("-DBROKEN=\"{}\"", self.broken().display()));
+        assert!(build.arg("-o").arg(&library).arg(&source).status().unwrap().success());
         library
+    }
+
+    /// While this file is there the driver does not answer.
+    fn broken(&self) -> PathBuf {
+        self.folder.path().join("broken")
     }
 
     fn file(&self, path: &str, text: &str) {
@@ -70,7 +82,7 @@ fn gpus_are_found_and_measured_through_the_drivers_library() {
     // The kernel lists one card by its driver and the other on the bus alone.
     machine.file("proc/driver/nvidia/gpus/0000:01:00.0/information", "Model: \t Test\nGPU UUID: \t GPU-a\n");
     machine.file("sys/bus/pci/devices/0000:02:00.0/vendor", "0x10de\n");
-    let places = machine.places(machine.library(2, 0));
+    let places = machine.places(machine.library(2, &[]));
     let hardware = inventory::take(&places);
     let gpu = |uuid: &str| Gpu { uuid: uuid.into(), model: "NVIDIA Test 4000".into(), memory_bytes: 8 << 30 };
     assert_eq!(hardware.gpus, [gpu("GPU-a"), gpu("GPU-b")]);
@@ -89,7 +101,8 @@ fn gpus_are_found_and_measured_through_the_drivers_library() {
 fn a_card_that_the_kernel_does_not_list_is_found_out() {
     let machine = Machine::new();
     machine.file("sys/bus/pci/devices/0000:01:00.0/vendor", "0x8086\n");
-    let measured = check::measure(&machine.places(machine.library(1, 0)), machine.folder.path(), 1).unwrap();
+    let measured =
+        check::measure(&machine.places(machine.library(1, &[])), machine.folder.path(), 1).unwrap();
     assert_eq!(measured.gpus.iter().map(|gpu| gpu.kernel_sees).collect::<Vec<_>>(), [false]);
 }
 
@@ -116,7 +129,7 @@ fn what_cannot_be_hired_is_listed_with_the_reason() {
 #[test]
 fn a_library_that_fails_says_what_it_said() {
     let machine = Machine::new();
-    let nvml = Nvml::open(&machine.library(1, 9)).unwrap().unwrap();
+    let nvml = Nvml::open(&machine.library(1, &[("STATUS", 9)])).unwrap().unwrap();
     let error = nvml.gpus().unwrap_err();
     assert_eq!(error.code(), "nvml_failed");
     assert!(error.to_string().contains("Unknown Error"), "{error}");
@@ -124,6 +137,48 @@ fn a_library_that_fails_says_what_it_said() {
     fs::write(&no_library, "text").unwrap();
     assert_eq!(Nvml::open(&no_library).unwrap_err().code(), "nvml_failed");
     assert!(Nvml::open(Path::new("/nonexistent/lib.so")).unwrap().is_none());
+}
+
+#[test]
+fn a_driver_that_does_not_fit_is_told_and_offers_nothing() {
+    let machine = Machine::new();
+    machine.file("sys/bus/pci/devices/0000:01:00.0/class", "0x030200\n");
+    machine.file("sys/bus/pci/devices/0000:01:00.0/vendor", "0x10de\n");
+    for (broken, said) in
+        [(("INIT", 18), "Driver/library version mismatch"), (("STATUS", 999), "Unknown Error")]
+    {
+        let places = machine.places(machine.library(1, &[broken]));
+        let hardware = inventory::take(&places);
+        assert!(hardware.gpus.is_empty(), "{hardware:?}");
+        assert!(hardware.unsupported[0].contains(said), "{hardware:?}");
+        assert_eq!(check::measure(&places, machine.folder.path(), 1).unwrap().gpus, []);
+        assert_eq!(Sampler::new(places).sample(0, Path::new("/"), &[].into()).gpus, []);
+    }
+}
+
+#[test]
+fn a_card_that_fell_off_the_bus_takes_no_other_with_it() {
+    let machine = Machine::new();
+    let places = machine.places(machine.library(2, &[("LOST", 0)]));
+    let hardware = inventory::take(&places);
+    assert_eq!(hardware.gpus.iter().map(|gpu| gpu.uuid.as_str()).collect::<Vec<_>>(), ["GPU-b"]);
+    assert!(matches!(&hardware.unsupported[..], [why] if why.contains("GPU is lost")), "{hardware:?}");
+    let measured = check::measure(&places, machine.folder.path(), 1).unwrap();
+    assert_eq!(measured.gpus.iter().map(|gpu| gpu.uuid.as_str()).collect::<Vec<_>>(), ["GPU-b"]);
+    let telemetry = Sampler::new(places).sample(0, Path::new("/"), &[].into());
+    assert_eq!(telemetry.gpus.iter().map(|gpu| gpu.uuid.as_str()).collect::<Vec<_>>(), ["GPU-b"]);
+}
+
+#[test]
+fn a_driver_that_breaks_and_comes_back_is_found_again() {
+    let machine = Machine::new();
+    let mut sampler = Sampler::new(machine.places(machine.library(2, &[])));
+    let mut cards = || sampler.sample(0, Path::new("/"), &[].into()).gpus.len();
+    assert_eq!(cards(), 2);
+    fs::write(machine.broken(), "").unwrap();
+    assert_eq!(cards(), 0);
+    fs::remove_file(machine.broken()).unwrap();
+    assert_eq!((0..20).map(|_| cards()).max(), Some(2));
 }
 
 #[test]

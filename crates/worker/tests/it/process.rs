@@ -1,5 +1,6 @@
 //! Agent, supervisors and boxes as real processes.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use ionet_api::sign::{self, Usage};
@@ -20,6 +21,20 @@ fn shell(lease: LeaseId, script: &str) -> DesiredLease {
     it
 }
 
+/// Control groups of this machine whose path ends so.
+fn groups_named(end: &str) -> Vec<PathBuf> {
+    let (mut found, mut folders) = (Vec::new(), vec![PathBuf::from("/sys/fs/cgroup")]);
+    while let Some(folder) = folders.pop() {
+        let entries = std::fs::read_dir(&folder).into_iter().flatten().flatten();
+        let below = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+        folders.extend(below.map(|entry| entry.path()));
+        if folder.to_string_lossy().ends_with(end) {
+            found.push(folder);
+        }
+    }
+    found
+}
+
 async fn client() -> Node {
     Node::bind(&EndpointKey::generate().unwrap(), NodeConfig::default()).await.unwrap()
 }
@@ -27,7 +42,7 @@ async fn client() -> Node {
 async fn read_all(mut stream: TunnelStream) -> String {
     let mut text = Vec::new();
     // A service that is ended hangs up in the middle.
-    let _ = tokio::time::timeout(Duration::from_secs(20), stream.read_to_end(&mut text)).await.unwrap();
+    let _ = tokio::time::timeout(Duration::from_mins(1), stream.read_to_end(&mut text)).await.unwrap();
     String::from_utf8_lossy(&text).into_owned()
 }
 
@@ -44,6 +59,13 @@ async fn a_lease_from_start_to_wipe() {
     assert!(ready.receipt.is_none());
     wanted.running = true;
     site.want(vec![wanted.clone()], vec![]).await;
+    eventually("paid time runs", || site.brief(id).contains("\"running\":true")).await;
+    // Its control group is its own, beside the box's.
+    let group = format!("/ionet-{}-supervisor", id.to_string().replace('.', "-"));
+    let groups = std::fs::read_to_string(format!("/proc/{}/cgroup", site.supervisor(id).unwrap())).unwrap();
+    let agents = std::fs::read_to_string("/proc/self/cgroup").unwrap();
+    let has_groups = groups != agents;
+    assert!(!has_groups || groups.contains(&group), "{groups}");
     // The log is a stream for whoever has a grant.
     let client = client().await;
     let at = addr_of(ready.endpoint.as_ref().unwrap());
@@ -58,7 +80,7 @@ async fn a_lease_from_start_to_wipe() {
     let rss = rss_bytes(site.supervisor(id).unwrap());
     println!("supervisor: {} kB", rss / 1024);
     std::fs::write(site.box_dir(id).join("work/go"), "").unwrap();
-    let exited = site.until(id, 20, |o| matches!(o.phase, BoxPhase::Exited { .. })).await;
+    let exited = site.until(id, 60, |o| matches!(o.phase, BoxPhase::Exited { .. })).await;
     assert_eq!(exited.phase, BoxPhase::Exited { exit_code: 7 });
     assert_eq!(read_all(log).await, "hello\nbye\n");
     let receipt = exited.receipt.unwrap();
@@ -73,6 +95,7 @@ async fn a_lease_from_start_to_wipe() {
     assert_eq!(removed.receipt.unwrap().elapsed_ms, receipt.elapsed_ms, "nothing counts after the end");
     eventually("the supervisor ends", || site.supervisor(id).is_none()).await;
     assert!(!site.box_dir(id).exists());
+    assert_eq!(groups_named(&group), [PathBuf::new(); 0]);
     worker.stop().await;
 }
 
@@ -104,7 +127,7 @@ async fn the_agents_end_changes_nothing_and_a_dead_supervisor_leaves_nothing() {
     assert!(aside().running && aside().leases.len() == 1);
     let pid = rustix::process::Pid::from_raw(supervisor).unwrap();
     rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
-    let lost = site.until(id, 20, |o| matches!(o.phase, BoxPhase::Lost { .. })).await;
+    let lost = site.until(id, 60, |o| matches!(o.phase, BoxPhase::Lost { .. })).await;
     assert!(matches!(lost.phase, BoxPhase::Lost { reason } if reason.contains("supervisor")));
     eventually("nothing is orphaned", || processes_with("sleep 4711").is_empty()).await;
     site.want(vec![wanted], vec![]).await;
@@ -112,6 +135,8 @@ async fn the_agents_end_changes_nothing_and_a_dead_supervisor_leaves_nothing() {
     site.until_removed(id).await;
     assert!(site.supervisor(id).is_none(), "a lost lease is not started again");
     assert!(!site.box_dir(id).exists());
+    let group = format!("/ionet-{}-supervisor", id.to_string().replace('.', "-"));
+    assert_eq!(groups_named(&group), [PathBuf::new(); 0]);
     worker.stop().await;
 }
 
@@ -136,11 +161,11 @@ async fn two_members_see_each_other_and_a_tunnel_leads_in() {
     both = site.with_endpoints(&both, 1);
     site.want(both.clone(), vec![]).await;
     for id in [head, other] {
-        site.until(id, 20, |observed| observed.endpoint.is_some()).await;
+        site.until(id, 60, |observed| observed.endpoint.is_some()).await;
     }
     both = site.with_endpoints(&both, 2);
     site.want(both.clone(), vec![]).await;
-    let done = site.until(other, 20, |o| matches!(o.phase, BoxPhase::Exited { .. })).await;
+    let done = site.until(other, 60, |o| matches!(o.phase, BoxPhase::Exited { .. })).await;
     assert_eq!(done.phase, BoxPhase::Exited { exit_code: 0 }, "the head was reached by its overlay address");
     assert!(done.parts_ms.iter().any(|(name, _)| name == "boxes"), "{:?}", done.parts_ms);
     // The same service from outside, through a tunnel.
@@ -153,7 +178,7 @@ async fn two_members_see_each_other_and_a_tunnel_leads_in() {
     let closed = tunnel::open(&client, &at, &site.request(&auth, 9)).await.unwrap_err();
     assert!(closed.to_string().contains("service_unreachable"), "{closed}");
     // Another member's word is a witness: the head's next receipt names it.
-    let witnessed = site.until(head, 20, |o| o.receipt.as_ref().is_some_and(|r| r.heard == [1])).await;
+    let witnessed = site.until(head, 60, |o| o.receipt.as_ref().is_some_and(|r| r.heard == [1])).await;
     assert_eq!(witnessed.phase, BoxPhase::Ready);
     site.want(vec![], vec![head, other]).await;
     for id in [head, other] {
@@ -187,6 +212,11 @@ async fn a_worker_measures_answers_and_tells_how_it_is() {
     assert_eq!(site.hellos(), 1, "the doctor does not disturb the agent's link");
     let status = worker.status().borrow().clone();
     assert!(status.linked && status.link_error.is_none(), "{status:?}");
+    // What is told to the owner and what the agent goes by are one.
+    let limits =
+        ionet_worker::box_doctor::checks(&site.data_dir()).into_iter().find(|it| it.name == "limits");
+    let said = limits.map(|limits| limits.found).unwrap_or_default();
+    assert_eq!(said.contains("one tenant"), status.one_tenant_because.is_some(), "{said}: {status:?}");
     worker.stop().await;
     assert!(!ionet_worker::status(&site.data_dir()).unwrap().unwrap().running);
 }

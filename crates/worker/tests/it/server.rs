@@ -159,11 +159,11 @@ impl Site {
     }
 
     pub(crate) async fn until_phase(&self, lease: LeaseId, phase: &BoxPhase) -> ObservedLease {
-        self.until(lease, 20, |observed| observed.phase == *phase).await
+        self.until(lease, 60, |observed| observed.phase == *phase).await
     }
 
     pub(crate) async fn until_removed(&self, lease: LeaseId) -> ObservedLease {
-        self.until(lease, 20, |observed| matches!(observed.phase, BoxPhase::Removed { .. })).await
+        self.until(lease, 60, |observed| matches!(observed.phase, BoxPhase::Removed { .. })).await
     }
 
     pub(crate) fn lease_dir(&self, lease: LeaseId) -> PathBuf {
@@ -179,13 +179,21 @@ impl Site {
         lease(self.order, n)
     }
 
+    /// What the supervisor was told last, and keeps.
+    pub(crate) fn brief(&self, lease: LeaseId) -> String {
+        fs::read_to_string(self.lease_dir(lease).join("brief.json")).unwrap_or_default()
+    }
+
     pub(crate) fn log(&self, lease: LeaseId) -> String {
         fs::read_to_string(self.lease_dir(lease).join("supervisor.log")).unwrap_or_default()
     }
 
     /// The supervisor's process.
     pub(crate) fn supervisor(&self, lease: LeaseId) -> Option<i32> {
-        let pids = processes_with(&format!("--dir {}", self.lease_dir(lease).display()));
+        let mut pids = processes_with(&format!("--dir {}", self.lease_dir(lease).display()));
+        // A child that it has just forked has its words for a moment.
+        let all = pids.clone();
+        pids.retain(|pid| !parent(*pid).is_some_and(|parent| all.contains(&parent)));
         assert!(pids.len() <= 1, "one supervisor a lease: {pids:?}");
         pids.first().copied()
     }
@@ -289,6 +297,11 @@ fn view(request: &EnrolRequest) -> DeviceView {
     }
 }
 
+fn parent(pid: i32) -> Option<i32> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    status.lines().find_map(|line| line.strip_prefix("PPid:")?.trim().parse().ok())
+}
+
 /// Processes whose command line holds `text`, this one left out.
 pub(crate) fn processes_with(text: &str) -> Vec<i32> {
     let own = i32::try_from(std::process::id()).unwrap();
@@ -300,9 +313,9 @@ pub(crate) fn processes_with(text: &str) -> Vec<i32> {
     pids.filter(|pid| *pid != own).filter(holds).collect()
 }
 
-/// Waits for a condition on the host.
+/// Waits for a condition on the host; long, for the machine may be busy with other tests.
 pub(crate) async fn eventually(what: &str, condition: impl Fn() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + Duration::from_mins(1);
     while !condition() {
         assert!(Instant::now() < deadline, "{what}");
         tokio::time::sleep(Duration::from_millis(10)).await; // poll
