@@ -12,7 +12,7 @@ use ulid::Ulid;
 
 /// A text that is not the id it should be.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("'{text}' is not a {kind}; expected {expected}")]
+#[error("'{text}' is no {kind}; expected {expected}")]
 pub struct ParseIdError {
     /// What was read.
     pub text: String,
@@ -121,7 +121,7 @@ macro_rules! timed_id {
         impl FromStr for $name {
             type Err = ParseIdError;
             fn from_str(text: &str) -> Result<Self, ParseIdError> {
-                let wrong = || parse_error(text, stringify!($name), concat!($prefix, "_ and 26 letters or digits"));
+                let wrong = || parse_error(text, "id of this kind", concat!($prefix, "_ and 26 letters or digits"));
                 let body = text.strip_prefix(concat!($prefix, "_")).ok_or_else(wrong)?;
                 Ulid::from_string(body).map(|ulid| Self(ulid.0)).map_err(|_| wrong())
             }
@@ -180,7 +180,7 @@ impl fmt::Debug for LeaseId {
 impl FromStr for LeaseId {
     type Err = ParseIdError;
     fn from_str(text: &str) -> Result<Self, ParseIdError> {
-        let wrong = || parse_error(text, "LeaseId", "an order's id, a dot and a number");
+        let wrong = || parse_error(text, "lease id", "an order's id, a dot and a number");
         let (order, n) = text.split_once('.').ok_or_else(wrong)?;
         Ok(Self { order: order.parse().map_err(|_| wrong())?, n: n.parse().map_err(|_| wrong())? })
     }

@@ -110,6 +110,9 @@ fn fill(open: &[Slot], wanted: usize, promised: Option<&[Rate]>) -> Vec<DeviceId
     chosen
 }
 
+/// The place of "hired by others now" among the constraints.
+const HIRED: u8 = 8;
+
 struct Sieve<'a> {
     request: &'a Request,
     limits: &'a Limits,
@@ -176,7 +179,7 @@ impl Sieve<'_> {
         } else if let Some(why) = device.rules.closed(self.now_ms) {
             (7, why.into())
         } else if !self.free(id, device).holds(wanted) {
-            (8, "hired by others now".into())
+            (HIRED, "hired by others now".into())
         } else {
             return self.too_dear(device);
         };
@@ -190,9 +193,15 @@ impl Sieve<'_> {
     }
 
     fn shortfall(self, state: &State, possible: u32) -> Shortfall {
+        // Only a device that would do if it were free is worth waiting for.
+        let may_do = |id| {
+            let missing = state.devices.get(&id).map(|device| self.misses(id, device));
+            missing.is_some_and(|missing| missing.is_none_or(|(place, _)| place == HIRED))
+        };
         let live = state.orders.values().filter(|order| order.stage < Stage::Closing);
-        let free_at_ms = live.filter_map(Order::ends_ms).min();
-        let busy = state.devices.values().any(|device| device.leases > 0);
+        let in_the_way =
+            live.filter(|order| order.leases.values().any(|lease| lease.live() && may_do(lease.device)));
+        let free_at_ms = in_the_way.filter_map(Order::ends_ms).min();
         Shortfall {
             wanted: self.request.members,
             possible,
@@ -202,7 +211,7 @@ impl Sieve<'_> {
                 .into_iter()
                 .map(|((_, constraint), devices)| Removed { constraint, devices })
                 .collect(),
-            free_in_ms: free_at_ms.filter(|_| busy).map(|at| at.saturating_sub(self.now_ms)),
+            free_in_ms: free_at_ms.map(|at| at.saturating_sub(self.now_ms)),
         }
     }
 }

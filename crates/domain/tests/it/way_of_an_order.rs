@@ -205,6 +205,10 @@ fn two_orders_race_for_the_last_device() {
     let Err(Refusal::NoCapacity(short)) = world.quote(&request(1)) else { panic!("it fitted") };
     assert_eq!(short.free_in_ms, Some(HOUR_MS), "{short}");
     assert_eq!(short.removed[0].constraint, "hired by others now");
+    let mut larger = request(1);
+    larger.per_member.cpu_millis = 1_000_000;
+    let Err(Refusal::NoCapacity(never)) = world.quote(&larger) else { panic!("it fitted") };
+    assert_eq!(never.free_in_ms, None, "waiting would not help: {never}");
     let said = short.to_string();
     assert!(said.contains("a device comes free within 60 minutes"), "{said}");
 }
