@@ -176,9 +176,17 @@ impl Client {
         self.post("/v1/devices", request).await
     }
 
-    /// Devices that meet the filter.
+    /// Devices that meet the filter: a page if it has a limit, else all of them.
     pub async fn devices(&self, filter: &rest::DeviceFilter) -> Answer<Vec<rest::DeviceView>> {
-        self.get("/v1/devices", filter).await
+        let mut filter = filter.clone();
+        let mut found: Vec<rest::DeviceView> = Vec::new();
+        loop {
+            let page: Vec<rest::DeviceView> = self.get("/v1/devices", &filter).await?;
+            let last = page.last().map(|device| device.id).filter(|_| goes_on(&page, filter.limit));
+            found.extend(page);
+            let Some(last) = last else { return Ok(found) };
+            *if filter.newest { &mut filter.before } else { &mut filter.after } = Some(last);
+        }
     }
 
     /// One device.
@@ -211,9 +219,17 @@ impl Client {
         self.post("/v1/clusters", request).await
     }
 
-    /// The account's clusters.
-    pub async fn clusters(&self) -> Answer<Vec<rest::ClusterView>> {
-        self.get("/v1/clusters", &()).await
+    /// The account's clusters: a page if the filter has a limit, else all of them.
+    pub async fn clusters(&self, filter: &rest::ClusterFilter) -> Answer<Vec<rest::ClusterView>> {
+        let mut filter = filter.clone();
+        let mut found: Vec<rest::ClusterView> = Vec::new();
+        loop {
+            let page: Vec<rest::ClusterView> = self.get("/v1/clusters", &filter).await?;
+            let last = page.last().map(|cluster| cluster.id).filter(|_| goes_on(&page, filter.limit));
+            found.extend(page);
+            let Some(last) = last else { return Ok(found) };
+            *if filter.newest { &mut filter.before } else { &mut filter.after } = Some(last);
+        }
     }
 
     /// One cluster.
@@ -303,6 +319,11 @@ impl Client {
     fn garbled(&self, reason: String) -> ClientError {
         ClientError::Garbled { url: self.base.clone(), reason }
     }
+}
+
+/// Whether there may be more than this page and more is wanted.
+fn goes_on<T>(page: &[T], limit: Option<u32>) -> bool {
+    limit.is_none() && page.len() >= rest::PAGE_MOST as usize
 }
 
 /// The innermost cause: the layers above only repeat that something failed.

@@ -284,6 +284,9 @@ pub struct DeviceView {
     pub telemetry: Option<Telemetry>,
 }
 
+/// Most entries that one answer with a list has.
+pub const PAGE_MOST: u32 = 1000;
+
 /// Which devices are listed; all given conditions hold.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema, utoipa::IntoParams)]
 #[serde(deny_unknown_fields, default)]
@@ -303,6 +306,41 @@ pub struct DeviceFilter {
     pub tier: Option<String>,
     /// Also archived ones.
     pub archived: bool,
+    /// Only after this one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[param(value_type = Option<String>)]
+    #[schema(value_type = Option<String>)]
+    pub after: Option<DeviceId>,
+    /// Only before this one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[param(value_type = Option<String>)]
+    #[schema(value_type = Option<String>)]
+    pub before: Option<DeviceId>,
+    /// Newest first instead of oldest first.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub newest: bool,
+    /// At most this many, up to 1000.
+    pub limit: Option<u32>,
+}
+
+/// Which of the account's clusters.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields, default)]
+#[into_params(parameter_in = Query)]
+pub struct ClusterFilter {
+    /// Only after this one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[param(value_type = Option<String>)]
+    pub after: Option<OrderId>,
+    /// Only before this one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[param(value_type = Option<String>)]
+    pub before: Option<OrderId>,
+    /// Newest first instead of oldest first.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub newest: bool,
+    /// At most this many, up to 1000.
+    pub limit: Option<u32>,
 }
 
 /// A price with the server's signature.
@@ -475,7 +513,7 @@ pub struct EventView {
     pub text: Option<String>,
 }
 
-/// Which events; newest last.
+/// Which events. All lists are paged alike: go on after (or, newest first, before) the last one that you have.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema, utoipa::IntoParams)]
 #[serde(deny_unknown_fields, default)]
 #[into_params(parameter_in = Query)]
@@ -484,6 +522,12 @@ pub struct EventFilter {
     pub subject: Option<String>,
     /// Only after this place.
     pub after: u64,
+    /// Only before this place.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub before: Option<u64>,
+    /// Newest first instead of oldest first.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub newest: bool,
     /// At most this many, up to 1000.
     pub limit: Option<u32>,
 }
@@ -505,6 +549,8 @@ pub struct LedgerLine {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ActivityLine {
+    /// The event's place in the journal.
+    pub seq: u64,
     /// When.
     pub at_ms: u64,
     /// What.

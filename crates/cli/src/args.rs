@@ -26,7 +26,8 @@ const EXAMPLES: &str = "Examples:
   ionet cluster create -n 2 --for 1h
   ionet cluster connect clu_...     local ports to the cluster's dashboard, Ray Client and Jobs
 
-Exit status: 0 done, 1 refused or failed, 2 wrong usage, 3 the network cannot be reached, 4 a fault of ours.";
+Exit status: 0 done, 1 refused or failed, 2 wrong usage, 3 the network cannot be reached, 4 a fault
+of ours or of this machine.";
 
 /// What every command takes.
 #[derive(Debug, Clone, Args)]
@@ -35,7 +36,7 @@ pub(crate) struct Global {
     #[arg(long, global = true, env = "IONET_DATA_DIR", value_name = "DIR", hide_env_values = true)]
     pub(crate) data_dir: Option<PathBuf>,
     /// The server to talk to [default: the one used last from this data directory]
-    #[arg(long, global = true, env = "IONET_URL", value_name = "URL", hide_env_values = true)]
+    #[arg(long, global = true, env = "IONET_URL", value_name = "URL", hide_env_values = true, value_parser = parse_url)]
     pub(crate) url: Option<String>,
     /// Answer in JSON, errors included
     #[arg(long, global = true)]
@@ -48,7 +49,7 @@ pub(crate) enum Command {
     #[command(after_help = "Examples:
   ionet up
   ionet up --workers 4 --data-dir ./net
-  ionet up --listen 0.0.0.0:8080     also for other machines")]
+  ionet up --listen 0.0.0.0:8080 --public-url http://10.0.0.5:8080     also for other machines")]
     Up(UpArgs),
     /// See it work: a network, a 2-node Ray cluster, a hyper-parameter search on both nodes, the bill
     #[command(after_help = "Examples:
@@ -92,7 +93,12 @@ pub(crate) enum Command {
     /// Run programs on a Ray cluster (Ray's Jobs API)
     #[command(subcommand)]
     Job(JobCommand),
-    /// Ledger lines: each move of money
+    /// Ledger lines: each move of money, the newest last
+    #[command(after_help = "Examples:
+  ionet ledger
+  ionet ledger --before 1200          the page before
+  ionet ledger --books                all balances; they add up to zero
+  ionet ledger losses                 what the network has to make good")]
     Ledger(LedgerArgs),
     /// The journal: verify it, read it
     #[command(subcommand)]
@@ -116,6 +122,9 @@ pub(crate) struct UpArgs {
     /// Address and port of the server
     #[arg(long, default_value = "127.0.0.1:0", value_name = "ADDR:PORT")]
     pub(crate) listen: std::net::SocketAddr,
+    /// Where other machines find it, for joining tokens [default: what --listen says]
+    #[arg(long, value_name = "URL", value_parser = parse_url)]
+    pub(crate) public_url: Option<String>,
     /// Ask of the local workers for one CPU thread (or GPU) an hour, in dollars
     #[arg(long, default_value = "0.10", value_name = "USD", value_parser = parse_rate)]
     pub(crate) ask: Rate,
@@ -139,6 +148,9 @@ pub(crate) struct ServerArgs {
     /// Address and port of the REST API
     #[arg(long, default_value = "127.0.0.1:8080", value_name = "ADDR:PORT")]
     pub(crate) listen: std::net::SocketAddr,
+    /// Where other machines find it, for joining tokens [default: what --listen says]
+    #[arg(long, value_name = "URL", value_parser = parse_url)]
+    pub(crate) public_url: Option<String>,
     /// Name of the network, part of every signature; fixed at the first start
     #[arg(long, default_value = "ionet", value_name = "NAME")]
     pub(crate) network: String,
@@ -595,8 +607,21 @@ pub(crate) struct LedgerArgs {
     /// All balances of the network instead; they add up to zero
     #[arg(long, conflicts_with = "subject")]
     pub(crate) books: bool,
-    /// At most this many lines
-    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    #[command(flatten)]
+    pub(crate) page: PageArgs,
+}
+
+/// Which part of a long list; the newest entries, the newest last, unless --after says where to begin.
+#[derive(Debug, Args)]
+pub(crate) struct PageArgs {
+    /// Begin after this number instead of showing the newest
+    #[arg(long, value_name = "SEQ")]
+    pub(crate) after: Option<u64>,
+    /// Only before this number
+    #[arg(long, value_name = "SEQ")]
+    pub(crate) before: Option<u64>,
+    /// At most this many, about
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub(crate) limit: u32,
 }
 
@@ -608,13 +633,13 @@ pub(crate) enum JournalCommand {
         #[arg(long, value_name = "DIR")]
         dir: Option<PathBuf>,
     },
-    /// Events in words, of everything or of one cluster, lease, device, account or payout
+    /// Events in words, the newest last, of everything or of one cluster, lease, device, account or payout
     Show {
         /// Of what
         subject: Option<String>,
-        /// Only after this number
-        #[arg(long, default_value_t = 0, value_name = "SEQ")]
-        after: u64,
+        /// Begin after this number instead of showing the newest
+        #[arg(long, value_name = "SEQ")]
+        after: Option<u64>,
         /// At most this many
         #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=1000))]
         limit: u32,
@@ -628,14 +653,23 @@ pub(crate) enum JournalCommand {
 
 #[derive(Debug, Args)]
 pub(crate) struct ActivityArgs {
-    /// At most this many lines
-    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1000))]
-    pub(crate) limit: u32,
+    #[command(flatten)]
+    pub(crate) page: PageArgs,
 }
 
 fn parse_usd(text: &str) -> Result<u64, String> {
     let text = text.strip_prefix('$').unwrap_or(text);
     Asset::Iosd.parse(text).map_err(|refusal| refusal.to_string())
+}
+
+fn parse_url(text: &str) -> Result<String, String> {
+    let rest = text.strip_prefix("http://").or_else(|| text.strip_prefix("https://"));
+    match rest.map(|rest| rest.trim_end_matches('/')) {
+        Some(rest) if !rest.is_empty() && !rest.contains(['/', '@', '?', '#', ' ']) => {
+            Ok(text.trim_end_matches('/').to_owned())
+        }
+        _ => Err("write it as http://HOST:PORT or https://HOST".to_owned()),
+    }
 }
 
 fn parse_funds(text: &str) -> Result<(Address, u64), String> {

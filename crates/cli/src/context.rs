@@ -37,6 +37,9 @@ pub(crate) struct Context {
 #[serde(deny_unknown_fields)]
 struct Remembered {
     url: String,
+    /// Where other machines find the server, if it is served from here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    public_url: Option<String>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -107,7 +110,20 @@ impl Context {
 
     /// Uses this server from now on.
     pub(crate) fn remember(&self, url: &str) -> Result {
-        write_json(&self.path("context.json"), &Remembered { url: url.to_owned() })
+        let known: Option<Remembered> = read_json(&self.path("context.json"))?;
+        let public_url = known.filter(|known| known.url == url).and_then(|known| known.public_url);
+        write_json(&self.path("context.json"), &Remembered { url: url.to_owned(), public_url })
+    }
+
+    /// Uses this server, which is served from here, from now on.
+    pub(crate) fn remember_served(&self, url: &str, public_url: Option<String>) -> Result {
+        write_json(&self.path("context.json"), &Remembered { url: url.to_owned(), public_url })
+    }
+
+    /// Where other machines find the server at `url`, if that is known to be somewhere else.
+    pub(crate) fn public_url_of(&self, url: &str) -> Result<Option<String>> {
+        let known: Option<Remembered> = read_json(&self.path("context.json"))?;
+        Ok(known.filter(|known| known.url == url).and_then(|known| known.public_url))
     }
 
     /// A client that is nobody, and what the network is.

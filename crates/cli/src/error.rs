@@ -97,6 +97,7 @@ fn help_for(code: &str) -> Option<&'static str> {
     Some(match code {
         "no_capacity" => "'ionet devices' lists what there is; ask for less with -n, --cpus or --memory",
         "insufficient_funds" => "'ionet wallet' shows what the account holds; a shorter --for costs less",
+        "wrong_stage" => "'ionet cluster show' says where it stands and why",
         "over_price_cap" => "raise --max-price, or ask for less",
         "unknown_order" => "'ionet cluster ls --all' lists your clusters",
         "unsupported" => "'ionet cluster create --help' lists what there is",
@@ -182,6 +183,10 @@ pub(crate) fn io(action: impl std::fmt::Display) -> impl FnOnce(std::io::Error) 
             }
             std::io::ErrorKind::PermissionDenied => {
                 ("permission_denied", "use a --data-dir that is yours, or look at the folder's owner")
+            }
+            std::io::ErrorKind::NotFound => {
+                let message = format!("cannot {action}: there is no such file or folder");
+                return CliError::refused("not_found", message);
             }
             std::io::ErrorKind::AddrInUse => ("port_in_use", "another program has the port; choose another"),
             _ => return CliError::internal("io", format!("cannot {action}: {error}")),

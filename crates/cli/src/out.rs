@@ -42,7 +42,11 @@ impl Out {
     /// A table for people. `right` are the columns with numbers.
     pub(crate) fn table(self, header: &[&str], right: &[usize], rows: Vec<Vec<String>>) {
         if !self.json {
+            let nothing = rows.is_empty();
             print_line(&table(header, right, rows));
+            if nothing {
+                print_line("(none)");
+            }
         }
     }
 

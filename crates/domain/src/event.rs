@@ -185,6 +185,11 @@ pub enum PrivateBody {
     Particulars(String),
 }
 
+/// The subject of an account's activity log, apart from its other history, of which there is far more.
+pub fn activity_of(account: Address) -> String {
+    format!("activity:{account}")
+}
+
 impl PublicBody {
     /// The things that this is part of the history of, as the subject index names them.
     pub fn subjects(&self) -> Vec<String> {
@@ -199,7 +204,7 @@ impl PublicBody {
             Self::Founded { .. } | Self::TermBegun { .. } => vec!["network".into()],
             Self::KeyMade { account, key } => vec![account.to_string(), key.id.to_string()],
             Self::KeyRevoked { account, key } => vec![account.to_string(), key.to_string()],
-            Self::Active(activity) => vec![activity.account.to_string()],
+            Self::Active(activity) => vec![activity.account.to_string(), activity_of(activity.account)],
             Self::Deposited { transfer, .. } | Self::Sent { transfer } => touched(transfer).collect(),
             Self::DeviceEnrolled { enrolment } => {
                 vec![enrolment.device.to_string(), enrolment.owner.to_string()]

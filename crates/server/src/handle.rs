@@ -2,7 +2,7 @@
 //!
 //! Always holds: an answer to a command comes after its events are durable. Not here: who may see what (`http`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -63,6 +63,20 @@ pub struct HistoryEvent {
     pub private_digest: Option<Hash>,
 }
 
+/// A part of the journal: the events after place `after` and before place `before`, at most `limit` of them, oldest
+/// first or newest first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Span {
+    /// Only later ones.
+    pub after: u64,
+    /// Only earlier ones; `None` goes to the durable head.
+    pub before: Option<u64>,
+    /// Newest first.
+    pub newest: bool,
+    /// At most this many.
+    pub limit: usize,
+}
+
 /// A running server. Cheap to clone.
 #[derive(Clone)]
 pub struct Handle(pub(crate) Arc<Inner>);
@@ -118,18 +132,17 @@ impl Handle {
         self.0.events.subscribe()
     }
 
-    /// Durable events after place `after`, oldest first, at most `limit`; of one subject or of all.
+    /// Durable events of a part of the journal, of one subject or of all.
     ///
     /// # Errors
     /// Those of the journal.
     pub async fn history(
         &self,
         subject: Option<String>,
-        after: u64,
-        limit: usize,
+        span: Span,
     ) -> Result<Vec<HistoryEvent>, ServerError> {
         let inner = self.0.clone();
-        let read = move || inner.history(subject.as_deref(), after, limit);
+        let read = move || inner.history(subject.as_deref(), span);
         tokio::task::spawn_blocking(read).await.map_err(|_| ServerError::Stopping)?
     }
 
@@ -232,65 +245,107 @@ pub(crate) fn journal_head(head: Head) -> JournalHead {
 }
 
 impl Inner {
-    fn history(
-        &self,
-        subject: Option<&str>,
-        after: u64,
-        limit: usize,
-    ) -> Result<Vec<HistoryEvent>, ServerError> {
+    fn history(&self, subject: Option<&str>, span: Span) -> Result<Vec<HistoryEvent>, ServerError> {
+        let Span { after, before, newest, limit } = span;
         let head = self.view.read().head.seq;
-        let Some(subject) = subject else { return self.scan(after, head, limit, |_| true) };
+        let last = before.map_or(head, |before| head.min(before.saturating_sub(1)));
+        let Some(subject) = subject else {
+            // Places have no gaps, so the newest begin where they begin.
+            let from = if newest { after.max(last.saturating_sub(limit as u64)) } else { after };
+            let mut found = Vec::from(self.scan(from, last, Keep::First(limit), |_| true)?);
+            if newest {
+                found.reverse();
+            }
+            return Ok(found);
+        };
         // The index only says where to look: while it is not there yet or broken, the journal itself is looked through.
-        let (indexed, seqs) = self.indexed(subject, after, limit).unwrap_or_else(|error| {
-            // Only slower: without the index, as at the very first start, the journal itself is looked through.
-            tracing::debug!(%error, "the subject index cannot be asked");
-            (0, Vec::new())
-        });
-        let mut found = Vec::new();
-        for seq in seqs.into_iter().filter(|seq| *seq <= head.min(indexed)) {
-            found.extend(self.reader.get(seq)?.map(history_event).transpose()?);
-        }
+        let (indexed, seqs) =
+            self.indexed(subject, Span { before: Some(last + 1), ..span }).unwrap_or_else(|error| {
+                // Only slower: without the index, as at the very first start, the journal itself is looked through.
+                tracing::debug!(%error, "the subject index cannot be asked");
+                (0, Vec::new())
+            });
+        let known = seqs.into_iter().filter(|seq| (after + 1..=last.min(indexed)).contains(seq));
         // The index trails the head: what it does not have yet is looked through.
         let about = |record: &Record| record.subjects.iter().any(|of| of == subject);
-        found.extend(self.scan(indexed.max(after), head, limit - found.len().min(limit), about)?);
+        let from = indexed.max(after);
+        if newest {
+            let tail = self.scan(from, last, Keep::Last(limit), about)?;
+            let mut found: Vec<_> = tail.into_iter().rev().collect();
+            let missing = limit - found.len();
+            self.read_each(known.take(missing), &mut found)?;
+            return Ok(found);
+        }
+        let mut found = Vec::new();
+        self.read_each(known, &mut found)?;
+        found.extend(self.scan(from, last, Keep::First(limit.saturating_sub(found.len())), about)?);
         Ok(found)
     }
 
-    fn indexed(&self, subject: &str, after: u64, limit: usize) -> Result<(u64, Vec<u64>), ServerError> {
+    fn read_each(
+        &self,
+        seqs: impl Iterator<Item = u64>,
+        found: &mut Vec<HistoryEvent>,
+    ) -> Result<(), ServerError> {
+        for seq in seqs {
+            found.extend(self.reader.get(seq)?.map(history_event).transpose()?);
+        }
+        Ok(())
+    }
+
+    /// How far the index goes, and what it has about the subject.
+    fn indexed(&self, subject: &str, span: Span) -> Result<(u64, Vec<u64>), ServerError> {
         let mut index = self.index.lock().unwrap_or_else(PoisonError::into_inner);
         if index.is_none() {
             *index = Some(Index::open_read_only(&self.index_path)?);
         }
         let Some(open) = index.as_ref() else { return Ok((0, Vec::new())) };
-        let found = open.position().and_then(|at| Ok((at.seq, open.by_subject(subject, after, limit)?)));
+        let seqs = || match span {
+            Span { newest: true, before, limit, .. } => {
+                open.by_subject_newest_first(subject, before.unwrap_or(u64::MAX), limit)
+            }
+            Span { after, limit, .. } => open.by_subject(subject, after, limit),
+        };
+        let found = open.position().and_then(|at| Ok((at.seq, seqs()?)));
         if found.is_err() {
             *index = None;
         }
         Ok(found?)
     }
 
+    /// Looks through the records after `after` up to `last`.
     fn scan(
         &self,
         after: u64,
-        head: u64,
-        limit: usize,
+        last: u64,
+        keep: Keep,
         wanted: impl Fn(&Record) -> bool,
-    ) -> Result<Vec<HistoryEvent>, ServerError> {
-        if after >= head || limit == 0 {
-            return Ok(Vec::new());
+    ) -> Result<VecDeque<HistoryEvent>, ServerError> {
+        let mut found = VecDeque::new();
+        if after >= last || matches!(keep, Keep::First(0) | Keep::Last(0)) {
+            return Ok(found);
         }
-        let mut found = Vec::new();
         for record in self.reader.read_from(after + 1)? {
             let record = record?;
-            if record.seq > head || found.len() >= limit {
+            if record.seq > last || matches!(keep, Keep::First(limit) if found.len() >= limit) {
                 break;
             }
             if wanted(&record) {
-                found.push(history_event(record)?);
+                found.push_back(history_event(record)?);
+            }
+            if matches!(keep, Keep::Last(limit) if found.len() > limit) {
+                found.pop_front();
             }
         }
         Ok(found)
     }
+}
+
+/// Which of the found records are wanted.
+#[derive(Debug, Clone, Copy)]
+enum Keep {
+    First(usize),
+    Last(usize),
 }
 
 fn history_event(record: Record) -> Result<HistoryEvent, ServerError> {

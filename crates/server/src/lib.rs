@@ -22,7 +22,7 @@ pub use crate::core::{Core, CoreOptions, Input, Output, Ticket};
 pub use engine::{Engine, EngineOptions, Opened};
 pub use error::ServerError;
 pub use fleet::Fleet;
-pub use handle::{Handle, HistoryEvent, PublishedEvent, Submitted};
+pub use handle::{Handle, HistoryEvent, PublishedEvent, Span, Submitted};
 pub use keys::Keys;
 pub use shell::{LocalFunds, Server, ServerConfig};
 pub use verify::{Audit, verify};

@@ -9,7 +9,7 @@ use ionet_domain::{Address, Asset, CommandId, TransferId};
 use serde::Serialize;
 use serde_json::json;
 
-use crate::args::{ActivityArgs, KeysCommand, LedgerArgs, LoginArgs, WalletArgs, WalletCommand};
+use crate::args::{ActivityArgs, KeysCommand, LedgerArgs, LoginArgs, PageArgs, WalletArgs, WalletCommand};
 use crate::context::{Context, now_ms, random};
 use crate::error::{CliError, Result};
 use crate::units::{moment, usd};
@@ -154,10 +154,23 @@ pub(crate) async fn ledger(context: &Context, args: &LedgerArgs) -> Result {
         return books(context).await;
     }
     let client = context.session().await?.client;
-    let filter = EventFilter { subject: args.subject.clone(), limit: Some(args.limit), after: 0 };
-    let lines = client.ledger(&filter).await?;
+    let mut lines = client.ledger(&page(&args.page, args.subject.clone())).await?;
+    if args.page.after.is_none() {
+        lines.reverse();
+    }
     show_lines(context, &lines, &lines.iter().map(ledger_row).collect::<Vec<_>>());
     Ok(())
+}
+
+/// The newest page, or the first one after a number.
+fn page(page: &PageArgs, subject: Option<String>) -> EventFilter {
+    EventFilter {
+        subject,
+        after: page.after.unwrap_or_default(),
+        before: page.before,
+        newest: page.after.is_none(),
+        limit: Some(page.limit),
+    }
 }
 
 fn show_lines<T: Serialize>(context: &Context, lines: &[T], rows: &[Vec<String>]) {
@@ -212,10 +225,16 @@ fn signed(account: &str, amount: i64) -> String {
 /// `ionet activity`
 pub(crate) async fn activity(context: &Context, args: &ActivityArgs) -> Result {
     let client = context.session().await?.client;
-    let filter = EventFilter { limit: Some(args.limit), ..EventFilter::default() };
-    let lines = client.activity(&filter).await?;
+    let mut lines = client.activity(&page(&args.page, None)).await?;
+    if args.page.after.is_none() {
+        lines.reverse();
+    }
     context.out.answer(&lines, |out| {
-        out.table(&["WHEN", "WHAT", "KEY", "PARTICULARS"], &[], lines.iter().map(activity_row).collect());
+        out.table(
+            &["SEQ", "WHEN", "WHAT", "KEY", "PARTICULARS"],
+            &[0],
+            lines.iter().map(activity_row).collect(),
+        );
     });
     Ok(())
 }
@@ -224,5 +243,6 @@ fn activity_row(line: &ActivityLine) -> Vec<String> {
     let kind = serde_json::to_value(line.kind).ok().and_then(|kind| kind.as_str().map(str::to_owned));
     let kind = kind.unwrap_or_default().replace('_', " ");
     let key = line.key.map_or_else(|| "wallet".to_owned(), |key| key.to_string());
-    vec![moment(line.at_ms), kind, key, line.particulars.clone().unwrap_or_else(|| "(erased)".to_owned())]
+    let particulars = line.particulars.clone().unwrap_or_else(|| "(erased)".to_owned());
+    vec![line.seq.to_string(), moment(line.at_ms), kind, key, particulars]
 }

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use ionet_api::rest::{ClusterView, EventFilter, ExtendRequest, LeaseView, OrderRequest};
+use ionet_api::rest::{
+    ClusterFilter, ClusterView, EventFilter, ExtendRequest, LeaseView, OrderRequest, PAGE_MOST,
+};
 use ionet_api::worker::BoxPhase;
 use ionet_api::{Client, rest::SignedQuote};
 use ionet_domain::market::Program;
@@ -39,7 +41,8 @@ pub(crate) async fn cluster(context: &Context, command: &ClusterCommand) -> Resu
         ClusterCommand::Logs { cluster, member, follow } => logs(context, *cluster, *member, *follow).await?,
         ClusterCommand::Rm { cluster, yes, no_wait } => remove(context, *cluster, *yes, !*no_wait).await?,
         ClusterCommand::Events { cluster, follow } => {
-            let filter = EventFilter { subject: Some(cluster.to_string()), limit: Some(1000), after: 0 };
+            let subject = Some(cluster.to_string());
+            let filter = EventFilter { subject, limit: Some(PAGE_MOST), ..EventFilter::default() };
             journal::show(context, filter, *follow).await?;
         }
     }
@@ -175,7 +178,7 @@ fn lease_now(lease: &LeaseView) -> String {
 }
 
 async fn list(context: &Context, all: bool) -> Result {
-    let mut clusters = context.session().await?.client.clusters().await?;
+    let mut clusters = context.session().await?.client.clusters(&ClusterFilter::default()).await?;
     clusters.retain(|view| all || view.stage < Stage::Settled);
     context.out.answer(&clusters, |out| {
         let header = ["CLUSTER", "STAGE", "ENGINE", "MEMBERS", "RATE", "CHARGED", "ENDS"];

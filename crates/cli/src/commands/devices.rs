@@ -49,6 +49,7 @@ async fn list(context: &Context, args: &DevicesArgs) -> Result {
         stage: args.stage.clone(),
         tier: args.tier.clone(),
         archived: args.archived,
+        ..DeviceFilter::default()
     };
     let devices = context.session().await?.client.devices(&filter).await?;
     context.out.answer(&devices, |out| {

@@ -22,8 +22,9 @@ pub(crate) async fn journal(context: &Context, command: &JournalCommand) -> Resu
             Ok(())
         }
         JournalCommand::Show { subject, after, limit, follow } => {
-            let filter = EventFilter { subject: subject.clone(), after: *after, limit: Some(*limit) };
-            show(context, filter, *follow).await
+            let (after, newest) = (after.unwrap_or_default(), after.is_none());
+            let (subject, limit) = (subject.clone(), Some(*limit));
+            show(context, EventFilter { subject, after, newest, limit, before: None }, *follow).await
         }
         JournalCommand::Head => head(context).await,
     }
@@ -108,7 +109,7 @@ async fn head(context: &Context) -> Result {
     Ok(())
 }
 
-/// Prints the events that meet the filter and, if asked, goes on with those that come.
+/// Prints the events that meet the filter, newest last, and, if asked, goes on with those that come.
 pub(crate) async fn show(context: &Context, mut filter: EventFilter, follow: bool) -> Result {
     let client = match context.session().await {
         Ok(session) => session.client,
@@ -116,7 +117,10 @@ pub(crate) async fn show(context: &Context, mut filter: EventFilter, follow: boo
         Err(error) if error.code == "no_wallet" => context.visitor().await?.0,
         Err(error) => return Err(error),
     };
-    let events = client.journal(&filter).await?;
+    let mut events = client.journal(&filter).await?;
+    if filter.newest {
+        events.reverse();
+    }
     if !follow {
         context.out.answer(&events, |out| events.iter().for_each(|event| line(out, event)));
         return Ok(());
@@ -125,7 +129,7 @@ pub(crate) async fn show(context: &Context, mut filter: EventFilter, follow: boo
         one(context.out, event);
     }
     filter.after = events.last().map_or(filter.after, |event| event.seq);
-    filter.limit = None;
+    (filter.limit, filter.newest) = (None, false);
     let mut response = client.events(&filter).await?;
     let mut reader = EventLines::default();
     while let Some(chunk) = response.chunk().await.map_err(|error| lost(&error))? {

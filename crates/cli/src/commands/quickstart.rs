@@ -296,7 +296,12 @@ async fn all_events(client: &Client, subject: &str, mut after: u64) -> Result<Ve
     const PAGE: u32 = 1000;
     let mut events: Vec<EventView> = Vec::new();
     loop {
-        let filter = EventFilter { subject: Some(subject.to_owned()), after, limit: Some(PAGE) };
+        let filter = EventFilter {
+            subject: Some(subject.to_owned()),
+            after,
+            limit: Some(PAGE),
+            ..EventFilter::default()
+        };
         let page = client.journal(&filter).await?;
         let full = page.len() == PAGE as usize;
         after = page.last().map_or(after, |event| event.seq);

@@ -4,7 +4,7 @@ use ionet_net::relay::{Relay, RelayConfig, RelayInfo, admit_all};
 
 use crate::args::RelayArgs;
 use crate::context::{Context, read_json, write_json};
-use crate::error::Result;
+use crate::error::{CliError, Result};
 use crate::process::Ending;
 
 /// What the last start said.
@@ -13,6 +13,12 @@ const LAST: &str = "relay/info.json";
 /// Runs a relay until told to end. Its first line is what servers and clients need to use it.
 pub(crate) async fn relay(context: &Context, args: &RelayArgs) -> Result {
     crate::log::begin("warn");
+    if args.bind.is_unspecified() && args.host.is_none() {
+        return Err(CliError::usage(
+            "a relay on every interface must know which name or address clients dial",
+        )
+        .help("say --host HOST"));
+    }
     let mut ending = Ending::listen(args.tied)?;
     let relay = spawn(context, args).await?;
     let info = relay.info();

@@ -1,6 +1,6 @@
 //! `ionet server`, and the server inside `ionet up`.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 
 use ionet_domain::money::Asset;
@@ -28,10 +28,33 @@ pub(crate) async fn server(context: &Context, args: &ServerArgs) -> Result {
     let relays = args.relay.iter().map(|path| read_relay(path)).collect::<Result<Vec<_>>>()?;
     let funds = args.fund.iter().map(|(account, amount)| funds(*account, *amount)).collect();
     let server = LocalServer::start(config(context, args.listen, relays, params(args)?, funds)).await?;
-    context.remember(server.url())?;
-    let answer = json!({ "url": server.url(), "network": args.network, "pid": std::process::id() });
-    context.out.answer(&answer, |out| out.line(format!("serving '{}' at {}", args.network, server.url())));
+    let url = server.url().to_owned();
+    let public_url = public_url(context, args.listen.ip(), &url, args.public_url.as_deref());
+    context.remember_served(&url, public_url.clone())?;
+    let (pid, network) = (std::process::id(), server.server.handle().network());
+    if network != args.network {
+        context.out.note(format!("the journal's network is '{network}'; --network names new ones only"));
+    }
+    let answer = json!({ "url": url, "public_url": public_url, "network": network, "pid": pid });
+    context.out.answer(&answer, |out| out.line(format!("serving '{network}' at {url}")));
     serve(server, ending).await
+}
+
+/// Where other machines find a server that listens at `ip`; says so when nobody can know.
+pub(crate) fn public_url(context: &Context, ip: IpAddr, url: &str, given: Option<&str>) -> Option<String> {
+    match given {
+        Some(given) => Some(given.to_owned()),
+        None if ip.is_unspecified() => {
+            let port = url.rsplit(':').next().unwrap_or_default();
+            context.out.note("it listens on every interface; which address other machines dial is not known");
+            context.out.note(format!(
+                "help: say --public-url http://HOST:{port}, so that joining tokens ('ionet worker token') carry it"
+            ));
+            None
+        }
+        None if ip.is_loopback() => None,
+        None => Some(url.to_owned()),
+    }
 }
 
 async fn serve(mut server: LocalServer, mut ending: Ending) -> Result {
@@ -107,7 +130,10 @@ pub(crate) fn local_config(
 
 /// A server in this process.
 #[derive(Debug)]
-pub(crate) struct LocalServer(Server);
+pub(crate) struct LocalServer {
+    server: Server,
+    url: String,
+}
 
 impl LocalServer {
     pub(crate) async fn start(config: ServerConfig) -> Result<Self> {
@@ -115,23 +141,29 @@ impl LocalServer {
         for torn in &server.opened().journal.torn {
             tracing::warn!("the journal's end was torn by a crash and cut: {torn:?}");
         }
-        Ok(Self(server))
+        // Who listens on every interface is found on the loopback from here.
+        let url = server
+            .url()
+            .replace(&format!("//{}:", Ipv4Addr::UNSPECIFIED), &format!("//{}:", Ipv4Addr::LOCALHOST));
+        let url =
+            url.replace(&format!("//[{}]:", Ipv6Addr::UNSPECIFIED), &format!("//[{}]:", Ipv6Addr::LOCALHOST));
+        Ok(Self { server, url })
     }
 
     pub(crate) fn url(&self) -> &str {
-        self.0.url()
+        &self.url
     }
 
     /// Why it ended by itself; never returns while it runs.
     pub(crate) async fn failed(&mut self) -> CliError {
-        match self.0.wait().await {
+        match self.server.wait().await {
             Ok(()) => CliError::internal("server_ended", "the server ended by itself"),
             Err(error) => error.into(),
         }
     }
 
     pub(crate) async fn stop(self) -> Result {
-        Ok(self.0.stop().await?)
+        Ok(self.server.stop().await?)
     }
 }
 

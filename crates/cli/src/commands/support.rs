@@ -119,7 +119,8 @@ async fn network(context: &Context) -> Value {
     let mut said = json!({ "url": client.base(), "network": network });
     if let Ok(session) = context.session().await {
         said["devices"] = json!(session.client.devices(&ionet_api::rest::DeviceFilter::default()).await.ok());
-        said["clusters"] = json!(session.client.clusters().await.ok());
+        said["clusters"] =
+            json!(session.client.clusters(&ionet_api::rest::ClusterFilter::default()).await.ok());
     }
     said
 }

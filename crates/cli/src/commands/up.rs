@@ -7,7 +7,7 @@ use std::fs::{File, TryLockError};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use ionet_api::rest::{DeviceFilter, DeviceView, JoinToken, NewKey};
+use ionet_api::rest::{ClusterFilter, DeviceFilter, DeviceView, JoinToken, NewKey};
 use ionet_api::{Secret, WalletKey};
 use ionet_domain::account::Scope;
 use ionet_domain::device::DeviceStage;
@@ -74,7 +74,7 @@ async fn make_ready(context: &Context, args: &UpArgs) -> Result<Network> {
     let network = begin(context, args).await?;
     let session = context.session().await?;
     let (devices, checks) =
-        tokio::join!(wait_for_pool(context, &session, args.workers), doctor::findings(context));
+        tokio::join!(wait_for_pool(context, &session, args.workers), doctor::of_boxes(context));
     let devices = devices?;
     warn_of_what_is_missing(context, &checks.unwrap_or_default());
     let ready_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
@@ -124,11 +124,12 @@ fn already(context: &Context) -> Result {
 async fn begin(context: &Context, args: &UpArgs) -> Result<Network> {
     let mut progress = context.out.progress("starting the relay");
     let (wallet, _) = context.wallet_or_new()?;
-    let (relay, relay_info) = start_relay(context).await?;
+    let (relay, relay_info) = start_relay(context, args).await?;
     progress.say("starting the server");
     let server = start_server(context, args, &wallet, relay_info).await?;
     let url = server.url().to_owned();
-    context.remember(&url)?;
+    let public_url = server::public_url(context, args.listen.ip(), &url, args.public_url.as_deref());
+    context.remember_served(&url, public_url)?;
     let running = Running { url, pid: std::process::id(), workers: args.workers, since_ms: now_ms() };
     progress.say("starting the workers");
     let token = join_token(context, &running.url, &wallet).await?;
@@ -138,13 +139,34 @@ async fn begin(context: &Context, args: &UpArgs) -> Result<Network> {
     Ok(Network { running, server, relay, workers })
 }
 
-async fn start_relay(context: &Context) -> Result<(OwnChild, RelayInfo)> {
-    let words = words(&["relay", "--data-dir", &context.data_dir.display().to_string()]);
+async fn start_relay(context: &Context, args: &UpArgs) -> Result<(OwnChild, RelayInfo)> {
+    let mut words = words(&["relay", "--data-dir", &context.data_dir.display().to_string()]);
+    words.extend(relay_for_others(args));
     let mut relay = OwnChild::start("the relay", &words, &context.path("logs/relay.log"))?;
     let line = relay.first_line(RELAY_WAIT).await?;
     let info = serde_json::from_str(&line)
         .map_err(|error| CliError::internal("child", format!("the relay said something odd: {error}")))?;
     Ok((relay, info))
+}
+
+/// Who listens for other machines has a relay that they can dial too.
+fn relay_for_others(args: &UpArgs) -> Vec<String> {
+    let ip = args.listen.ip();
+    let host = match &args.public_url {
+        _ if ip.is_loopback() => None,
+        Some(url) => url.split("://").nth(1).map(host_of),
+        None if ip.is_unspecified() => None,
+        None => Some(ip.to_string()),
+    };
+    host.map(|host| words(&["--bind", &ip.to_string(), "--host", &host])).unwrap_or_default()
+}
+
+/// The host of `HOST:PORT`, without the brackets of an IPv6 address.
+pub(crate) fn host_of(authority: &str) -> String {
+    match authority.strip_prefix('[') {
+        Some(rest) => rest.split(']').next().unwrap_or_default().to_owned(),
+        None => authority.split(':').next().unwrap_or_default().to_owned(),
+    }
 }
 
 fn words(words: &[&str]) -> Vec<String> {
@@ -293,7 +315,7 @@ async fn announce(
         out.line("next, in another terminal:");
         out.line(format!("  ionet{flag} devices"));
         out.line(format!("  ionet{flag} cluster create -n {} --for 1h", network.running.workers));
-        out.note("Ctrl-C ends it; what is rented goes on until then it is paid for");
+        out.note("Ctrl-C ends it; what is rented goes on for as long as it is paid");
     });
     Ok(())
 }
@@ -358,7 +380,7 @@ async fn any_ended(workers: &mut [OwnChild]) -> usize {
 }
 
 async fn say_what_goes_on(context: &Context) -> Result {
-    let mut clusters = context.session().await?.client.clusters().await?;
+    let mut clusters = context.session().await?.client.clusters(&ClusterFilter::default()).await?;
     clusters.retain(|cluster| cluster.stage < Stage::Closing);
     for cluster in &clusters {
         let left = cluster.ends_ms.map(|ends| span(ends.saturating_sub(now_ms()) / 1000 * 1000));

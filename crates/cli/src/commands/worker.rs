@@ -1,5 +1,6 @@
 //! The supplier's commands: the agent itself, how it is, what is missing, and the owner's wishes.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use base64::Engine;
@@ -13,7 +14,7 @@ use ionet_worker::{HelperExe, Status, Worker, WorkerConfig};
 use serde_json::json;
 
 use crate::args::{WhichDevice, WorkerCommand, WorkerStartArgs, WorkerTokenArgs};
-use crate::commands::{devices, doctor};
+use crate::commands::{devices, doctor, up};
 use crate::context::{Context, now_ms, read_json, write_json};
 use crate::error::{CliError, Result, io};
 use crate::machine::Machine;
@@ -114,8 +115,29 @@ fn offered(context: &Context, args: &WorkerStartArgs) -> Result<Option<Resources
     }))
 }
 
+/// What a machine that joins will dial: never an address that leads nowhere from anywhere.
+fn joining_url(context: &Context, base: &str) -> Result<String> {
+    let url = context.public_url_of(base)?.unwrap_or_else(|| base.to_owned());
+    let host = up::host_of(url.split("://").nth(1).unwrap_or_default());
+    match host.parse::<IpAddr>() {
+        Ok(ip) if ip.is_unspecified() => {
+            Err(CliError::refused("no_public_url", format!("no machine can join at {url}"))
+                .help("start the server with --public-url http://HOST:PORT, or say --url here"))
+        }
+        Ok(ip) if ip.is_loopback() => {
+            context.out.note(format!("this token says {url}, which only this machine reaches"));
+            context
+                .out
+                .note("help: for others start the server with --listen ADDR:PORT and --public-url URL");
+            Ok(url)
+        }
+        _ => Ok(url),
+    }
+}
+
 async fn token(context: &Context, args: &WorkerTokenArgs) -> Result {
     let session = context.session().await?;
+    let url = joining_url(context, session.client.base())?;
     let new = NewKey {
         label: "joining token".into(),
         scopes: [Scope::Supply, Scope::Read].into(),
@@ -124,7 +146,6 @@ async fn token(context: &Context, args: &WorkerTokenArgs) -> Result {
     };
     let made = session.client.make_key(&new).await?;
     let owner = session.account().await?;
-    let url = session.client.base().to_owned();
     let token = encode(&JoinToken { url, owner, network: args.network.clone(), key: made.token });
     context.out.answer(&json!({ "token": token, "key": made.id }), |out| {
         out.line(&token);

@@ -9,7 +9,7 @@ use ionet_api::rest::{
 };
 use ionet_domain::account::{ActivityKind, ApiKey, Scope};
 use ionet_domain::command::CommandBody;
-use ionet_domain::event::{PrivateBody, PublicBody};
+use ionet_domain::event::{PrivateBody, PublicBody, activity_of};
 use ionet_domain::ledger::{Owner, Transfer};
 use ionet_domain::{Actor, Address, KeyId, Refusal};
 
@@ -158,7 +158,8 @@ pub(super) async fn activity(
         let what = "look at somebody else's activity log".to_owned();
         return Err(Refusal::NotAllowed { who: own, what, takes: "that account itself".into() }.into());
     }
-    let lines = history::collect(&api, own, &filter, |record| line(record).into_iter().collect());
+    let subject = activity_of(caller.account);
+    let lines = history::collect(&api, subject, &filter, |record| line(record).into_iter().collect());
     Ok(Json(lines.await?))
 }
 
@@ -168,7 +169,13 @@ fn line(event: &HistoryEvent) -> Option<ActivityLine> {
         Some(PrivateBody::Particulars(text)) => Some(text.clone()),
         _ => None,
     };
-    Some(ActivityLine { at_ms: event.at_ms, kind: activity.kind, key: activity.key, particulars })
+    Some(ActivityLine {
+        seq: event.seq,
+        at_ms: event.at_ms,
+        kind: activity.kind,
+        key: activity.key,
+        particulars,
+    })
 }
 
 impl Api {

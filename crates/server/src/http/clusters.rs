@@ -3,7 +3,7 @@
 use axum::Json;
 use axum::extract::State;
 use ionet_api::rest::{
-    ClusterView, ExtendRequest, OrderRequest, SignedQuote, TunnelGrant, TunnelGrantRequest,
+    ClusterFilter, ClusterView, ExtendRequest, OrderRequest, SignedQuote, TunnelGrant, TunnelGrantRequest,
 };
 use ionet_api::sign::Grant;
 use ionet_domain::account::{ActivityKind, Scope};
@@ -15,7 +15,8 @@ use ionet_domain::{EndpointId, Order, OrderId, Refusal, Stage};
 
 use super::caller::Caller;
 use super::error::Error;
-use super::extract::{Body, Named};
+use super::extract::{Body, Named, Params};
+use super::history::{in_span, page_size};
 use super::{Api, views};
 use crate::view::View;
 
@@ -69,17 +70,20 @@ fn known_environment(known: &[String], engine: EngineKind, program: &Program) ->
     })
 }
 
-/// The account's clusters, oldest first.
-#[utoipa::path(get, path = "/v1/clusters", tag = "clusters",
+/// The account's clusters.
+#[utoipa::path(get, path = "/v1/clusters", tag = "clusters", params(ClusterFilter),
     responses((status = 200, body = Vec<ClusterView>)), security(("token" = [])))]
 pub(super) async fn clusters(
     State(api): State<Api>,
     caller: Caller,
+    Params(filter): Params<ClusterFilter>,
 ) -> Result<Json<Vec<ClusterView>>, Error> {
     caller.needs(&api, &OWN_SCOPES, "list clusters")?;
+    let limit = page_size(filter.limit)?;
     let found = api.handle.read(|view| {
-        let own = view.state.orders.values().filter(|order| order.account == caller.account);
-        own.map(|order| show(&api, view, order)).collect()
+        let span = in_span(&view.state.orders, (filter.after, filter.before, filter.newest));
+        let own = span.filter(|(_, order)| order.account == caller.account).take(limit);
+        own.map(|(_, order)| show(&api, view, order)).collect()
     });
     Ok(Json(found))
 }

@@ -13,6 +13,7 @@ use super::Api;
 use super::caller::{Anybody, Caller};
 use super::error::Error;
 use super::extract::{Body, Named, Params};
+use super::history::{in_span, page_size};
 use super::views::{self, DeviceSieve};
 
 const OWNER_SCOPES: [Scope; 2] = [Scope::Read, Scope::Supply];
@@ -42,10 +43,14 @@ pub(super) async fn devices(
         caller.0.ok_or_else(Caller::nobody)?.needs(&api, &OWNER_SCOPES, "list its devices")?;
     }
     let reader = caller.reader(&api, &OWNER_SCOPES);
+    let (span, limit) = ((filter.after, filter.before, filter.newest), page_size(filter.limit)?);
     let sieve = DeviceSieve::new(filter, reader)?;
     let found = api.handle.read(|view| {
-        let passing = view.state.devices.iter().filter(|(_, device)| sieve.passes(device));
-        passing.filter_map(|(id, _)| views::device(&view.state, &view.fleet, *id, reader).ok()).collect()
+        let passing = in_span(&view.state.devices, span).filter(|(_, device)| sieve.passes(device));
+        passing
+            .take(limit)
+            .filter_map(|(id, _)| views::device(&view.state, &view.fleet, *id, reader).ok())
+            .collect()
     });
     Ok(Json(found))
 }

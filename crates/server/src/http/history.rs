@@ -1,26 +1,49 @@
 //! Looking things up in the journal, page by page.
 
-use ionet_api::rest::{EventFilter, EventView};
+use std::collections::BTreeMap;
+use std::ops::Bound;
+
+use ionet_api::rest::{EventFilter, EventView, PAGE_MOST};
 use ionet_domain::PublicBody;
 use ionet_domain::ledger::Transfer;
 
 use super::Api;
 use super::error::Error;
 use super::views::out_of_range;
-use crate::handle::HistoryEvent;
+use crate::handle::{HistoryEvent, Span};
 
 const LIMIT_DEFAULT: u32 = 100;
-const LIMIT_MOST: u32 = 1000;
+const PAGE_SPARE: usize = 64;
 const SUBJECT_BYTES_MOST: usize = 200;
 
-/// How many entries are wanted.
-pub(super) fn limit(filter: &EventFilter) -> Result<usize, Error> {
-    let wanted = filter.limit.unwrap_or(LIMIT_DEFAULT);
-    if !(1..=LIMIT_MOST).contains(&wanted) {
-        return Err(out_of_range("limit", &wanted.to_string(), &format!("1 to {LIMIT_MOST}")).into());
-    }
+/// Which part of the journal is wanted, and how much of it.
+pub(super) fn span(filter: &EventFilter) -> Result<Span, Error> {
     check_subject(filter.subject.as_deref())?;
+    let limit = page_size(filter.limit.or(Some(LIMIT_DEFAULT)))?;
+    Ok(Span { after: filter.after, before: filter.before, newest: filter.newest, limit })
+}
+
+/// How many entries of a list are wanted.
+pub(super) fn page_size(limit: Option<u32>) -> Result<usize, Error> {
+    let wanted = limit.unwrap_or(PAGE_MOST);
+    if !(1..=PAGE_MOST).contains(&wanted) {
+        return Err(out_of_range("limit", &wanted.to_string(), &format!("1 to {PAGE_MOST}")).into());
+    }
     Ok(usize::try_from(wanted).unwrap_or(usize::MAX))
+}
+
+/// The things after the first id and before the second, which are in the order of their making, in the order asked for.
+pub(super) fn in_span<K: Ord + Copy, V>(
+    things: &BTreeMap<K, V>,
+    (after, before, newest): (Option<K>, Option<K>, bool),
+) -> Box<dyn Iterator<Item = (&K, &V)> + '_> {
+    let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+    let to = before.map_or(Bound::Unbounded, Bound::Excluded);
+    match (after, before) {
+        (Some(after), Some(before)) if after >= before => Box::new(std::iter::empty()),
+        _ if newest => Box::new(things.range((from, to)).rev()),
+        _ => Box::new(things.range((from, to))),
+    }
 }
 
 /// Refuses a subject that is longer than any there is.
@@ -41,18 +64,25 @@ pub(super) async fn collect<T>(
     filter: &EventFilter,
     pick: impl Fn(&HistoryEvent) -> Vec<T>,
 ) -> Result<Vec<T>, Error> {
-    let wanted = limit(filter)?;
-    let (mut found, mut after) = (Vec::new(), filter.after);
-    let page_events = usize::try_from(LIMIT_MOST).unwrap_or(usize::MAX);
+    let Span { limit: wanted, mut after, mut before, newest } = span(filter)?;
+    let mut found = Vec::new();
+    // A little more than is wanted, as not every event has something to find in it.
+    let limit = wanted + PAGE_SPARE;
     loop {
-        let page = api.handle.history(Some(subject.clone()), after, page_events).await?;
-        let last = page.len() < page_events;
+        let page = api.handle.history(Some(subject.clone()), Span { after, before, newest, limit }).await?;
+        let last = page.len() < limit;
         for event in &page {
             if found.len() >= wanted {
                 return Ok(found);
             }
-            found.extend(pick(event));
-            after = event.seq;
+            let finds = pick(event);
+            if newest {
+                found.extend(finds.into_iter().rev());
+                before = Some(event.seq);
+            } else {
+                found.extend(finds);
+                after = event.seq;
+            }
         }
         if last {
             return Ok(found);

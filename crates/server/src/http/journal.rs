@@ -20,10 +20,10 @@ use super::error::Error;
 use super::extract::Params;
 use super::views::out_of_range;
 use super::{Api, history, views};
-use crate::handle::{Handle, PublishedEvent, journal_head};
+use crate::handle::{Handle, PublishedEvent, Span, journal_head};
 use crate::view::View;
 
-/// Events of the journal, oldest first: public parts, with what anyone needs to recompute the chain.
+/// Events of the journal: public parts, with what anyone needs to recompute the chain.
 ///
 /// `hash = SHA-256("ionet-journal/record/1\0" || previous hash || seq || at_ms || subjects || text || private_digest)`, with
 /// the lengths and widths that the journal's documentation gives.
@@ -33,8 +33,8 @@ pub(super) async fn journal(
     State(api): State<Api>,
     Params(filter): Params<EventFilter>,
 ) -> Result<Json<Vec<EventView>>, Error> {
-    let limit = history::limit(&filter)?;
-    let found = api.handle.history(filter.subject, filter.after, limit).await?;
+    let span = history::span(&filter)?;
+    let found = api.handle.history(filter.subject, span).await?;
     Ok(Json(found.iter().map(|event| history::event_view(event, true)).collect()))
 }
 
@@ -160,7 +160,8 @@ impl Follow {
     async fn catch_up(&mut self) -> Option<()> {
         // Read before the journal is, so that everything up to it is in what the journal answers.
         let head = self.handle.read(|view| view.head.seq);
-        let page = self.handle.history(self.subject.clone(), self.cursor, PAGE_EVENTS).await;
+        let span = Span { after: self.cursor, limit: PAGE_EVENTS, ..Span::default() };
+        let page = self.handle.history(self.subject.clone(), span).await;
         let page = page.inspect_err(|error| tracing::warn!(%error, "a live stream ends")).ok()?;
         self.behind = page.len() >= PAGE_EVENTS;
         let last = page.last().map_or(self.cursor, |event| event.seq);

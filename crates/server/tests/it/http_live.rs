@@ -73,7 +73,8 @@ fn replay_and_live_events_join_without_a_gap() {
             whole[usize::try_from(half).expect("few")..]
         );
         let of_one = soon("one account's", of_one).await.expect("read");
-        let filter = EventFilter { subject: Some(account(2).to_string()), limit: Some(1000), after: 0 };
+        let subject = Some(account(2).to_string());
+        let filter = EventFilter { subject, limit: Some(1000), ..EventFilter::default() };
         let stored = network.nobody().journal(&filter).await.expect("journal");
         assert_eq!(of_one.len(), LINES);
         for (live, stored) in of_one.iter().zip(&stored) {

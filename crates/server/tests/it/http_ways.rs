@@ -1,7 +1,9 @@
 //! Every endpoint's good way through the typed client, and what others never see.
 
 use futures_util::StreamExt;
-use ionet_api::rest::{DeviceFilter, EventFilter, ExtendRequest, SendRequest, TunnelGrantRequest};
+use ionet_api::rest::{
+    ClusterFilter, DeviceFilter, EventFilter, ExtendRequest, SendRequest, TunnelGrantRequest,
+};
 use ionet_api::sign;
 use ionet_domain::account::{ActivityKind, Scope};
 use ionet_domain::device::{DeviceChange, OwnerRules};
@@ -83,6 +85,15 @@ fn a_device_is_enrolled_found_changed_and_archived() {
         assert!(nobody.devices(&DeviceFilter::default()).await.expect("devices").is_empty());
         let archived = DeviceFilter { archived: true, ..DeviceFilter::default() };
         assert_eq!(nobody.devices(&archived).await.expect("devices").len(), 1);
+        for (after, before, newest, count) in [
+            (None, None, true, 1),
+            (Some(worker.device), None, false, 0),
+            (None, Some(worker.device), true, 0),
+            (Some(worker.device), Some(worker.device), false, 0),
+        ] {
+            let page = DeviceFilter { after, before, newest, limit: Some(5), ..archived.clone() };
+            assert_eq!(nobody.devices(&page).await.expect("devices").len(), count, "{page:?}");
+        }
         network.stop().await;
     });
 }
@@ -102,9 +113,9 @@ fn a_cluster_is_priced_ordered_extended_reached_and_closed() {
         let lease = &view.leases[0];
         assert_eq!((lease.device, lease.contact.as_str()), (worker.device, "connected"));
         assert_eq!((lease.ip.as_str(), lease.parts_ms.len()), ("10.77.0.1", 1));
-        assert_eq!(client.clusters().await.expect("clusters").len(), 1);
+        assert_eq!(client.clusters(&ClusterFilter::default()).await.expect("clusters").len(), 1);
         assert_eq!(view.token.expose().len(), 64);
-        assert!(supplying.clusters().await.expect("none").is_empty());
+        assert!(supplying.clusters(&ClusterFilter::default()).await.expect("none").is_empty());
         let id = CommandId::from_bits(network.order_id().bits());
         let longer =
             client.extend(cluster, &ExtendRequest { id, added_ms: 3_600_000 }).await.expect("extend");
@@ -163,9 +174,29 @@ fn the_public_journal_proves_its_own_chain() {
         }
         let head = network.nobody().books().await.expect("books").journal;
         assert_eq!((head.seq, head.hash), (after, sign::hex(&hash)));
+        for subject in [None, Some(me.address().to_string())] {
+            all_pages_are_the_whole(&network.nobody(), subject).await;
+        }
         assert!(after >= 5);
         network.stop().await;
     });
+}
+
+/// Page by page, oldest or newest first, there is the same and nothing twice.
+async fn all_pages_are_the_whole(client: &ionet_api::Client, subject: Option<String>) {
+    let whole = EventFilter { subject: subject.clone(), ..EventFilter::default() };
+    let whole: Vec<_> = client.journal(&whole).await.expect("whole").iter().map(|event| event.seq).collect();
+    assert!(whole.len() >= 2, "{subject:?}");
+    let (mut found, mut before) = (Vec::new(), None);
+    loop {
+        let page = EventFilter { subject: subject.clone(), before, newest: true, limit: Some(2), after: 1 };
+        let page = client.journal(&page).await.expect("page");
+        found.extend(page.iter().map(|event| event.seq));
+        let Some(last) = page.last() else { break };
+        before = Some(last.seq);
+    }
+    found.reverse();
+    assert_eq!(found, whole.into_iter().filter(|seq| *seq > 1).collect::<Vec<_>>(), "{subject:?}");
 }
 
 /// The chain's next hash from what the API shows, by the documented bytes.

@@ -22,7 +22,7 @@ use ionet_domain::{
 use ionet_net::link::{LinkConn, connect_link};
 use ionet_net::{EndpointKey, Node, NodeAddr, NodeConfig};
 use ionet_server::shell::LocalFunds;
-use ionet_server::{Handle, Server, ServerConfig};
+use ionet_server::{Handle, Server, ServerConfig, Span};
 
 use crate::world::{GIB, RENTER, SUPPLIER, Worker, params, program, request};
 
@@ -85,7 +85,8 @@ fn starts_stops_and_starts_again_where_it_was() {
                 break event;
             }
         };
-        let history = handle.history(Some(RENTER.to_string()), 0, 10).await.unwrap();
+        let history =
+            handle.history(Some(RENTER.to_string()), Span { limit: 10, ..Span::default() }).await.unwrap();
         assert_eq!(history.iter().map(|event| event.seq).collect::<Vec<_>>(), [3, 4]);
         assert_eq!((history[1].hash, &history[1].public), (last.hash, &last.event.public));
         assert_eq!(history[1].private, Some(PrivateBody::Particulars("from here".into())));
@@ -104,7 +105,8 @@ fn starts_stops_and_starts_again_where_it_was() {
         let next = again.handle().info();
         assert_eq!((next.server, &next.server_addr["id"]), (info.server, &info.server_addr["id"]));
         assert!(next.term > info.term && next.journal.seq == 5);
-        let events = again.handle().history(None, 3, 10).await.unwrap();
+        let events =
+            again.handle().history(None, Span { after: 3, limit: 10, ..Span::default() }).await.unwrap();
         assert_eq!(events.iter().map(|event| event.seq).collect::<Vec<_>>(), [4, 5]);
         assert_eq!(wallet(again.handle()), FUNDS, "funded once");
         again.stop().await.unwrap();
