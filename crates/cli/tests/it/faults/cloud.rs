@@ -19,7 +19,7 @@ use crate::kit::{Home, Said};
 /// What the renter starts with.
 pub(super) const FUNDS_USD: u64 = 100;
 /// How long anything may take before the test says that it does not come.
-pub(super) const PATIENCE: Duration = Duration::from_mins(1);
+pub(super) const PATIENCE: Duration = Duration::from_mins(2);
 
 /// Waits until `done` gives something; says what was waited for if it never does.
 pub(super) fn wait_for<T>(what: &str, patience: Duration, mut done: impl FnMut() -> Option<T>) -> T {
@@ -449,10 +449,13 @@ fn remove_groups(lease: &str) {
     for line in own.lines() {
         let mut parts = line.splitn(3, ':').skip(1);
         let (controllers, group) = (parts.next().unwrap_or(""), parts.next().unwrap_or("/"));
-        let mount = Path::new("/sys/fs/cgroup").join(controllers);
-        for folder in mount.join(group.trim_start_matches('/')).ancestors() {
-            if folder.starts_with("/sys/fs/cgroup") {
-                let _ = fs::remove_dir(folder.join(&name));
+        for mounted in [controllers, controllers.trim_start_matches("name="), "unified"] {
+            let mount = Path::new("/sys/fs/cgroup").join(mounted);
+            for folder in mount.join(group.trim_start_matches('/')).ancestors() {
+                if folder.starts_with("/sys/fs/cgroup") {
+                    let _ = fs::remove_dir(folder.join(&name));
+                    let _ = fs::remove_dir(folder.join(format!("{name}-supervisor")));
+                }
             }
         }
     }
