@@ -30,7 +30,12 @@ pub async fn checks(data_dir: &Path, url: Option<&str>) -> Vec<Check> {
     let mut found = looked.unwrap_or_default();
     found.extend([data_dir_is_writable(data_dir), udp_ports()]);
     let Some(url) = url else {
-        found.push(check("server", Status::Warn, "no server is known", "ionet worker start --token-file FILE"));
+        found.push(check(
+            "server",
+            Status::Warn,
+            "no server is known",
+            "ionet worker start --token-file FILE",
+        ));
         return found;
     };
     match Client::new(url) {
