@@ -60,8 +60,38 @@ impl<D: Disk> Journal<D> {
     /// [`Error::Damaged`] or [`Error::BehindSnapshot`]: nothing was changed; `src/frame.rs` says what counts
     /// as torn and what as damaged.
     pub fn open(disk: D, options: Options) -> Result<(Journal<D>, Recovery)> {
+        let newest = if options.check_from_snapshot { snapshot::newest_at(&disk)? } else { None };
+        Self::open_from(disk, options, newest.map_or(1, |at| at.seq), drop)
+    }
+
+    /// As [`Journal::open`], and shows every record after `after_seq` to `visit` while it checks them, so that a
+    /// start reads the files once. `after_seq` is the place of the snapshot that [`crate::latest_snapshot`] gave, or 0;
+    /// with [`Options::check_from_snapshot`] that is where the check begins.
+    ///
+    /// # Errors
+    /// Those of [`Journal::open`]; what was visited before then is of no use.
+    pub fn open_with(
+        disk: D,
+        options: Options,
+        after_seq: u64,
+        mut visit: impl FnMut(Record),
+    ) -> Result<(Journal<D>, Recovery)> {
+        let from = if options.check_from_snapshot { after_seq } else { 1 };
+        Self::open_from(disk, options, from, |record| {
+            if record.seq > after_seq {
+                visit(record);
+            }
+        })
+    }
+
+    fn open_from(
+        disk: D,
+        options: Options,
+        from: u64,
+        visit: impl FnMut(Record),
+    ) -> Result<(Journal<D>, Recovery)> {
         let marks = Marks::default();
-        let found = find_end(&disk, &marks, options.check_from_snapshot)?;
+        let found = find_end(&disk, &marks, from, visit)?;
         let mut journal = Journal { disk, options, place: found.place, marks, stopped: false };
         let erased_seq = journal.interrupted_erasure()?;
         journal.cut(&found.torn)?;
@@ -142,7 +172,7 @@ impl<D: Disk> Journal<D> {
 
     /// The newest snapshot that is whole and of this chain, and the newer ones that are not.
     pub fn latest_snapshot(&self) -> Result<LatestSnapshot> {
-        snapshot::latest(&self.disk, |seq| self.hash_at(seq))
+        snapshot::latest_snapshot(&self.disk)
     }
 
     /// One record, if there is one of this number.
@@ -326,10 +356,9 @@ struct End {
     strays: Vec<String>,
 }
 
-fn find_end<D: Disk>(disk: &D, marks: &Marks, from_snapshot: bool) -> Result<End> {
-    let from = if from_snapshot { snapshot::newest_at(disk)? } else { None };
-    let mut records = Records::new(disk, marks, Scope::Full, from.map_or(1, |at| at.seq))?;
-    let head = records.run(drop)?;
+fn find_end<D: Disk>(disk: &D, marks: &Marks, from: u64, visit: impl FnMut(Record)) -> Result<End> {
+    let mut records = Records::new(disk, marks, Scope::Full, from)?;
+    let head = records.run(visit)?;
     snapshot::check_head(disk, head)?;
     let place = records.place();
     let mut torn: Vec<TornTail> = records.torn().cloned().into_iter().collect();

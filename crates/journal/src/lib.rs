@@ -34,4 +34,4 @@ pub use record::{
     Entry, Head, MAX_BATCH_BYTES, MAX_BODY_BYTES, MAX_SUBJECT_BYTES, MAX_SUBJECTS, Private, PrivatePart,
     Record,
 };
-pub use snapshot::{LatestSnapshot, Snapshot, write_snapshot};
+pub use snapshot::{LatestSnapshot, Snapshot, latest_snapshot, write_snapshot};

@@ -11,7 +11,9 @@
 use crate::disk::{Disk, read_all};
 use crate::error::{Damage, Error, IoContext, Result};
 use crate::frame::Cursor;
-use crate::hash::{Hash, sha256};
+use crate::hash::sha256;
+use crate::place::Marks;
+use crate::reader::{Records, Scope};
 use crate::record::Head;
 
 const MAGIC: &[u8; 8] = b"IONETJN1";
@@ -99,11 +101,10 @@ fn parse_header(bytes: &[u8]) -> Option<(Head, u64)> {
     (crc32fast::hash(&bytes[..CRC_AT]) == crc).then_some((at, body_bytes))
 }
 
-/// The newest snapshot that is whole and of this chain, whose hashes `hash_at` knows.
-pub(crate) fn latest<D: Disk>(
-    disk: &D,
-    hash_at: impl Fn(u64) -> Result<Option<Hash>>,
-) -> Result<LatestSnapshot> {
+/// The newest snapshot that is whole and of this disk's chain, and the newer ones that are not.
+pub fn latest_snapshot<D: Disk>(disk: &D) -> Result<LatestSnapshot> {
+    let marks = Marks::default();
+    let hash_at = |seq| Records::new(disk, &marks, Scope::Full, seq)?.hash_of(seq);
     let mut found = LatestSnapshot::default();
     for seq in seqs(disk)?.into_iter().rev() {
         let what = match read(disk, seq)? {

@@ -57,9 +57,9 @@ enum Bench {
         /// Transfers in all.
         #[arg(long, default_value_t = 1_000_000)]
         transfers: usize,
-        /// Transfers that share a sync.
+        /// Clients, each with one command at a time.
         #[arg(long, default_value_t = 500)]
-        batch: usize,
+        clients: usize,
         #[command(flatten)]
         show: Show,
     },
@@ -162,8 +162,8 @@ fn simulate(first: u64, seeds: u64) -> bool {
 
 fn run_bench(bench: Bench) -> Result<bool> {
     match bench {
-        Bench::Engine { load, transfers, batch, show } => {
-            let size = engine::Size { kind: load, transfers, batch: batch.max(2) };
+        Bench::Engine { load, transfers, clients, show } => {
+            let size = engine::Size { kind: load, transfers, clients: clients.max(1) };
             shown(&show, |dir| engine::run(dir, size))
         }
         Bench::Memory { binary, show } => {

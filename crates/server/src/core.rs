@@ -1,8 +1,10 @@
 //! The core: inputs in, durable outputs out. Synchronous, without clock, threads or network; the shell and the lab
 //! both run it.
 //!
-//! [`Core::step`] stages, [`Core::commit`] makes everything staged durable and only then releases what was to be
-//! answered, told, paid and published. Not here: rules (`ionet-domain`), what is due when (`reconcile`).
+//! [`Core::step`] stages; [`Core::seal`] hands over everything staged as one batch, with what is to be answered, told
+//! and paid when it is durable; committing the batch releases that. Steps may go on while a sealed batch is committed;
+//! batches are committed in the order in which they were sealed. Not here: rules (`ionet-domain`), what is due when
+//! (`reconcile`), files and syncs (`commit`), threads (`writer`).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,7 +16,8 @@ use ionet_domain::{Actor, Command, DeviceId, EndpointId, Event, LeaseId, PayoutI
 use ionet_journal::Disk;
 use ionet_net::link::LinkEvent;
 
-use crate::engine::{Engine, EngineOptions, Opened};
+use crate::commit::{Batch, Committer};
+use crate::engine::{Decided, Engine, EngineOptions, Opened};
 use crate::error::ServerError;
 use crate::fleet::{CheckNow, Fleet, NetworkMeasured, SignedList, trimmed};
 use crate::handle::PublishedEvent;
@@ -96,8 +99,8 @@ pub struct CoreOptions {
 
 /// Engine, fleet and reconcilers together.
 #[derive(Debug)]
-pub struct Core<D> {
-    engine: Engine<D>,
+pub struct Core {
+    engine: Engine,
     view: SharedView,
     keys: Keys,
     outputs: Vec<Output>,
@@ -105,18 +108,24 @@ pub struct Core<D> {
     devices_due_ms: u64,
 }
 
-impl<D: Disk> Core<D> {
+impl Core {
     /// Opens the engine and begins to listen.
     ///
     /// # Errors
     /// Those of [`Engine::open`].
-    pub fn open(disk: D, options: CoreOptions, now_ms: u64) -> Result<(Self, Opened), ServerError> {
+    pub fn open<D: Disk>(
+        disk: D,
+        options: CoreOptions,
+        now_ms: u64,
+    ) -> Result<(Self, Committer<D>, Opened), ServerError> {
         let fleet = Fleet::new(options.endpoints, now_ms);
-        let (engine, opened) = Engine::open(disk, options.engine, fleet, now_ms)?;
+        let (engine, committer, opened) = Engine::open(disk, options.engine, fleet, now_ms)?;
+        Ok((Self::new(engine, options.keys), committer, opened))
+    }
+
+    fn new(engine: Engine, keys: Keys) -> Self {
         let view = engine.view().clone();
-        let core =
-            Self { engine, view, keys: options.keys, outputs: Vec::new(), dirty: true, devices_due_ms: 0 };
-        Ok((core, opened))
+        Self { engine, view, keys, outputs: Vec::new(), dirty: true, devices_due_ms: 0 }
     }
 
     /// State and fleet.
@@ -125,7 +134,7 @@ impl<D: Disk> Core<D> {
     }
 
     /// The engine below.
-    pub fn engine(&mut self) -> &mut Engine<D> {
+    pub fn engine(&mut self) -> &mut Engine {
         &mut self.engine
     }
 
@@ -134,7 +143,7 @@ impl<D: Disk> Core<D> {
         self.dirty
     }
 
-    /// Takes one input. What follows from it leaves with the next [`Core::commit`].
+    /// Takes one input. What follows from it leaves with the next [`Core::seal`].
     pub fn step(&mut self, now_ms: u64, input: Input) {
         match input {
             Input::Submit(ticket, command) => self.submitted(ticket, &command, now_ms),
@@ -150,33 +159,29 @@ impl<D: Disk> Core<D> {
         }
     }
 
-    /// Makes everything staged durable and releases what follows from it.
+    /// Everything staged since the last call, with what follows from it; perhaps nothing.
     ///
     /// # Errors
-    /// Fatal: nothing may be released; end the process and open again.
-    pub fn commit(&mut self) -> Result<Vec<Output>, ServerError> {
-        let published = self.engine.commit()?;
-        let mut outputs = std::mem::take(&mut self.outputs);
-        if !published.is_empty() {
-            outputs.push(Output::Published(published));
-        }
-        Ok(outputs)
+    /// Fatal: nothing of it may be released; end the process and open again.
+    pub fn seal(&mut self) -> Result<Batch, ServerError> {
+        self.engine.seal(std::mem::take(&mut self.outputs))
     }
 
     fn submitted(&mut self, ticket: Option<Ticket>, command: &Command, now_ms: u64) {
-        let answer = match self.engine.submit(command, now_ms) {
-            Ok(events) => Ok(self.note(events)),
-            Err(ServerError::Refused(refusal)) => Err(refusal),
-            // Fatal: the next commit says so, and nobody is answered.
+        let answer = match self.submit(command, now_ms) {
+            Ok(decided) => ticket.map(|ticket| (ticket, Ok(decided.numbered()))),
+            Err(ServerError::Refused(refusal)) => ticket.map(|ticket| (ticket, Err(refusal))),
+            // Fatal: sealing says so, and nobody is answered.
             Err(_) => return,
         };
-        self.outputs.extend(ticket.map(|ticket| Output::Answer(ticket, answer)));
+        self.outputs.extend(answer.map(|(ticket, answer)| Output::Answer(ticket, answer)));
     }
 
-    /// Takes note of what own memory follows from events.
-    fn note(&mut self, events: Vec<(u64, Event)>) -> Vec<(u64, Event)> {
+    /// Decides, and takes note of what own memory follows from the events.
+    fn submit(&mut self, command: &Command, now_ms: u64) -> Result<Decided<'_>, ServerError> {
+        let decided = self.engine.submit(command, now_ms)?;
         self.dirty = true;
-        for (_, event) in &events {
+        for event in decided.events {
             match &event.public {
                 PublicBody::DeviceChecking { device } => {
                     if let Some(now) = self.view.write().fleet.device_mut(*device) {
@@ -198,16 +203,13 @@ impl<D: Disk> Core<D> {
                 _ => {}
             }
         }
-        events
+        Ok(decided)
     }
 
     /// Carries out a command of the server's own or of a device; refusals are no news.
     fn carry_out(&mut self, command: &Command, now_ms: u64) -> bool {
-        let done = match self.engine.submit(command, now_ms) {
-            Ok(events) => {
-                self.note(events);
-                true
-            }
+        let done = match self.submit(command, now_ms) {
+            Ok(_) => true,
             Err(error) => {
                 tracing::debug!(%error, ?command, "not carried out");
                 false

@@ -1,23 +1,34 @@
 //! The engine: the one writer between the rules and the journal.
 //!
-//! [`Engine::submit`] decides and folds at once and stages the events; [`Engine::commit`] makes everything staged
-//! durable with one append and one sync. Opening folds the journal again from the newest snapshot.
+//! [`Engine::submit`] decides and folds at once and stages the events; [`Engine::seal`] hands over everything staged
+//! as one [`Batch`], which a [`Committer`] makes durable while the engine goes on with the next. Opening folds the
+//! journal again from the newest snapshot.
 //!
-//! Always holds: what is staged is told to nobody before `commit` returned; after a failed commit the engine
-//! refuses everything and its process must end. Not here: who acts on what was committed (`core`).
+//! Always holds: the state may run ahead of what is durable, the view's head does not; after an event that does not
+//! fold nothing more is sealed and the process must end. Not here: files and syncs (`commit`), who acts on what was
+//! committed (`core`).
+
+use std::sync::mpsc::{Receiver, sync_channel};
 
 use ionet_domain::command::CommandBody;
-use ionet_domain::{Actor, Command, Event, LeaseId, OrderId, Params, PublicBody, State, decide};
-use ionet_journal::{
-    Disk, Entry, Head, Journal, MAX_SUBJECTS, Options, Private, PrivatePart, Record, Recovery,
-};
+use ionet_domain::{Actor, Command, Event, LeaseId, Params, PublicBody, State, decide};
+use ionet_journal::{Disk, Head, Journal, Options, PrivatePart, Record, Recovery, latest_snapshot};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
+use crate::commit::{Batch, Committer};
+use crate::core::Output;
 use crate::error::ServerError;
 use crate::fleet::Fleet;
-use crate::handle::PublishedEvent;
 use crate::view::{SharedView, View};
+
+/// Records that go from the reading to the folding thread together, and how many such lots may wait.
+const FOLD_RECORDS: usize = 256;
+const FOLD_LOTS: usize = 16;
+
+/// A longer journal has a bigger state, and copying that stops the writer: a snapshot is due when the journal has grown by
+/// this share, but after this many events at most, so that a start stays short.
+const SNAPSHOT_SHARE: u64 = 8;
+const SNAPSHOT_EVERY_MOST: u64 = 500_000;
 
 /// How to open an engine.
 #[derive(Debug, Clone)]
@@ -26,7 +37,7 @@ pub struct EngineOptions {
     pub journal: Options,
     /// What a new network is founded with; an old one keeps its own.
     pub params: Params,
-    /// A snapshot is due after this many events; 0 means never.
+    /// A snapshot is due after this many events, or later where the journal is long; 0 means never.
     pub snapshot_every: u64,
     /// 32 fresh random bytes: the salts of private parts come from it.
     pub salt_seed: [u8; 32],
@@ -57,77 +68,78 @@ pub struct Opened {
 }
 
 /// What a snapshot holds.
-#[derive(Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 struct SnapshotBody<S> {
     deposits_seen: u64,
     state: S,
 }
 
-/// The one writer.
+/// The one writer's state and what it has staged.
 #[derive(Debug)]
-pub struct Engine<D> {
-    journal: Journal<D>,
+pub struct Engine {
     view: SharedView,
-    staged: Vec<Event>,
-    entries: Vec<Entry>,
-    staged_bytes: usize,
-    failed: bool,
+    staged: Staged,
+    /// The place of the next event: it follows what is staged and what was sealed, durable or not.
+    next_seq: u64,
     broken: Option<ionet_domain::Broken>,
-    salts: Salts,
     snapshot_every: u64,
     snapshot_seq: u64,
 }
 
-#[derive(Debug)]
-struct Salts {
-    seed: [u8; 32],
-    count: u64,
+/// Events that wait to be sealed.
+#[derive(Debug, Default)]
+pub(crate) struct Staged {
+    pub(crate) events: Vec<Event>,
+    /// How many events there were after each command: a batch is only ever parted between commands.
+    pub(crate) ends: Vec<usize>,
 }
 
-impl Salts {
-    fn next(&mut self) -> [u8; 16] {
-        self.count += 1;
-        let digest = Sha256::digest([self.seed.as_slice(), &self.count.to_le_bytes()].concat());
-        std::array::from_fn(|at| digest[at])
+/// What a command did: its events and the place of the first.
+#[derive(Debug, Clone, Copy)]
+pub struct Decided<'a> {
+    /// Place of the first event.
+    pub first_seq: u64,
+    /// In their order.
+    pub events: &'a [Event],
+}
+
+impl Decided<'_> {
+    /// A copy of the events, each with its place.
+    pub fn numbered(&self) -> Vec<(u64, Event)> {
+        (self.first_seq..).zip(self.events.iter().cloned()).collect()
     }
 }
 
-impl<D: Disk> Engine<D> {
+impl Engine {
     /// Opens the journal on `disk`, folds it, founds the network if there is none and begins a term. All of it is
     /// durable afterwards.
     ///
     /// # Errors
     /// If the journal is damaged or does not fold: nothing was changed but a torn end, which was cut.
-    pub fn open(
+    pub fn open<D: Disk>(
         disk: D,
         options: EngineOptions,
         fleet: Fleet,
         now_ms: u64,
-    ) -> Result<(Self, Opened), ServerError> {
-        let (journal, recovery) = Journal::open(disk, options.journal)?;
-        let mut opened =
-            Opened { journal: recovery, snapshot_seq: 0, unusable_snapshots: Vec::new(), folded: 0 };
-        let mut folded = from_snapshot(&journal, &mut opened)?;
-        for record in journal.read_from(opened.snapshot_seq + 1)? {
-            folded.take(&record?)?;
-            opened.folded += 1;
-        }
+    ) -> Result<(Self, Committer<D>, Opened), ServerError> {
+        let (journal, folded, opened) = open_and_fold(disk, options.journal)?;
         let head = journal.head();
         let view = View { state: folded.state, fleet, head, deposits_seen: folded.deposits_seen };
+        let view = SharedView::new(view);
+        let mut committer = Committer::new(journal, view.clone(), options.salt_seed);
         let mut engine = Self {
-            journal,
-            view: SharedView::new(view),
-            staged: Vec::new(),
-            entries: Vec::new(),
-            staged_bytes: 0,
-            failed: false,
+            view,
+            staged: Staged::default(),
+            next_seq: head.seq + 1,
             broken: None,
-            salts: Salts { seed: options.salt_seed, count: 0 },
-            snapshot_every: options.snapshot_every,
+            // Nobody takes one here.
+            snapshot_every: 0,
             snapshot_seq: opened.snapshot_seq,
         };
         engine.begin(options.params, now_ms)?;
-        Ok((engine, opened))
+        committer.commit(engine.seal(Vec::new())?)?;
+        engine.snapshot_every = options.snapshot_every;
+        Ok((engine, committer, opened))
     }
 
     fn begin(&mut self, params: Params, now_ms: u64) -> Result<(), ServerError> {
@@ -135,7 +147,6 @@ impl<D: Disk> Engine<D> {
             self.submit(&Command::by_server(CommandBody::Found { params }), now_ms)?;
         }
         self.submit(&Command::by_server(CommandBody::BeginTerm), now_ms)?;
-        self.commit()?;
         Ok(())
     }
 
@@ -146,141 +157,93 @@ impl<D: Disk> Engine<D> {
 
     /// The durable head.
     pub fn head(&self) -> Head {
-        self.journal.head()
+        self.view.read().head
     }
 
-    /// The journal, for looking things up.
-    pub fn journal(&self) -> &Journal<D> {
-        &self.journal
+    /// Events that were decided and are not durable yet: staged, or sealed and on their way.
+    pub fn staged(&self) -> u64 {
+        self.next_seq - 1 - self.head().seq
     }
 
-    /// Bytes waiting for [`Engine::commit`].
-    pub fn staged_bytes(&self) -> usize {
-        self.staged_bytes
-    }
-
-    /// Events waiting for [`Engine::commit`].
-    pub fn staged(&self) -> usize {
-        self.staged.len()
-    }
-
-    /// Decides, folds and stages. The events' places follow the head and what was staged before.
+    /// Decides, folds and stages. The events' places follow everything decided before.
     ///
     /// # Errors
-    /// [`ServerError::Refused`]: nothing happened. Any other: the engine has failed for good.
-    pub fn submit(&mut self, command: &Command, now_ms: u64) -> Result<Vec<(u64, Event)>, ServerError> {
+    /// [`ServerError::Refused`]: nothing happened. [`ServerError::Broken`]: the engine has failed for good.
+    pub fn submit(&mut self, command: &Command, now_ms: u64) -> Result<Decided<'_>, ServerError> {
         self.check_usable()?;
-        let first = self.head().seq + 1 + self.staged.len() as u64;
-        let events = {
-            let mut view = self.view.write();
-            let events = decide(&view.state, command, now_ms)?;
-            for event in &events {
-                if let Err(broken) = view.state.apply(event) {
-                    self.failed = true;
-                    self.broken = Some(broken.clone());
-                    return Err(broken.into());
-                }
-                view.deposits_seen = view.deposits_seen.max(deposit_number(event));
+        let (first_seq, from) = (self.next_seq, self.staged.events.len());
+        let mut view = self.view.write();
+        for event in decide(&view.state, command, now_ms)? {
+            if let Err(broken) = view.state.apply(&event) {
+                self.broken = Some(broken.clone());
+                return Err(broken.into());
             }
-            events
-        };
-        for event in &events {
-            self.stage(event.clone());
+            view.deposits_seen = view.deposits_seen.max(deposit_number(&event));
+            self.staged.events.push(event);
         }
-        Ok((first..).zip(events).collect())
-    }
-
-    fn stage(&mut self, event: Event) {
-        let salt = &mut self.salts;
-        let private = event.private_json().map(|body| Private { salt: salt.next(), body });
-        let mut subjects = event.public.subjects();
-        // Only a retirement can have more; each of its orders has other events to be found by.
-        subjects.truncate(MAX_SUBJECTS);
-        let entry = Entry { at_ms: event.at_ms, public: event.public_json(), private, subjects };
-        let private_bytes = entry.private.as_ref().map_or(0, |private| private.body.len());
-        self.staged_bytes += entry.public.len() + private_bytes + 256;
-        self.entries.push(entry);
-        self.staged.push(event);
+        self.staged.ends.push(self.staged.events.len());
+        let events = &self.staged.events[from..];
+        self.next_seq += events.len() as u64;
+        Ok(Decided { first_seq, events })
     }
 
     fn check_usable(&self) -> Result<(), ServerError> {
-        match &self.broken {
-            Some(broken) => Err(broken.clone().into()),
-            None if self.failed => Err(ionet_journal::Error::Stopped.into()),
-            None => Ok(()),
-        }
+        self.broken.as_ref().map_or(Ok(()), |broken| Err(broken.clone().into()))
     }
 
-    /// Makes everything staged durable: one append, one sync. What it returns may be published.
+    /// Everything staged, to be committed in this order; `outputs` wait for it.
     ///
     /// # Errors
-    /// Fatal: it is on disk or not, never in part. End the process and open again.
-    pub fn commit(&mut self) -> Result<Vec<PublishedEvent>, ServerError> {
+    /// Fatal: a decided event did not fold, so nothing of what is staged may become durable.
+    pub fn seal(&mut self, outputs: Vec<Output>) -> Result<Batch, ServerError> {
         self.check_usable()?;
-        if self.staged.is_empty() {
-            return Ok(Vec::new());
-        }
-        let first = self.head().seq + 1;
-        let hashes = match self.journal.append_hashed(&self.entries) {
-            Ok(hashes) => hashes,
-            Err(error) => {
-                self.failed = true;
-                return Err(error.into());
-            }
-        };
-        self.entries.clear();
-        self.staged_bytes = 0;
-        self.view.write().head = self.journal.head();
-        let numbered = (first..).zip(hashes).zip(self.staged.drain(..));
-        Ok(numbered.map(|((seq, hash), event)| PublishedEvent { seq, hash, event }).collect())
+        let staged = std::mem::take(&mut self.staged);
+        let snapshot = if staged.events.is_empty() { None } else { self.due_snapshot() };
+        Ok(Batch { staged, outputs, snapshot })
     }
 
-    /// A copy of the state to be written as a snapshot with [`write_snapshot`], when one is due and nothing is staged.
-    pub fn due_snapshot(&mut self) -> Option<PendingSnapshot> {
-        let head = self.head();
-        let due = self.snapshot_every > 0 && head.seq >= self.snapshot_seq + self.snapshot_every;
-        if !due || !self.staged.is_empty() {
-            return None;
-        }
-        self.snapshot_seq = head.seq;
-        Some(self.snapshot())
+    /// A copy of the state when a snapshot is due. It is one of everything decided so far, so it belongs to the end
+    /// of the batch that is being sealed and is of use once that is durable.
+    fn due_snapshot(&mut self) -> Option<Folded> {
+        let seq = self.next_seq - 1;
+        let every = self.snapshot_every.max((seq / SNAPSHOT_SHARE).min(SNAPSHOT_EVERY_MOST));
+        let due = self.snapshot_every > 0 && seq >= self.snapshot_seq + every;
+        due.then(|| {
+            self.snapshot_seq = seq;
+            self.folded()
+        })
     }
 
-    /// A copy of the state at the durable head; only where nothing is staged.
-    pub fn snapshot(&self) -> PendingSnapshot {
+    fn folded(&self) -> Folded {
         let view = self.view.read();
-        PendingSnapshot { at: self.head(), deposits_seen: view.deposits_seen, state: view.state.clone() }
+        Folded { deposits_seen: view.deposits_seen, state: view.state.clone() }
     }
 
-    /// Whether the journal has an order, by reading all of it: for the lab, the shell asks the subject index.
-    pub fn has_order(&self, order: OrderId) -> Result<bool, ServerError> {
-        for record in self.journal.read_from(1)? {
-            if record?.subjects.contains(&order.to_string()) {
-                return Ok(true);
-            }
-        }
-        Ok(false)
+    /// A copy of the state; only where everything decided is durable.
+    pub fn snapshot(&self) -> PendingSnapshot {
+        PendingSnapshot { at: self.head(), folded: self.folded() }
     }
 }
 
 /// A state on its way to a snapshot file.
 #[derive(Debug)]
 pub struct PendingSnapshot {
-    at: Head,
-    deposits_seen: u64,
-    state: State,
+    pub(crate) at: Head,
+    pub(crate) folded: Folded,
 }
 
 /// Writes a snapshot; may run on any thread while the journal goes on.
 pub fn write_snapshot<D: Disk>(disk: &D, pending: &PendingSnapshot) -> Result<(), ServerError> {
-    let body = SnapshotBody { deposits_seen: pending.deposits_seen, state: &pending.state };
+    let Folded { deposits_seen, state } = &pending.folded;
+    let body = SnapshotBody { deposits_seen: *deposits_seen, state };
     // The state is plain data with text keys: writing it to memory has no way to fail.
     let body = serde_json::to_vec(&body).unwrap_or_default();
     Ok(ionet_journal::write_snapshot(disk, pending.at, &body)?)
 }
 
-#[derive(Default)]
-struct Folded {
+/// What the journal folds to.
+#[derive(Debug, Default)]
+pub(crate) struct Folded {
     state: State,
     deposits_seen: u64,
 }
@@ -300,25 +263,51 @@ impl Folded {
     }
 }
 
-/// The fold as far as the newest usable snapshot has it. The journal has checked that the snapshot is of its chain.
-fn from_snapshot<D: Disk>(journal: &Journal<D>, opened: &mut Opened) -> Result<Folded, ServerError> {
-    let latest = journal.latest_snapshot()?;
-    opened.unusable_snapshots.extend(latest.damaged.iter().map(ToString::to_string));
-    let Some(snapshot) = latest.snapshot else { return Ok(Folded::default()) };
-    match serde_json::from_slice::<SnapshotBody<State>>(&snapshot.body) {
-        Ok(body) if body.state.events == snapshot.at.seq => {
-            opened.snapshot_seq = snapshot.at.seq;
-            Ok(Folded { state: body.state, deposits_seen: body.deposits_seen })
-        }
-        Ok(_) => {
-            opened.unusable_snapshots.push("a snapshot counts other events than the journal".into());
-            Ok(Folded::default())
-        }
-        Err(error) => {
-            opened.unusable_snapshots.push(format!("a snapshot of another release: {error}"));
-            Ok(Folded::default())
-        }
+/// Opens the journal and folds it in one pass: one thread reads and checks, another parses and folds.
+fn open_and_fold<D: Disk>(disk: D, options: Options) -> Result<(Journal<D>, Folded, Opened), ServerError> {
+    let mut unusable_snapshots = Vec::new();
+    let (snapshot_seq, folded) = from_snapshot(&disk, &mut unusable_snapshots)?;
+    let (lots, waiting) = sync_channel(FOLD_LOTS);
+    let (journal, folded) = std::thread::scope(|scope| {
+        let fold = scope.spawn(move || fold(folded, &waiting));
+        let mut lot = Vec::new();
+        let journal = Journal::open_with(disk, options, snapshot_seq, |record| {
+            lot.push(record);
+            if lot.len() >= FOLD_RECORDS {
+                // Nobody takes it where an earlier record did not fold, which is told below.
+                let _ = lots.send(std::mem::take(&mut lot));
+            }
+        });
+        let _ = lots.send(lot);
+        drop(lots);
+        (journal, fold.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    });
+    let ((journal, recovery), folded) = (journal?, folded?);
+    let folded_records = recovery.head.seq - snapshot_seq;
+    let opened = Opened { journal: recovery, snapshot_seq, unusable_snapshots, folded: folded_records };
+    Ok((journal, folded, opened))
+}
+
+fn fold(mut folded: Folded, lots: &Receiver<Vec<Record>>) -> Result<Folded, ServerError> {
+    for lot in lots {
+        lot.iter().try_for_each(|record| folded.take(record))?;
     }
+    Ok(folded)
+}
+
+/// The fold as far as the newest usable snapshot has it, and where that is.
+fn from_snapshot<D: Disk>(disk: &D, unusable: &mut Vec<String>) -> Result<(u64, Folded), ServerError> {
+    let latest = latest_snapshot(disk)?;
+    unusable.extend(latest.damaged.iter().map(ToString::to_string));
+    let Some(snapshot) = latest.snapshot else { return Ok((0, Folded::default())) };
+    match serde_json::from_slice::<SnapshotBody<State>>(&snapshot.body) {
+        Ok(SnapshotBody { deposits_seen, state }) if state.events == snapshot.at.seq => {
+            return Ok((snapshot.at.seq, Folded { state, deposits_seen }));
+        }
+        Ok(_) => unusable.push("a snapshot counts other events than the journal".into()),
+        Err(error) => unusable.push(format!("a snapshot of another release: {error}")),
+    }
+    Ok((0, Folded::default()))
 }
 
 fn deposit_number(event: &Event) -> u64 {

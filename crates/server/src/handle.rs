@@ -21,8 +21,8 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 
 use crate::error::ServerError;
 use crate::keys::{Keys, random};
-use crate::shell::Message;
 use crate::view::{SharedView, View};
+use crate::writer::Message;
 
 /// What a carried out command did, durable: each event with its place in the journal.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,23 +1,23 @@
 //! The shell around the core: the writer's thread, the links, the chain's watcher, the subject index and HTTP.
 //!
-//! Always holds: one thread owns the core and commits in batches; every queue into it is bounded, and it waits for
-//! nobody but the disk and the links' hub, which waits for nobody. A failed commit ends the server with its error.
-//! Not here: what follows from what (`core`).
+//! Always holds: every queue into the writer is bounded, and it waits for nobody but the disk and the links' hub, which
+//! waits for nobody. A failed commit ends the server with its error. Not here: what follows from what (`core`), batches
+//! (`writer`).
 
 mod background;
 mod hub;
-mod writer;
+mod outlet;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ionet_chain::{Chain, LocalChain};
 use ionet_domain::device::DeviceStage;
-use ionet_domain::{Address, Asset, Command, Params};
+use ionet_domain::{Address, Asset, Params};
 use ionet_journal::{FileDisk, Options, Reader, Scope};
 use ionet_net::link::IrohLink;
 use ionet_net::relay::Admit;
@@ -25,12 +25,16 @@ use ionet_net::{EndpointId, Node, NodeConfig, RelayInfo};
 use tokio::net::TcpListener;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
-use crate::core::{Core, CoreOptions, Input};
+pub use background::GATHER;
+
+use crate::commit::Committer;
+use crate::core::{Core, CoreOptions};
 use crate::engine::{EngineOptions, Opened};
 use crate::error::ServerError;
-use crate::handle::{Handle, Inner, Submitted, now_ms};
+use crate::handle::{Handle, Inner, now_ms};
 use crate::keys::{Keys, random};
 use crate::view::SharedView;
+use crate::writer::{Message, Writer};
 
 /// Messages that may wait for the writer.
 const QUEUED_MESSAGES: usize = 8192;
@@ -40,21 +44,10 @@ const QUEUED_EVENTS: usize = 8192;
 const QUEUED_ORDERS: usize = 4096;
 /// How often reconcilers look when nothing happens.
 const TICK: Duration = Duration::from_millis(250);
+/// How often it is looked whether supervisors are reached in new ways.
+const ENDPOINTS_EVERY: Duration = Duration::from_secs(1);
 /// How long requests under way get when the server stops.
 const HTTP_GRACE: Duration = Duration::from_secs(6);
-
-/// What reaches the one writer.
-#[derive(Debug)]
-pub(crate) enum Message {
-    /// A command, and who waits for the answer.
-    Submit(Box<Command>, Option<oneshot::Sender<Result<Submitted, ServerError>>>),
-    /// From links, chain and index.
-    Input(Box<Input>),
-    /// Time went by.
-    Tick,
-    /// Commit what there is and end.
-    Stop,
-}
 
 /// Tokens that a local network gives an account once. They are worth nothing.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -142,7 +135,7 @@ impl Server {
 
     fn run(parts: Parts, config: &ServerConfig, node: &Node, http: TcpListener) -> Result<Self, ServerError> {
         let address = http.local_addr().map_err(ServerError::io("find the address that HTTP listens on"))?;
-        let Parts { core, opened, keys, chain, disk } = parts;
+        let Parts { core, committer, opened, keys, chain, disk } = parts;
         let view = core.view().clone();
         let (writer, inbox) = mpsc::channel(QUEUED_MESSAGES);
         let (events, _) = broadcast::channel(QUEUED_EVENTS);
@@ -171,16 +164,11 @@ impl Server {
 
         let link = IrohLink::start(node, admit(view.clone()));
         let (end, ended) = oneshot::channel();
-        let one = writer::Writer {
-            core,
-            inbox,
-            hub: to_hub,
-            chain: to_chain,
-            index: to_index,
-            events,
-            disk,
-            endpoints_path: endpoints_path(&config.data_dir),
-        };
+        let mut outlet =
+            outlet::Outlet { hub: to_hub, chain: to_chain, index: to_index, events, disk, snapshot: None };
+        let release = move |durable, waiting| outlet.release(durable, waiting);
+        let one = Writer::start(core, committer, inbox, now_ms, release)?;
+        let endpoints = outlet::Endpoints::new(&endpoints_path(&config.data_dir), view.clone());
         let follower = background::Follower {
             index_path: config.data_dir.join("index.sqlite"),
             reader: reader()?,
@@ -191,7 +179,7 @@ impl Server {
         let threads = vec![
             spawn("ionet-index", move || follower.run(&index_orders))?,
             spawn("ionet-chain", move || watcher.run(&chain_orders))?,
-            spawn("ionet-writer", move || _ = end.send(one.run()))?,
+            spawn("ionet-writer", move || _ = end.send(write(one, &endpoints)))?,
         ];
         let tasks = vec![
             tokio::spawn(hub::run(link, hub_orders, writer.clone())),
@@ -261,7 +249,8 @@ impl Drop for Server {
 
 /// What is opened before anything is served.
 struct Parts {
-    core: Core<FileDisk>,
+    core: Core,
+    committer: Committer<FileDisk>,
     opened: Opened,
     keys: Keys,
     chain: Box<dyn Chain + Send>,
@@ -283,13 +272,13 @@ impl Parts {
         };
         let endpoints = read_endpoints(&endpoints_path(dir));
         let options = CoreOptions { engine, keys: keys.clone(), endpoints };
-        let (core, opened) = Core::open(disk.clone(), options, now_ms())?;
+        let (core, committer, opened) = Core::open(disk.clone(), options, now_ms())?;
         report(&opened);
         let mut chain = LocalChain::open(&dir.join("local-tokens.jsonl"))?;
         for LocalFunds { account, asset, amount } in config.local_funds.iter().filter(|_| config.local) {
             chain.fund(&format!("local-funds:{account}:{asset}"), *account, *asset, *amount, now_ms())?;
         }
-        Ok(Self { core, opened, keys, chain: Box::new(chain), disk })
+        Ok(Self { core, committer, opened, keys, chain: Box::new(chain), disk })
     }
 }
 
@@ -308,6 +297,19 @@ fn report(opened: &Opened) {
 fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, ServerError> {
     let spawned = std::thread::Builder::new().name(name.into()).spawn(run);
     spawned.map_err(ServerError::io(format!("start the thread {name}")))
+}
+
+/// The writer's thread: turns until it is stopped.
+fn write(mut writer: Writer, endpoints: &outlet::Endpoints) -> Result<(), ServerError> {
+    let mut saved_at = Instant::now();
+    while writer.turn()? {
+        if saved_at.elapsed() >= ENDPOINTS_EVERY {
+            saved_at = Instant::now();
+            endpoints.save();
+        }
+    }
+    endpoints.save();
+    Ok(())
 }
 
 fn endpoints_path(dir: &Path) -> PathBuf {

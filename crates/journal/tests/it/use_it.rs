@@ -2,7 +2,7 @@
 
 use ionet_journal::{
     Disk, Error, FileDisk, Hash, Head, Journal, MAX_BODY_BYTES, MemDisk, Options, PrivatePart, Reader, Scope,
-    verify, write_snapshot,
+    latest_snapshot, verify, write_snapshot,
 };
 
 use crate::kit::{
@@ -160,6 +160,31 @@ fn a_journal_opened_from_its_snapshot_does_not_read_what_is_older() {
     assert_eq!(recovery.head, head);
     journal.append(&entries(31, 3)).expect("goes on");
     assert_eq!(open(&disk).expect_err("the whole check finds it").damage().expect("damage").seq, 1);
+}
+
+#[test]
+fn opening_shows_what_comes_after_the_snapshot_while_it_checks() {
+    let disk = written(10);
+    let at = Head { seq: 14, hash: open_whole(&disk).hash_at(14).expect("reads").expect("is there") };
+    write_snapshot(&disk, at, b"state").expect("writes");
+    let found = latest_snapshot(&disk).expect("looks").snapshot.expect("is there");
+    assert_eq!((found.at, found.body), (at, b"state".to_vec()));
+    for (check_from_snapshot, after) in [(false, 14), (true, 14), (false, 0), (true, 0), (true, 30)] {
+        let mut seen = Vec::new();
+        let options = Options { check_from_snapshot, ..SMALL };
+        let opened = Journal::open_with(disk.clone(), options, after, |record| seen.push(record));
+        assert_eq!(opened.expect("opens").1.head.seq, 30);
+        assert_eq!(seen.iter().map(|r| r.seq).collect::<Vec<_>>(), (after + 1..=30).collect::<Vec<_>>());
+        seen.iter().for_each(|record| assert_is_entry(record, record.seq));
+    }
+    // What is older than the snapshot is only read where the whole chain is to be checked.
+    assert!(disk.corrupt(&files(&disk, ".public")[0], 200, 1));
+    let open = |check_from_snapshot| {
+        let options = Options { check_from_snapshot, ..SMALL };
+        Journal::open_with(disk.clone(), options, 14, drop).map(|(_, recovery)| recovery.head.seq)
+    };
+    assert_eq!(open(true).expect("opens"), 30);
+    assert_eq!(open(false).expect_err("the whole check finds it").damage().expect("damage").seq, 1);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! The loads of the engine's benchmarks: wallets that send each other money, every command with an id of its own; and
 //! the metering of many running leases, two linked transfers a command.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ionet_domain::command::{Actor, Command, CommandBody as C};
 use ionet_domain::device::{Contact, Enrolment, Hardware, Measured, Resources};
@@ -11,7 +11,7 @@ use ionet_domain::meter::{Receipt, Witness};
 use ionet_domain::money::{HOUR_MS, Rate};
 use ionet_domain::{Address, Asset, CommandId, DeviceId, EndpointId, LeaseId, OrderId, TransferId};
 use ionet_journal::{FileDisk, Options};
-use ionet_server::{Engine, EngineOptions, Fleet};
+use ionet_server::{Committer, Core, CoreOptions, Engine, EngineOptions, Keys};
 
 use crate::random::Random;
 use crate::{LabError, Result};
@@ -21,9 +21,12 @@ const WALLETS: u64 = 1000;
 /// Orders and members of each, for the metering.
 const ORDERS: u64 = 4;
 const MEMBERS: u32 = 125;
-/// A Monday at noon; the sends' clock stands still, so no id grows old.
+/// A Monday at noon: when every load begins.
 pub(super) const NOW_MS: u64 = 1_800_014_400_000;
-const PERIOD_MS: u64 = 60_000;
+/// Every lease is charged for a millisecond at a time, so that a run takes no more time than it has; the rate makes that
+/// enough for a fee.
+const PERIOD_MS: u64 = 1;
+const ASK_MICRO_USD_PER_HOUR: u64 = 4_000_000_000;
 const GIB: u64 = 1 << 30;
 
 /// What the commands are.
@@ -54,8 +57,9 @@ pub(super) struct Load {
 }
 
 impl Load {
-    /// Prepares an engine for a load: everybody gets a rich deposit, and for the metering leases run.
-    pub(super) fn begin(kind: Kind, engine: &mut Engine<FileDisk>) -> Result<Self> {
+    /// Prepares a server for a load: everybody gets a rich deposit, and for the metering leases run.
+    pub(super) fn begin(kind: Kind, (core, committer): &mut Server) -> Result<Self> {
+        let engine = core.engine();
         for n in 0..WALLETS {
             let id = TransferId { scope: 1 << 80, kind: TransferKind::Deposit, n };
             let (account, asset, amount) = (wallet(n), Asset::Iosd, 1 << 44);
@@ -73,15 +77,15 @@ impl Load {
                 load.leases.extend((0..MEMBERS).map(|n| LeaseId { order, n }));
             }
         }
-        engine.commit().map_err(LabError::server("commit"))?;
+        commit(engine, committer)?;
         Ok(load)
     }
 
-    /// The next command and its time.
-    pub(super) fn command(&mut self) -> (Command, u64) {
+    /// The next command. It needs a clock that has gone on for a millisecond for every round of the leases.
+    pub(super) fn command(&mut self) -> Command {
         self.made += 1;
         match self.kind {
-            Kind::Send => (self.send(), NOW_MS),
+            Kind::Send => self.send(),
             Kind::Meter => self.meter(),
         }
     }
@@ -98,32 +102,44 @@ impl Load {
         Command { id: Some(id), actor: Actor::Wallet(wallet(from)), body }
     }
 
-    fn meter(&mut self) -> (Command, u64) {
+    fn meter(&mut self) -> Command {
         let (leases, n) = (self.leases.len() as u64, self.made - 1);
         let elapsed_ms = (n / leases + 1) * PERIOD_MS;
         let lease = self.leases[usize::try_from(n % leases).unwrap_or(0)];
         let receipt = Receipt { lease, elapsed_ms, heard: vec![0, 1], signature: "5a".repeat(64) };
         let body = C::Meter { receipt, witness: Witness::Heartbeats };
-        (Command { id: None, actor: Actor::Server, body }, NOW_MS + elapsed_ms)
+        Command { id: None, actor: Actor::Server, body }
     }
 }
 
-/// The server's engine on a real disk, opened as the server opens it, but without snapshots of its own.
-pub(super) fn open(disk: FileDisk) -> Result<Engine<FileDisk>> {
+/// The server's core on a real disk, and the journal's side of it.
+pub(super) type Server = (Core, Committer<FileDisk>);
+
+/// Opens as the server does, but without snapshots of its own.
+pub(super) fn open(disk: FileDisk) -> Result<Server> {
     let journal = Options { check_from_snapshot: true, ..Options::default() };
-    let options = EngineOptions { journal, snapshot_every: 0, ..EngineOptions::default() };
-    let (engine, _) =
-        Engine::open(disk, options, Fleet::default(), NOW_MS).map_err(LabError::server("open the engine"))?;
-    Ok(engine)
+    let engine = EngineOptions { journal, snapshot_every: 0, ..EngineOptions::default() };
+    let keys = Keys::from_seeds([1; 32], [2; 32]);
+    let options = CoreOptions { engine, keys, endpoints: BTreeMap::new() };
+    let (core, committer, _) =
+        Core::open(disk, options, NOW_MS).map_err(LabError::server("open the journal"))?;
+    Ok((core, committer))
 }
 
-fn ask(engine: &mut Engine<FileDisk>, actor: Actor, body: C) -> Result<()> {
+/// Makes everything staged durable.
+pub(super) fn commit(engine: &mut Engine, committer: &mut Committer<FileDisk>) -> Result<()> {
+    let batch = engine.seal(Vec::new()).map_err(LabError::server("seal"))?;
+    committer.commit(batch).map_err(LabError::server("commit"))?;
+    Ok(())
+}
+
+fn ask(engine: &mut Engine, actor: Actor, body: C) -> Result<()> {
     let command = Command { id: None, actor, body };
     engine.submit(&command, NOW_MS).map_err(LabError::server("prepare the load"))?;
     Ok(())
 }
 
-fn device(engine: &mut Engine<FileDisk>, n: u64) -> Result<()> {
+fn device(engine: &mut Engine, n: u64) -> Result<()> {
     let device = DeviceId::from_parts(NOW_MS, u128::from(n) + 1);
     let owner = wallet(n);
     let enrolment = Enrolment {
@@ -132,7 +148,7 @@ fn device(engine: &mut Engine<FileDisk>, n: u64) -> Result<()> {
         endpoint: EndpointId(owner.0),
         network: "bench".into(),
         tags: BTreeSet::new(),
-        ask_per_unit: Rate(1_000_000),
+        ask_per_unit: Rate(ASK_MICRO_USD_PER_HOUR),
         offered: Resources { cpu_millis: 2000, memory_bytes: 4 * GIB, disk_bytes: 4 * GIB, gpus: 0 },
         hardware: Hardware { cpu_threads: 2, memory_bytes: 8 * GIB, ..Hardware::default() },
     };
@@ -144,13 +160,13 @@ fn device(engine: &mut Engine<FileDisk>, n: u64) -> Result<()> {
     ask(engine, Actor::Server, C::ReportCheck { device, measured: Ok(measured) })
 }
 
-fn running(engine: &mut Engine<FileDisk>, n: u64) -> Result<OrderId> {
+fn running(engine: &mut Engine, n: u64) -> Result<OrderId> {
     let order = OrderId::from_parts(NOW_MS, u128::from(n) + 1);
     let request = Request {
         engine: EngineKind::Command,
         members: MEMBERS,
         per_member: Resources { cpu_millis: 1000, memory_bytes: GIB, disk_bytes: GIB, gpus: 0 },
-        duration_ms: 300 * 24 * HOUR_MS,
+        duration_ms: HOUR_MS,
         gpu_model: None,
         network: None,
         tags: BTreeSet::new(),

@@ -7,7 +7,7 @@ use ionet_domain::State;
 use ionet_journal::FileDisk;
 use ionet_server::engine::write_snapshot;
 
-use super::load::{self, Kind, Load};
+use super::load::{self, Kind, Load, NOW_MS};
 use super::plot::{Plot, Series};
 use super::{Figure, Report, Target};
 use crate::{LabError, Result};
@@ -21,9 +21,9 @@ pub fn run(dir: &Path, events: usize, runs: usize) -> Result<Report> {
     let mut seconds = Vec::new();
     for _ in 0..runs.max(1) {
         let begun = Instant::now();
-        let engine = load::open(open()?)?;
+        let (core, _) = load::open(open()?)?;
         seconds.push(begun.elapsed().as_secs_f64());
-        if engine.view().read().state.ledger != written.ledger {
+        if core.view().read().state.ledger != written.ledger {
             return Err(LabError::Broken("the state after the start is not the one before".into()));
         }
     }
@@ -46,15 +46,15 @@ pub fn run(dir: &Path, events: usize, runs: usize) -> Result<Report> {
 }
 
 fn write(disk: &FileDisk, events: usize) -> Result<State> {
-    let mut engine = load::open(disk.clone())?;
-    let mut load = Load::begin(Kind::Send, &mut engine)?;
-    let snapshot = engine.snapshot();
-    write_snapshot(disk, &snapshot).map_err(LabError::server("write a snapshot"))?;
+    let mut server = load::open(disk.clone())?;
+    let mut load = Load::begin(Kind::Send, &mut server)?;
+    let (mut core, mut committer) = server;
+    let engine = core.engine();
+    write_snapshot(disk, &engine.snapshot()).map_err(LabError::server("write a snapshot"))?;
     for n in 1..=events {
-        let (command, now_ms) = load.command();
-        engine.submit(&command, now_ms).map_err(LabError::server("send"))?;
+        engine.submit(&load.command(), NOW_MS).map_err(LabError::server("send"))?;
         if n % BATCH == 0 || n == events {
-            engine.commit().map_err(LabError::server("commit"))?;
+            load::commit(engine, &mut committer)?;
         }
     }
     let state = engine.view().read().state.clone();

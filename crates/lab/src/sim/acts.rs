@@ -58,7 +58,7 @@ impl World {
         if self.plan.planted.answer_before_commit
             && let (Input::Submit(Some(ticket), command), Some(core)) = (&input, &mut self.server.core)
         {
-            let first = core.engine().head().seq + core.engine().staged() as u64 + 1;
+            let first = core.engine().head().seq + core.engine().staged() + 1;
             let decided = decide(&core.view().read().state, command, now_ms);
             if let Ok(events) = decided {
                 let ticket = *ticket;
@@ -142,7 +142,7 @@ impl World {
             Output::Find(lease) => {
                 let core = self.server.core.as_ref();
                 let known = core.map(|core| core.view().read().state.orders.contains_key(&lease.order));
-                let found = self.server.core.as_mut().map(|core| core.engine().has_order(lease.order));
+                let found = self.server.has_order(lease.order);
                 if let (Some(Ok(found)), Some(_)) = (found, known) {
                     self.later(50, Input::Found(lease, found));
                 }

@@ -1,16 +1,17 @@
 //! The server's process: the real core over the disk that tears, and what its shell would do around it.
 //!
-//! Every input, commit and output is an act of its own, so that a crash can come between any two.
+//! Every input, seal, commit and output is an act of its own, so that a crash can come between any two, and inputs come
+//! while a sealed batch is not durable yet.
 
 use std::collections::{BTreeMap, VecDeque};
 
 use ionet_api::worker::MemberEndpoint;
-use ionet_domain::{LeaseId, Params};
+use ionet_domain::{LeaseId, OrderId, Params};
 use ionet_journal::Options;
 use ionet_net::link::Link;
 use ionet_net::mem_link::MemLink;
 use ionet_server::engine::{PendingSnapshot, write_snapshot};
-use ionet_server::{Core, CoreOptions, EngineOptions, Input, Keys, Output};
+use ionet_server::{Batch, Committer, Core, CoreOptions, EngineOptions, Input, Keys, Output, ServerError};
 
 use super::disk::LabDisk;
 use crate::error::with_causes;
@@ -33,11 +34,14 @@ pub(super) fn params() -> Params {
 pub(super) struct ServerNode {
     pub(super) disk: LabDisk,
     pub(super) keys: Keys,
-    pub(super) core: Option<Core<LabDisk>>,
+    pub(super) core: Option<Core>,
+    committer: Option<Committer<LabDisk>>,
+    /// Sealed and not yet committed.
+    in_flight: Option<Batch>,
     pub(super) link: MemLink,
     pub(super) inbox: VecDeque<Input>,
     pub(super) outbox: VecDeque<Output>,
-    /// Inputs taken since the last commit.
+    /// Inputs taken since the last seal, and one for a batch in flight: zero where all is durable.
     pub(super) staged: u64,
     pub(super) snapshot: Option<PendingSnapshot>,
     pub(super) tick_due_ms: u64,
@@ -54,6 +58,8 @@ impl ServerNode {
             disk,
             keys,
             core: None,
+            committer: None,
+            in_flight: None,
             link,
             inbox: VecDeque::new(),
             outbox: VecDeque::new(),
@@ -81,16 +87,16 @@ impl ServerNode {
             salt_seed: [self.starts; 32],
         };
         let options = CoreOptions { engine, keys: self.keys.clone(), endpoints: self.endpoints.clone() };
-        let (core, _) = Core::open(self.disk.clone(), options, now_ms).map_err(|error| {
+        let (core, committer, _) = Core::open(self.disk.clone(), options, now_ms).map_err(|error| {
             LabError::Broken(format!("the server does not start again: {}", with_causes(&error)))
         })?;
-        self.core = Some(core);
+        (self.core, self.committer) = (Some(core), Some(committer));
         Ok(())
     }
 
     /// The process ends without a word; what was only in its memory is gone.
     pub(super) fn stop(&mut self) {
-        self.core = None;
+        (self.core, self.committer, self.in_flight) = (None, None, None);
         self.inbox.clear();
         self.outbox.clear();
         self.snapshot = None;
@@ -112,17 +118,31 @@ impl ServerNode {
         }
     }
 
-    /// Commits what is staged; an error is the end of the process.
-    pub(super) fn commit(&mut self) -> Result<Vec<Output>, ionet_server::ServerError> {
-        let Some(core) = &mut self.core else { return Ok(Vec::new()) };
-        let outputs = core.commit()?;
-        self.staged = 0;
-        self.snapshot = core.engine().due_snapshot().or(self.snapshot.take());
+    /// One step towards durability: commits the batch in flight, or seals what is staged. An error is the end of the
+    /// process.
+    pub(super) fn commit(&mut self) -> Result<Vec<Output>, ServerError> {
+        let (Some(core), Some(committer)) = (&mut self.core, &mut self.committer) else {
+            return Ok(Vec::new());
+        };
+        let Some(batch) = self.in_flight.take() else {
+            let batch = core.seal()?;
+            self.in_flight = (!batch.is_empty()).then_some(batch);
+            self.staged = u64::from(self.in_flight.is_some());
+            return Ok(Vec::new());
+        };
+        let durable = committer.commit(batch)?;
+        self.staged -= 1;
+        self.snapshot = durable.snapshot.or(self.snapshot.take());
         self.endpoints.clone_from(core.view().read().fleet.endpoints());
-        Ok(outputs)
+        Ok(durable.outputs)
     }
 
-    pub(super) fn write_snapshot(&mut self) -> Result<(), ionet_server::ServerError> {
+    /// Whether the journal has an order; `None` while the server is down.
+    pub(super) fn has_order(&self, order: OrderId) -> Option<Result<bool, ServerError>> {
+        self.committer.as_ref().map(|committer| committer.has_order(order))
+    }
+
+    pub(super) fn write_snapshot(&mut self) -> Result<(), ServerError> {
         match self.snapshot.take() {
             Some(snapshot) => write_snapshot(&self.disk, &snapshot),
             None => Ok(()),

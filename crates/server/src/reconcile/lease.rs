@@ -25,7 +25,8 @@ pub(super) fn step(view: &View, now_ms: u64) -> Vec<Todo> {
     for order in under_way(view) {
         let members = members(view, order);
         let signed = view.fleet.lists.get(&order.id).filter(|signed| signed.list.members == members);
-        for (n, lease) in order.leases.iter().filter(|(_, lease)| lease.live()) {
+        let connected = |device| view.fleet.device(device).is_some_and(|now| now.connected);
+        for (n, lease) in order.leases.iter().filter(|(_, lease)| lease.live() && connected(lease.device)) {
             match signed {
                 Some(signed) => {
                     wanted.entry(lease.device).or_default().push(desired(view, order, *n, lease, signed));

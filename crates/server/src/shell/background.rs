@@ -10,15 +10,17 @@ use ionet_journal::{FileDisk, Index, Reader};
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 
-use super::{Message, TICK};
+use super::TICK;
 use crate::core::Input;
 use crate::error::ServerError;
 use crate::view::SharedView;
+use crate::writer::Message;
 
 /// How often the chain is looked at.
 const WATCH_EVERY: Duration = Duration::from_millis(500);
-/// How long the index lets records gather before it takes them in.
-const GATHER: Duration = Duration::from_millis(50);
+/// How long the index lets records gather before it takes them in. Under load every lot of its own visits the same
+/// pages again, so gathering for longer is most of what makes it cheap; what it does not have yet is looked through.
+pub const GATHER: Duration = Duration::from_millis(200);
 
 /// What the index's thread is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

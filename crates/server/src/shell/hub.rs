@@ -10,9 +10,9 @@ use ionet_domain::EndpointId;
 use ionet_net::link::{IrohLink, Link, LinkEvent};
 use tokio::sync::mpsc;
 
-use super::Message;
 use crate::core::Input;
 use crate::fleet::NetworkMeasured;
+use crate::writer::Message;
 
 /// Events that may wait for the writer here; beyond that the links themselves are slowed down.
 const PENDING_MOST: usize = 256;

@@ -41,22 +41,32 @@ fn check(world: &World, order: OrderId, what: &str) {
     assert!(world.workers.values().all(|worker| worker.boxes.is_empty()), "{what}: a box was left");
 }
 
-#[test]
-fn after_every_commit_before_anything_is_released() {
+/// The server dies once in each of these moments in turn.
+fn dies_at(moment: fn(u64) -> Crash, moments: fn(&World) -> u64) {
     let mut world = World::new();
     let order = whole_way(&mut world);
     world.settle_down();
     check(&world, order, "without a crash");
-    let commits = world.commits;
-    assert!(commits > 10, "{commits}");
-    for at in 1..=commits {
+    let last = moments(&world);
+    assert!(last > 10, "{last}");
+    for at in 1..=last {
         let mut world = World::new();
-        world.crash = Crash::AfterCommit(at);
+        world.crash = moment(at);
         let order = whole_way(&mut world);
         world.run_for(20_000);
         assert_eq!(world.crashes, 1);
-        check(&world, order, &format!("crash after commit {at}"));
+        check(&world, order, &format!("crash {:?}", world.crash));
     }
+}
+
+#[test]
+fn after_every_commit_with_the_next_batch_sealed_before_anything_is_released() {
+    dies_at(Crash::AfterCommit, |world| world.commits);
+}
+
+#[test]
+fn after_every_seal_before_anything_is_written() {
+    dies_at(Crash::AfterSeal, |world| world.seals);
 }
 
 #[test]
@@ -82,21 +92,25 @@ fn a_failed_sync_ends_the_process_and_answers_nobody() {
     for operation in from..from + 8 {
         world.disk.plan(operation, Fault::FailedSync);
     }
-    let label = "a".into();
-    let body = CommandBody::LogActivity {
-        account: RENTER,
-        kind: ionet_domain::account::ActivityKind::SignedIn,
-        key: None,
-        particulars: label,
-    };
-    let command = ionet_domain::Command { id: None, actor: Actor::Server, body };
-    world.core.step(world.now_ms, ionet_server::Input::Submit(Some(1), command));
     let before = world.core.view().read().head;
-    assert_eq!(world.core.commit().unwrap_err().code(), "sync_failed");
-    assert!(world.core.commit().is_err(), "it is never tried again");
+    let mut sealed = [1, 2].map(|ticket| {
+        let particulars = "a".into();
+        let kind = ionet_domain::account::ActivityKind::SignedIn;
+        let body = CommandBody::LogActivity { account: RENTER, kind, key: None, particulars };
+        let command = ionet_domain::Command { id: None, actor: Actor::Server, body };
+        world.core.step(world.now_ms, ionet_server::Input::Submit(Some(ticket), command));
+        Some(world.core.seal().unwrap())
+    });
+    assert_eq!(world.core.engine().staged(), 2);
+    let codes = sealed.each_mut().map(|batch| {
+        let batch = batch.take().unwrap();
+        world.committer.commit(batch).unwrap_err().code().to_owned()
+    });
+    assert_eq!(codes, ["sync_failed", "journal_stopped"]);
+    assert!(world.commit().is_err(), "it is never tried again");
     assert_eq!(world.core.view().read().head, before);
     world.disk = world.disk.restart(Keep::Nothing);
-    let (core, _) = crate::world::open(&world.disk, world.now_ms);
+    let (core, _, _) = crate::world::open(&world.disk, world.now_ms);
     assert_eq!(
         core.view().read().state.ledger.balance(Owner::Wallet(RENTER), ionet_domain::Asset::Iosd).available(),
         FUNDS

@@ -10,3 +10,4 @@ mod order;
 mod restore;
 mod shell;
 mod world;
+mod writer;

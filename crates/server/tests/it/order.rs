@@ -120,7 +120,7 @@ fn a_retry_is_answered_exists_and_two_race_for_the_last_device() {
     for (ticket, command) in [(900, &commands[0]), (901, &commands[1]), (902, &commands[0])] {
         world.core.step(world.now_ms, ionet_server::Input::Submit(Some(ticket), command.clone()));
     }
-    let outputs = world.core.commit().unwrap();
+    let outputs = world.commit().unwrap();
     let answers: Vec<_> = outputs
         .iter()
         .filter_map(|output| match output {

@@ -47,7 +47,7 @@ fn a_restored_server_believes_the_chain_on_what_was_paid() {
     let made = world.chain.payouts();
     world.disk = backup;
     world.restart();
-    world.run_for(30_000);
+    world.run_for(120_000);
     world.must(Actor::Wallet(RENTER), CommandBody::Close { order, reason: CloseReason::Renter });
     world.until("it is paid again", |world| world.stage(order) == Some(Stage::Paid));
     let now_made = world.chain.payouts();
@@ -97,8 +97,8 @@ fn a_snapshot_and_the_whole_journal_fold_to_the_same_state() {
     for name in names.iter().filter(|name| name.ends_with(".snapshot")) {
         assert!(whole.corrupt(name, 200, 1));
     }
-    let (from_snapshot, opened) = open(&disk, world.now_ms);
-    let (from_start, passed_over) = open(&whole, world.now_ms);
+    let (from_snapshot, _, opened) = open(&disk, world.now_ms);
+    let (from_start, _, passed_over) = open(&whole, world.now_ms);
     assert!(opened.snapshot_seq > 0 && opened.folded < 10, "{opened:?}");
     assert_eq!(passed_over.snapshot_seq, 0);
     assert!(!passed_over.unusable_snapshots.is_empty());

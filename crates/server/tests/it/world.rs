@@ -22,7 +22,10 @@ use ionet_domain::{
 use ionet_journal::{Keep, MemDisk};
 use ionet_net::link::LinkEvent;
 use ionet_server::fleet::NetworkMeasured;
-use ionet_server::{Core, CoreOptions, EngineOptions, Input, Keys, Opened, Output, PublishedEvent};
+use ionet_server::{
+    Batch, Committer, Core, CoreOptions, EngineOptions, Input, Keys, Opened, Output, PublishedEvent,
+    ServerError,
+};
 
 pub(crate) const RENTER: Address = Address([1; 32]);
 pub(crate) const SUPPLIER: Address = Address([2; 32]);
@@ -39,17 +42,23 @@ const NETWORK: &str = "test";
 pub(crate) enum Crash {
     /// Never.
     Never,
+    /// After this batch was sealed and the one before it released, before anything of it was written.
+    AfterSeal(u64),
     /// After this commit, before anything of it left the server.
     AfterCommit(u64),
 }
 
 pub(crate) struct World {
     pub(crate) disk: MemDisk,
-    pub(crate) core: Core<MemDisk>,
+    pub(crate) core: Core,
+    pub(crate) committer: Committer<MemDisk>,
+    /// Sealed and not committed: the core runs one batch ahead, as the real writer's does.
+    in_flight: Option<Batch>,
     pub(crate) chain: MemChain,
     pub(crate) workers: BTreeMap<EndpointId, Worker>,
     pub(crate) now_ms: u64,
     pub(crate) crash: Crash,
+    pub(crate) seals: u64,
     pub(crate) commits: u64,
     pub(crate) crashes: u64,
     /// Every message is delivered twice.
@@ -91,21 +100,24 @@ fn options() -> CoreOptions {
     CoreOptions { engine, keys: Keys::from_seeds([40; 32], [41; 32]), endpoints: BTreeMap::new() }
 }
 
-pub(crate) fn open(disk: &MemDisk, now_ms: u64) -> (Core<MemDisk>, Opened) {
+pub(crate) fn open(disk: &MemDisk, now_ms: u64) -> (Core, Committer<MemDisk>, Opened) {
     Core::open(disk.clone(), options(), now_ms).expect("the journal opens")
 }
 
 impl World {
     pub(crate) fn new() -> Self {
         let disk = MemDisk::new();
-        let (core, _) = open(&disk, START_MS);
+        let (core, committer, _) = open(&disk, START_MS);
         Self {
             disk,
             core,
+            committer,
+            in_flight: None,
             chain: MemChain::default(),
             workers: BTreeMap::new(),
             now_ms: START_MS,
             crash: Crash::Never,
+            seals: 0,
             commits: 0,
             crashes: 0,
             doubled: false,
@@ -164,8 +176,8 @@ impl World {
     /// The server's process ends at once and starts again on what is durable.
     pub(crate) fn restart(&mut self) -> Opened {
         self.disk = self.disk.restart(Keep::Nothing);
-        let (core, opened) = open(&self.disk, self.now_ms);
-        self.core = core;
+        let (core, committer, opened) = open(&self.disk, self.now_ms);
+        (self.core, self.committer, self.in_flight) = (core, committer, None);
         self.crashes += 1;
         let linked: Vec<_> = self.workers.iter().filter(|(_, w)| w.linked).map(|(id, _)| *id).collect();
         for endpoint in linked {
@@ -174,46 +186,56 @@ impl World {
         opened
     }
 
-    /// Commits and delivers, until nothing more follows.
+    /// Commits everything staged at once and gives what it releases.
+    pub(crate) fn commit(&mut self) -> Result<Vec<Output>, ServerError> {
+        let batch = self.core.seal()?;
+        Ok(self.committer.commit(batch)?.outputs)
+    }
+
+    /// Seals, commits and delivers, until nothing more follows. Each batch is committed when the next is sealed.
     pub(crate) fn settle_down(&mut self) {
-        for _ in 0..200 {
+        for _ in 0..400 {
             self.core.step(self.now_ms, Input::Tick);
-            let outputs = match self.core.commit() {
-                Ok(outputs) => outputs,
-                Err(error) => {
-                    // Its process ends; the disk comes back with what it kept.
-                    assert!(error.code() != "event_broken", "{error}");
-                    self.restart();
-                    continue;
-                }
-            };
-            let books = self.state().audit();
-            books.expect("the books");
-            let mut more = !outputs.is_empty();
-            if more {
-                self.commits += 1;
-                if self.crash == Crash::AfterCommit(self.commits) {
-                    self.restart();
-                    continue;
-                }
+            let sealed = self.core.seal().expect("what was decided folds");
+            let sealed = (!sealed.is_empty()).then_some(sealed);
+            let committed = std::mem::replace(&mut self.in_flight, sealed);
+            if !self.carry_on(committed) {
+                self.restart();
+                continue;
             }
-            self.snapshot();
-            for output in outputs {
-                self.deliver(output);
+            let more = self.in_flight.is_some();
+            self.seals += u64::from(more);
+            if more && self.crash == Crash::AfterSeal(self.seals) {
+                self.restart();
+                continue;
             }
-            more |= self.workers_speak();
-            if !more {
+            if !more && !self.workers_speak() {
                 return;
             }
         }
         panic!("the network does not settle down");
     }
 
-    fn snapshot(&mut self) {
-        if let Some(pending) = self.core.engine().due_snapshot() {
+    /// Commits and delivers a batch; false if the server died of it or by the plan.
+    fn carry_on(&mut self, batch: Option<Batch>) -> bool {
+        let Some(batch) = batch else { return true };
+        // Where it fails its process ends; the disk comes back with what it kept.
+        let Ok(durable) = self.committer.commit(batch) else { return false };
+        let books = self.state().audit();
+        books.expect("the books");
+        self.commits += 1;
+        if self.crash == Crash::AfterCommit(self.commits) {
+            return false;
+        }
+        if let Some(pending) = durable.snapshot {
             // A failed disk shows itself at the next commit.
             let _ = ionet_server::engine::write_snapshot(&self.disk, &pending);
         }
+        for output in durable.outputs {
+            self.deliver(output);
+        }
+        self.workers_speak();
+        true
     }
 
     fn deliver(&mut self, output: Output) {
@@ -238,7 +260,7 @@ impl World {
                 }
             }
             Output::Find(lease) => {
-                let ended = self.core.engine().has_order(lease.order).expect("the journal");
+                let ended = self.committer.has_order(lease.order).expect("the journal");
                 self.core.step(self.now_ms, Input::Found(lease, ended));
             }
             Output::Published(events) => self.published.extend(events),
