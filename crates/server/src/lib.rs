@@ -25,7 +25,7 @@ pub use commit::{Batch, Committer, Durable};
 pub use engine::{Decided, Engine, EngineOptions, Opened};
 pub use error::ServerError;
 pub use fleet::Fleet;
-pub use handle::{Handle, HistoryEvent, PublishedEvent, Submitted};
+pub use handle::{Handle, HistoryEvent, PublishedEvent, Span, Submitted};
 pub use keys::Keys;
 pub use shell::{LocalFunds, Server, ServerConfig};
 pub use verify::{Audit, verify};
