@@ -95,7 +95,7 @@ async fn a_lease_from_start_to_wipe() {
     assert_eq!(removed.receipt.unwrap().elapsed_ms, receipt.elapsed_ms, "nothing counts after the end");
     eventually("the supervisor ends", || site.supervisor(id).is_none()).await;
     assert!(!site.box_dir(id).exists());
-    assert_eq!(groups_named(&group), [PathBuf::new(); 0]);
+    assert_eq!(groups_named(&group), Vec::<PathBuf>::new());
     worker.stop().await;
 }
 
@@ -136,7 +136,7 @@ async fn the_agents_end_changes_nothing_and_a_dead_supervisor_leaves_nothing() {
     assert!(site.supervisor(id).is_none(), "a lost lease is not started again");
     assert!(!site.box_dir(id).exists());
     let group = format!("/ionet-{}-supervisor", id.to_string().replace('.', "-"));
-    assert_eq!(groups_named(&group), [PathBuf::new(); 0]);
+    assert_eq!(groups_named(&group), Vec::<PathBuf>::new());
     worker.stop().await;
 }
 
