@@ -215,6 +215,9 @@ fn show(out: Out, status: &Status) {
     if status.yielding {
         out.line("yields to its owner's own use");
     }
+    if let Some(reason) = &status.one_tenant_because {
+        out.line(format!("never holds two tenants at once: {reason}"));
+    }
     let row =
         |lease: &ObservedLease| vec![lease.lease.to_string(), format!("{:?}", lease.phase).to_lowercase()];
     if !status.leases.is_empty() {
