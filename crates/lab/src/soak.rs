@@ -154,7 +154,7 @@ pub fn run(
     summary.commands = known.commands;
     summary.broken.extend(known.broken);
     say("no more faults; every order ends now");
-    let ended = end(&mut cloud, &known.acknowledged, &mut summary);
+    let ended = end(&mut cloud, &known.acknowledged, &mut summary, say);
     // While the machines are still there.
     keep_logs(ended.is_err() || !summary.broken.is_empty())?;
     ended?;
@@ -237,7 +237,7 @@ impl Faults<'_> {
         Ok(())
     }
 
-    /// Well: everything runs, every worker is heard, and an order with a member on every worker runs and ends.
+    /// Well: everything runs, every worker is heard, and an order with a member on every worker runs.
     fn wait_well(&mut self, since: Instant) -> Result<()> {
         let left = |since: Instant| RECOVERY_BOUND.saturating_sub(since.elapsed());
         wait_for("every worker's word", left(since), || {
@@ -245,22 +245,22 @@ impl Faults<'_> {
             self.cloud.revive()?;
             Ok(self.cloud.all_heard()?.then_some(()))
         })?;
-        wait_for("the end of an order on every worker", left(since), || {
+        wait_for("an order that runs on every worker", left(since), || {
             self.cloud.revive()?;
             Ok(probe(&self.cloud.client, self.cloud.worker_names().len())?.then_some(()))
         })
     }
 }
 
-/// Whether an order with a member on each of so many workers ran and ended soon.
+/// Whether an order with a member on each of so many workers ran soon; it ends by itself.
 fn probe(client: &Client, workers: usize) -> Result<bool> {
     let said = client.ask(&order_words(workers, &["/bin/true"]))?;
     let (0, Some(id)) = (said.status, said.json["id"].as_str()) else { return Ok(false) };
     let begun = Instant::now();
     while begun.elapsed() < PROBE_PATIENCE {
         let view = client.ask(&["cluster", "show", id])?.json;
-        if view["closed_ms"].is_u64() {
-            return Ok(view["reason"]["exit_code"] == 0);
+        if view["running_since_ms"].is_u64() || view["closed_ms"].is_u64() {
+            return Ok(view["running_since_ms"].is_u64());
         }
         std::thread::sleep(LOOK_EVERY);
     }
@@ -334,7 +334,12 @@ fn is_over(view: &Value) -> bool {
     view["stage"] == "settled" || view["stage"] == "paid"
 }
 
-fn end(cloud: &mut Cloud, acknowledged: &BTreeSet<String>, summary: &mut Summary) -> Result<()> {
+fn end(
+    cloud: &mut Cloud,
+    acknowledged: &BTreeSet<String>,
+    summary: &mut Summary,
+    say: &dyn Fn(&str),
+) -> Result<()> {
     cloud.revive()?;
     cloud.wait_served(RECOVERY_BOUND)?;
     let client = cloud.client.clone();
@@ -360,6 +365,9 @@ fn end(cloud: &mut Cloud, acknowledged: &BTreeSet<String>, summary: &mut Summary
         let mut reason = view["reason"]["code"].as_str().unwrap_or("open").to_owned();
         if let Some(code) = view["reason"]["exit_code"].as_i64() {
             reason = format!("{reason} with {code}");
+        }
+        if !["finished", "renter", "time"].iter().any(|usual| reason.starts_with(usual)) {
+            say(&format!("{} ended: {}", view["id"], view["reason"]));
         }
         *summary.ends.entry(reason).or_default() += 1;
     }
