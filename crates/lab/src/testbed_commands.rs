@@ -17,11 +17,14 @@ pub(crate) enum Command {
     /// Make machines behind routers, with lines between them, and run the real network on them until Ctrl-C.
     Up {
         /// The file that describes them.
-        #[arg(required_unless_present = "example")]
+        #[arg(required_unless_present_any = ["example", "check"])]
         file: Option<PathBuf>,
         /// Print a commented file instead.
         #[arg(long)]
         example: bool,
+        /// Only say whether such machines can be made here.
+        #[arg(long)]
+        check: bool,
         #[command(flatten)]
         on: On,
     },
@@ -93,6 +96,11 @@ pub(crate) fn run(command: Command) -> Result<bool> {
         Command::Up { example: true, .. } => {
             print!("{EXAMPLE}");
             Ok(true)
+        }
+        Command::Up { check: true, .. } => {
+            let missing = testbed::missing();
+            println!("{}", missing.as_deref().unwrap_or("testbeds can be made here"));
+            Ok(missing.is_none())
         }
         Command::Up { file, on, .. } => up(&file.unwrap_or_default(), &on),
         Command::In { file, host, words } => {

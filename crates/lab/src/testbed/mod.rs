@@ -17,6 +17,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -29,6 +30,8 @@ use wire::Wire;
 /// What a testbed's folder is called before its name.
 pub const PREFIX: &str = "ionet-lab-";
 const STATE: &str = "state.json";
+/// A lab that is told to end gets this long.
+const LAB_PATIENCE: Duration = Duration::from_secs(15);
 
 /// Machines and lines; everything ends when dropped.
 #[derive(Debug)]
@@ -75,6 +78,12 @@ impl Testbed {
     /// Makes machines and lines. Not `isolated`, all machines share this one's loopback and nothing has a line.
     pub fn up(file: TestbedFile, isolated: bool) -> Result<Self> {
         let dir = dir_of(&file.name);
+        if running(&file.name).is_some() {
+            let name = &file.name;
+            return Err(LabError::Broken(format!(
+                "the testbed '{name}' is up already; end it by Ctrl-C or 'ionet-lab down', or use another name"
+            )));
+        }
         down(&file.name)?;
         std::fs::create_dir_all(dir.join("logs")).map_err(LabError::io(format!("make {}", dir.display())))?;
         let (wires, hosts, addresses) = Default::default();
@@ -223,7 +232,13 @@ pub fn enter(name: &str, host: &str, words: &[String]) -> Result<ExitStatus> {
 /// Ends whatever is left of a testbed: machines that run, its folder.
 pub fn down(name: &str) -> Result<bool> {
     let dir = dir_of(name);
+    let there = dir.exists();
     if let Some(running) = running(name) {
+        // Its lab ends its machines in order.
+        if let Some(lab) = host::Process::open(running.lab_pid) {
+            lab.signal(rustix::process::Signal::TERM);
+            lab.ended_within(LAB_PATIENCE);
+        }
         for (host, (pid, _)) in &running.hosts {
             if is_first(*pid, host)
                 && let Some(first) = host::Process::open(*pid)
@@ -232,8 +247,8 @@ pub fn down(name: &str) -> Result<bool> {
             }
         }
     }
-    let there = dir.exists();
-    if there {
+    // A lab that ended in order has removed it.
+    if dir.exists() {
         std::fs::remove_dir_all(&dir).map_err(LabError::io(format!("remove {}", dir.display())))?;
     }
     Ok(there)
