@@ -26,10 +26,10 @@ impl Bed {
         }
         let bed = Self { name: format!("{case}-{}", std::process::id()), dir: tempfile::tempdir().unwrap() };
         let link = "link = { delay_ms = 5, jitter_ms = 1, loss_percent = 0.1 }";
-        let mut text = format!("name = '{}'\n[[relays]]\n[server]\nlink = {{ delay_ms = 2 }}\n", bed.name);
-        for (name, nat) in sites {
-            text += &format!("[[sites]]\nname = '{name}'\nnat = '{nat}'\n{link}\n");
-        }
+        let head = format!("name = '{}'\n[[relays]]\n[server]\nlink = {{ delay_ms = 2 }}\n", bed.name);
+        let site =
+            |(name, nat): &(&str, &str)| format!("[[sites]]\nname = '{name}'\nnat = '{nat}'\n{link}\n");
+        let text: String = std::iter::once(head).chain(sites.iter().map(site)).collect();
         std::fs::write(bed.file(), text).unwrap();
         Some(bed)
     }
