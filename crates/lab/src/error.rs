@@ -30,6 +30,14 @@ pub enum LabError {
         #[source]
         source: ionet_server::ServerError,
     },
+    /// A promise was not kept.
+    #[error("{promise}: {what}")]
+    Promise {
+        /// Which.
+        promise: crate::sim::Promise,
+        /// How.
+        what: String,
+    },
     /// Something that must hold did not.
     #[error("{0}")]
     Broken(String),
@@ -42,6 +50,7 @@ impl LabError {
             Self::Io { .. } => "lab_io",
             Self::Journal { source, .. } => source.code(),
             Self::Server { .. } => "lab_server",
+            Self::Promise { promise, .. } => promise.name(),
             Self::Broken(_) => "lab_broken",
         }
     }

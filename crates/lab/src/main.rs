@@ -1,5 +1,6 @@
 //! `ionet-lab`: simulations under a seed, benchmarks, golden journals. Not shipped.
 
+mod simulate;
 mod testbed_commands;
 
 use std::path::{Path, PathBuf};
@@ -8,7 +9,6 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 use ionet_lab::bench::load::Kind;
 use ionet_lab::bench::{self, Report, engine};
-use ionet_lab::sim::{self, Plan};
 use ionet_lab::{LabError, Result, golden};
 use testbed_commands::beside;
 
@@ -21,20 +21,10 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Run the whole cloud under many seeds; prints the seed and the last acts of what breaks.
-    Sim {
-        /// How many seeds.
-        #[arg(long, default_value_t = 50)]
-        seeds: u64,
-        /// The first one.
-        #[arg(long, default_value_t = 0)]
-        first: u64,
-    },
+    /// Run the whole cloud under many seeds; what breaks is made small and shown with the command to see it again.
+    Sim(simulate::Sim),
     /// Run one seed and print every act.
-    Replay {
-        /// Which.
-        seed: u64,
-    },
+    Replay(simulate::Replay),
     /// Measure the real parts on a real disk.
     #[command(subcommand)]
     Bench(Bench),
@@ -120,8 +110,8 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> Result<bool> {
     match command {
-        Command::Sim { seeds, first } => Ok(simulate(first, seeds)),
-        Command::Replay { seed } => sim::replay(&Plan::random(seed)).map(|_| true),
+        Command::Sim(sim) => Ok(simulate::sim(&sim)),
+        Command::Replay(replay) => simulate::replay(&replay),
         Command::Bench(bench) => run_bench(bench),
         Command::Testbed(command) => testbed_commands::run(command),
         Command::Golden { dir } => {
@@ -132,32 +122,6 @@ fn run(command: Command) -> Result<bool> {
             golden::write(&dir).map(|()| true)
         }
     }
-}
-
-/// Stops at the first seed that breaks.
-#[expect(clippy::cast_precision_loss, reason = "counts become figures for people")]
-fn simulate(first: u64, seeds: u64) -> bool {
-    let begun = std::time::Instant::now();
-    let (mut acts, mut virtual_ms, mut orders, mut faults) = (0, 0, 0, 0);
-    for seed in first..first.saturating_add(seeds) {
-        let plan = Plan::random(seed);
-        let Ok(summary) = sim::run(&plan) else {
-            println!("{}\nagain, act by act: ionet-lab replay {seed}", sim::explain(&plan));
-            return false;
-        };
-        acts += summary.acts;
-        virtual_ms += summary.virtual_ms;
-        orders += summary.orders;
-        faults += summary.faults;
-    }
-    let seconds = begun.elapsed().as_secs_f64();
-    let (hours, acts_each_s) = (virtual_ms as f64 / 3_600_000.0, acts as f64 / seconds);
-    println!("{seeds} seeds from {first}: nothing broke; {orders} orders, {faults} faults");
-    println!(
-        "{acts} acts in {seconds:.1} s ({acts_each_s:.0} a second), {hours:.1} virtual hours ({:.2} a second)",
-        hours / seconds
-    );
-    true
 }
 
 fn run_bench(bench: Bench) -> Result<bool> {

@@ -2,22 +2,23 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use ionet_api::worker::{BoxPhase, MemberEndpoint, ObservedLease};
-use ionet_domain::device::Enrolment;
+use ionet_api::worker::{BoxPhase, Desired, Generation, MemberEndpoint, ObservedLease};
+use ionet_domain::device::{Enrolment, Measured};
 use ionet_domain::{DeviceId, EndpointId, LeaseId};
 use ionet_net::link::{Link, LinkEvent};
 use ionet_net::mem_link::MemLink;
 use ionet_runtime::mem::MemHost;
 use ionet_worker::agent::{Agent, AgentConfig, Input, Output, Saved};
+use ionet_worker::assignment::box_name;
 use ionet_worker::supervision::Progress;
 
 use super::supervisor::Supervisor;
-
-/// How often the agent's shell lets it tick, in milliseconds.
-pub(super) const TICK_MS: u64 = 1_000;
+use super::turns::NEVER_MS;
 
 /// What is left of a lease on the machine's disk.
 pub(super) struct Folder {
+    /// What the box is called.
+    pub(super) name: String,
     pub(super) key: [u8; 32],
     pub(super) progress: Progress,
     /// Its last word, once it ended in order.
@@ -25,6 +26,7 @@ pub(super) struct Folder {
 }
 
 /// A machine.
+#[expect(clippy::struct_excessive_bools, reason = "each is one state of the machine, on or off")]
 pub(super) struct DeviceNode {
     pub(super) enrolment: Enrolment,
     pub(super) endpoint: ionet_net::EndpointId,
@@ -45,6 +47,26 @@ pub(super) struct DeviceNode {
     pub(super) left: bool,
     /// The machine's monotonic clock began with this.
     pub(super) boot_ms: u64,
+    /// How much faster its clock runs, in a million; slower below zero.
+    pub(super) skew_ppm: i64,
+    /// It is cut off in some direction.
+    pub(super) cut: bool,
+    /// It signs for more than it ran, and says that dead boxes are up.
+    pub(super) lies: bool,
+    /// It cannot make boxes until then.
+    pub(super) refuses_until_ms: u64,
+    /// What its check measures.
+    pub(super) measures: Result<Measured, String>,
+    /// Whether it enforces limits.
+    pub(super) enforced: bool,
+    /// Telemetry is sent every so many ticks, and this many have passed.
+    pub(super) ticks: u64,
+    /// What the server told it lately, by generation.
+    pub(super) told: BTreeMap<Generation, Desired>,
+    /// A planted fault: an old wish under way once more.
+    pub(super) again: Option<Desired>,
+    /// The newest generation that its agent kept.
+    pub(super) newest: Generation,
 }
 
 impl DeviceNode {
@@ -66,6 +88,16 @@ impl DeviceNode {
             start_due_ms: 0,
             left: false,
             boot_ms,
+            skew_ppm: 0,
+            cut: false,
+            lies: false,
+            refuses_until_ms: 0,
+            measures: Err("not measured".into()),
+            enforced: true,
+            ticks: 0,
+            told: BTreeMap::new(),
+            again: None,
+            newest: Generation::default(),
         }
     }
 
@@ -73,9 +105,21 @@ impl DeviceNode {
         self.enrolment.device
     }
 
+    /// The machine's monotonic clock.
+    pub(super) fn monotonic_ms(&self, at_ms: u64) -> u64 {
+        let off_ms = i64::try_from(at_ms).unwrap_or(0) * self.skew_ppm / 1_000_000;
+        (self.boot_ms + at_ms).saturating_add_signed(off_ms)
+    }
+
     pub(super) fn start_agent(&mut self, forgets: bool) {
-        let config =
-            AgentConfig { version: "lab".into(), enforced: true, near: true, ..AgentConfig::default() };
+        let gpus = self.enrolment.hardware.gpus.iter().map(|gpu| gpu.uuid.clone());
+        let config = AgentConfig {
+            version: "lab".into(),
+            gpus: gpus.collect(),
+            enforced: self.enforced,
+            near: true,
+            yield_cpu_percent: Some(60),
+        };
         let found: Vec<LeaseId> = if forgets { Vec::new() } else { self.folders.keys().copied().collect() };
         self.agent = Some(Agent::new(self.id(), config, self.saved.clone(), found.iter().copied()));
         for lease in found {
@@ -98,7 +142,7 @@ impl DeviceNode {
     /// A supervisor and its box are killed.
     pub(super) fn kill_supervisor(&mut self, lease: LeaseId) {
         self.supervisors.remove(&lease);
-        self.host.lose(&ionet_worker::assignment::box_name(lease));
+        self.host.lose(&box_name(lease));
         self.tell_gone(lease, "the supervisor was killed");
     }
 
@@ -136,9 +180,34 @@ impl DeviceNode {
         }
     }
 
-    /// Leases whose box runs now.
+    /// Whether the box of a lease runs now.
     pub(super) fn running(&self, lease: LeaseId) -> bool {
-        self.host.running().contains(&ionet_worker::assignment::box_name(lease))
+        self.folders.get(&lease).is_some_and(|folder| self.host.is_running(&folder.name))
+    }
+
+    /// When it can act next, in virtual milliseconds.
+    pub(super) fn due_ms(&self, server_up: bool) -> u64 {
+        if self.left {
+            return NEVER_MS;
+        }
+        let agent_ms = match &self.agent {
+            None => self.start_due_ms,
+            Some(_) if !self.outbox.is_empty() || !self.inbox.is_empty() => 0,
+            Some(_) if server_up && self.linked_since_ms.is_none() => self.tick_due_ms.min(self.dial_due_ms),
+            Some(_) => self.tick_due_ms,
+        };
+        self.supervisors.values().map(Supervisor::due_ms).fold(agent_ms, u64::min)
+    }
+
+    /// A program of one of its boxes ended and the box is still there; the supervisor will see it.
+    pub(super) fn end_programs(&mut self, at_ms: u64) {
+        self.host.advance(at_ms);
+        for supervisor in self.supervisors.values_mut() {
+            if supervisor.exit_ms.is_some_and(|exit_ms| exit_ms <= at_ms) {
+                supervisor.exit_ms = None;
+                self.host.exit(&supervisor.name, 0);
+            }
+        }
     }
 }
 

@@ -20,6 +20,12 @@ impl LabDisk {
         Self { mem: self.mem.restart(keep), lies: self.lies }
     }
 
+    /// Bytes in all files.
+    pub(super) fn used_bytes(&self) -> u64 {
+        let names = self.mem.list().unwrap_or_default();
+        names.iter().filter_map(|name| self.mem.size(name).ok()).sum()
+    }
+
     pub(super) fn copy(&self) -> Self {
         Self { mem: self.mem.copy(), lies: self.lies }
     }

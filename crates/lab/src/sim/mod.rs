@@ -2,29 +2,43 @@
 //! links, boxes, a disk and a chain in memory, with scripted people and faults between any two acts.
 //!
 //! Always holds: the same plan gives the same run, to the act; there is no clock but the virtual one. What must hold
-//! of the cloud itself is in [`check`]. Not here: sockets, processes, HTTP.
+//! of the cloud itself is named in [`Promise`] and watched in `check`. Not here: sockets, processes, HTTP.
 
-mod acts;
-pub mod check;
+mod check;
 mod device;
+mod device_acts;
 mod disk;
 mod faults;
 pub(crate) mod fold;
-mod people;
+mod machine;
 mod plan;
+mod planted;
+mod promise;
+mod renters;
+mod scenario;
 mod server;
+mod server_acts;
+mod shrink;
+mod spoil;
 mod supervisor;
+mod suppliers;
 mod trace;
+mod turns;
 mod world;
 
-pub use plan::{Crash, Plan, Planted};
+pub use faults::Injected;
+pub use plan::{Crash, FaultKind, Load, Pace, Plan};
+pub use planted::Planted;
+pub use promise::Promise;
+pub use scenario::Scenario;
+pub use shrink::{Shrunk, shrink};
 
 use crate::{LabError, Result};
 use trace::Trace;
 use world::World;
 
 /// What a run came to.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Summary {
     /// Its seed.
     pub seed: u64,
@@ -46,6 +60,19 @@ pub struct Summary {
     pub records: u64,
 }
 
+/// A run with all that is known of it, whether it broke something or not.
+#[derive(Debug, Clone)]
+pub struct Outcome {
+    /// What it came to.
+    pub summary: Summary,
+    /// The faults in it.
+    pub injected: Vec<Injected>,
+    /// What it broke, and how.
+    pub broken: Option<(Promise, String)>,
+    /// The last acts, if they were kept.
+    pub trace: String,
+}
+
 /// Runs a plan to its end; what was broken, if anything.
 pub fn run(plan: &Plan) -> Result<Summary> {
     World::new(plan, Trace::silent())?.run()
@@ -56,11 +83,32 @@ pub fn replay(plan: &Plan) -> Result<Summary> {
     World::new(plan, Trace::printing())?.run()
 }
 
-/// Runs a plan again that broke and gives the last acts before it did.
-pub fn explain(plan: &Plan) -> String {
-    let outcome = World::new(plan, Trace::remembering(40)).and_then(|mut world| {
-        let outcome = world.run();
-        outcome.map_err(|error| LabError::Broken(format!("{}\n{error}", world.trace.text())))
-    });
-    outcome.map_or_else(|error| error.to_string(), |_| "it did not break again".into())
+/// Runs a plan and tells all that is known of it.
+pub fn attempt(plan: &Plan) -> Outcome {
+    outcome(plan, Trace::silent())
+}
+
+/// The same, with its last acts.
+pub fn explain(plan: &Plan, acts: usize) -> Outcome {
+    outcome(plan, Trace::remembering(acts))
+}
+
+fn outcome(plan: &Plan, trace: Trace) -> Outcome {
+    let broken = |error| match error {
+        LabError::Promise { promise, what } => (promise, what),
+        other => (Promise::JournalFolds, other.to_string()),
+    };
+    match World::new(plan, trace) {
+        Ok(mut world) => {
+            let ended = world.run().err().map(broken);
+            let World { summary, injected, trace, .. } = world;
+            Outcome { summary, injected, broken: ended, trace: trace.text() }
+        }
+        Err(error) => Outcome {
+            summary: Summary::default(),
+            injected: Vec::new(),
+            broken: Some(broken(error)),
+            trace: String::new(),
+        },
+    }
 }

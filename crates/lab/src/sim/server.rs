@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use ionet_api::worker::MemberEndpoint;
-use ionet_domain::{LeaseId, OrderId, Params};
+use ionet_domain::{LeaseId, Params};
 use ionet_journal::Options;
 use ionet_net::link::Link;
 use ionet_net::mem_link::MemLink;
@@ -14,21 +14,9 @@ use ionet_server::engine::{PendingSnapshot, write_snapshot};
 use ionet_server::{Batch, Committer, Core, CoreOptions, EngineOptions, Input, Keys, Output, ServerError};
 
 use super::disk::LabDisk;
+use super::promise::Promise;
 use crate::error::with_causes;
 use crate::{LabError, Result};
-
-/// The network's parameters: an hour's business in minutes.
-pub(super) fn params() -> Params {
-    Params {
-        network: "lab".into(),
-        epoch_ms: 5 * 60_000,
-        meter_period_ms: 15_000,
-        dispute_window_ms: 3 * 60_000,
-        removal_grace_ms: 2 * 60_000,
-        retention_ms: 10 * 60_000,
-        ..Params::default()
-    }
-}
 
 /// The server, up or down.
 pub(super) struct ServerNode {
@@ -49,12 +37,15 @@ pub(super) struct ServerNode {
     pub(super) start_due_ms: u64,
     /// What its shell keeps of [`ionet_server::Fleet::endpoints`].
     pub(super) endpoints: BTreeMap<LeaseId, MemberEndpoint>,
+    /// What the network is founded with.
+    params: Params,
     starts: u8,
 }
 
 impl ServerNode {
-    pub(super) fn new(disk: LabDisk, keys: Keys, link: MemLink) -> Self {
+    pub(super) fn new(disk: LabDisk, keys: Keys, link: MemLink, params: Params) -> Self {
         Self {
+            params,
             disk,
             keys,
             core: None,
@@ -82,14 +73,13 @@ impl ServerNode {
         self.starts = self.starts.wrapping_add(1);
         let engine = EngineOptions {
             journal: Options { segment_bytes: 60_000, check_from_snapshot: self.starts.is_multiple_of(2) },
-            params: params(),
+            params: self.params.clone(),
             snapshot_every: 150,
             salt_seed: [self.starts; 32],
         };
         let options = CoreOptions { engine, keys: self.keys.clone(), endpoints: self.endpoints.clone() };
-        let (core, committer, _) = Core::open(self.disk.clone(), options, now_ms).map_err(|error| {
-            LabError::Broken(format!("the server does not start again: {}", with_causes(&error)))
-        })?;
+        let (core, committer, _) = Core::open(self.disk.clone(), options, now_ms)
+            .map_err(|error| LabError::Promise { promise: Promise::Restarts, what: with_causes(&error) })?;
         (self.core, self.committer) = (Some(core), Some(committer));
         Ok(())
     }
@@ -137,9 +127,21 @@ impl ServerNode {
         Ok(durable.outputs)
     }
 
-    /// Whether the journal has an order; `None` while the server is down.
-    pub(super) fn has_order(&self, order: OrderId) -> Option<Result<bool, ServerError>> {
-        self.committer.as_ref().map(|committer| committer.has_order(order))
+    /// Events that are not durable yet.
+    pub(super) fn staged_events(&mut self) -> u64 {
+        self.core.as_mut().map_or(0, |core| core.engine().staged())
+    }
+
+    /// The place of the next event.
+    pub(super) fn next_seq(&mut self) -> u64 {
+        self.core.as_mut().map_or(0, |core| core.engine().head().seq + core.engine().staged() + 1)
+    }
+
+    /// The planted fault: a snapshot of what is not durable.
+    pub(super) fn snapshot_ahead(&mut self) {
+        if let Some(core) = &mut self.core {
+            self.snapshot = Some(core.engine().snapshot());
+        }
     }
 
     pub(super) fn write_snapshot(&mut self) -> Result<(), ServerError> {

@@ -4,16 +4,13 @@ use std::collections::{BTreeSet, VecDeque};
 
 use ionet_api::WalletKey;
 use ionet_api::worker::{MemberEndpoint, ObservedLease};
+use ionet_domain::EndpointId;
 use ionet_domain::market::EngineKind;
 use ionet_domain::order::WipeReceipt;
-use ionet_domain::{EndpointId, LeaseId};
 use ionet_runtime::mem::MemHost;
 use ionet_runtime::sandbox::{BoxReport, BoxSpec, Sandbox};
 use ionet_worker::assignment::{Assignment, box_name};
 use ionet_worker::supervision::{Input, Output, Progress, Supervision};
-
-/// How often it looks at its box, in milliseconds.
-pub(super) const LOOK_EVERY_MS: u64 = 1_000;
 
 /// What leaves a supervisor.
 pub(super) enum Word {
@@ -32,32 +29,42 @@ pub(super) enum Word {
 /// A supervisor that lives.
 pub(super) struct Supervisor {
     pub(super) logic: Supervision,
-    pub(super) lease: LeaseId,
+    /// What its box is called.
+    pub(super) name: String,
     pub(super) engine: EngineKind,
     pub(super) inbox: VecDeque<Input>,
-    pub(super) due_ms: u64,
-    pub(super) began_ms: u64,
+    look_due_ms: u64,
+    look_every_ms: u64,
+    /// When it began, by the machine's clock.
+    began_ms: u64,
     pub(super) peers: Vec<EndpointId>,
     /// When its program ends by itself.
     pub(super) exit_ms: Option<u64>,
-    spec: Option<BoxSpec>,
+    pub(super) spec: Option<BoxSpec>,
     seen: Option<BoxReport>,
     leaves_box: bool,
 }
 
 impl Supervisor {
-    pub(super) fn new(assignment: Assignment, seed: [u8; 32], now_ms: u64, leaves_box: bool) -> Self {
+    /// `at_ms` is the machine's clock at the virtual time `due_ms`.
+    pub(super) fn new(
+        assignment: Assignment,
+        seed: [u8; 32],
+        (at_ms, due_ms, look_every_ms): (u64, u64, u64),
+        leaves_box: bool,
+    ) -> Self {
         let key = WalletKey::from_seed(&seed);
         let (lease, engine) = (assignment.lease.lease, assignment.lease.engine);
         let id = EndpointId(key.address().0);
         let endpoint = MemberEndpoint { id, addr: serde_json::Value::Null };
         Self {
             logic: Supervision::new(assignment, key, Progress::default(), 0),
-            lease,
+            name: box_name(lease),
             engine,
             inbox: VecDeque::from([Input::Endpoint(endpoint)]),
-            due_ms: now_ms,
-            began_ms: now_ms,
+            look_due_ms: due_ms,
+            look_every_ms,
+            began_ms: at_ms,
             peers: Vec::new(),
             exit_ms: None,
             spec: None,
@@ -66,16 +73,26 @@ impl Supervisor {
         }
     }
 
-    /// Takes one input, or looks at the box, and carries out what follows.
-    pub(super) fn act(&mut self, host: &MemHost, now_ms: u64, heard: BTreeSet<u32>) -> Vec<Word> {
+    /// When it can act next, in virtual milliseconds.
+    pub(super) fn due_ms(&self) -> u64 {
+        if self.inbox.is_empty() { self.look_due_ms.min(self.exit_ms.unwrap_or(self.look_due_ms)) } else { 0 }
+    }
+
+    /// Whether it looks at its box when it acts now.
+    pub(super) fn looks(&self, at_ms: u64) -> bool {
+        at_ms >= self.look_due_ms
+    }
+
+    /// Takes one input, or looks at the box, and carries out what follows; `now_ms` is the machine's clock.
+    pub(super) fn act(&mut self, host: &MemHost, at_ms: u64, now_ms: u64, heard: BTreeSet<u32>) -> Vec<Word> {
         let mut inputs: VecDeque<Input> = self.inbox.pop_front().into_iter().collect();
-        if now_ms >= self.due_ms {
-            self.due_ms = now_ms + LOOK_EVERY_MS;
+        if self.looks(at_ms) {
+            self.look_due_ms = at_ms + self.look_every_ms;
             inputs.extend(self.look(host, heard));
         }
         let mut words = Vec::new();
         while let Some(input) = inputs.pop_front() {
-            for output in self.logic.step(now_ms - self.began_ms, input) {
+            for output in self.logic.step(now_ms.saturating_sub(self.began_ms), input) {
                 let (input, word) = self.carry_out(host, output);
                 inputs.extend(input);
                 words.extend(word);
@@ -85,8 +102,7 @@ impl Supervisor {
     }
 
     fn look(&mut self, host: &MemHost, heard: BTreeSet<u32>) -> Vec<Input> {
-        let name = box_name(self.lease);
-        let report = host.sandbox().observe().into_iter().find(|report| report.lease == name);
+        let report = host.sandbox().observe().into_iter().find(|report| report.lease == self.name);
         let fresh = report.filter(|report| self.seen.as_ref() != Some(report));
         self.seen = fresh.clone().or(self.seen.take());
         let heard = (!heard.is_empty()).then_some(Input::Heard(heard));
@@ -100,7 +116,7 @@ impl Supervisor {
                 (failed, Some(Word::Started))
             }
             Output::RestartEngine => {
-                host.lose(&box_name(self.lease));
+                host.lose(&self.name);
                 (self.spec.clone().and_then(|spec| self.start(host, spec)), None)
             }
             Output::SetPeers(peers) => {
@@ -110,7 +126,7 @@ impl Supervisor {
             Output::RemoveBox { reason } => {
                 if !self.leaves_box {
                     // Removing from memory cannot fail.
-                    let _ = host.sandbox().remove(&box_name(self.lease), &reason);
+                    let _ = host.sandbox().remove(&self.name, &reason);
                 }
                 let wipe = WipeReceipt { method: "in memory".into(), ..WipeReceipt::default() };
                 (Some(Input::Wiped(wipe)), Some(Word::Ended(reason)))

@@ -2,32 +2,33 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ionet_api::WalletKey;
 use ionet_chain::MemChain;
-use ionet_domain::device::{Enrolment, Hardware, Resources};
-use ionet_domain::money::{Asset, Rate};
+use ionet_domain::money::Asset;
 use ionet_domain::{Address, DeviceId, EndpointId, LeaseId, Stage};
-
 use ionet_net::mem_link::{Faults, MemNet};
 use ionet_server::{Input, Keys, Ticket};
 
-use super::Summary;
 use super::check::Checker;
 use super::device::DeviceNode;
 use super::disk::LabDisk;
-use super::people::Renter;
-use super::plan::{Crash, Plan};
+use super::faults::Injected;
+use super::machine::machine;
+use super::plan::{Crash, FaultKind, Plan};
+use super::planted::Planted;
+use super::promise::Promise;
+use super::renters::Renter;
 use super::server::ServerNode;
+use super::spoil::Memory;
+use super::suppliers::Supplier;
 use super::trace::{Trace, seconds};
+use super::turns::{NEVER_MS, Turns};
+use super::{Scenario, Summary};
 use crate::random::Random;
 use crate::{LabError, Result};
 
 /// A Monday at noon.
 pub(super) const START_MS: u64 = 1_800_014_400_000;
-/// Everything must have ended by this long after the last fault: the longest order and extension, the dispute window,
-/// the grace for silent devices, two epochs.
-const END_WITHIN_MS: u64 = 45 * 60_000;
-/// The state is looked at every so many acts.
+/// The state is looked at every so many acts, and more seldom the more there is to look at.
 const LOOK_EVERY: u64 = 200;
 pub(super) const GIB: u64 = 1 << 30;
 
@@ -52,33 +53,63 @@ pub(super) enum Act {
     Fault,
 }
 
+/// Who acts; each has a number for [`Turns`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Part {
+    Server,
+    Fault,
+    Device(usize),
+    Supplier(usize),
+    Renter(usize),
+}
+
 /// Everybody.
 pub(super) struct World {
     pub(super) plan: Plan,
+    /// Whose turn it is.
     pub(super) random: Random,
     pub(super) trace: Trace,
     /// Virtual time since the beginning, in milliseconds.
     pub(super) at_ms: u64,
+    /// How far the server's wall clock is off, and how far it ever was.
+    pub(super) clock_off_ms: i64,
+    pub(super) clock_span_ms: u64,
     pub(super) net: MemNet,
     pub(super) server: ServerNode,
     pub(super) server_endpoint: ionet_net::EndpointId,
+    /// The server waits for its disk, or sleeps, until then.
+    pub(super) stalled_until_ms: u64,
+    pub(super) slow_until_ms: u64,
+    /// The disk is full until then.
+    pub(super) full_until_ms: Option<u64>,
+    /// The disk as it was before a byte of it changed.
+    pub(super) mirror: Option<LabDisk>,
     pub(super) devices: Vec<DeviceNode>,
+    pub(super) by_endpoint: BTreeMap<ionet_net::EndpointId, usize>,
+    pub(super) by_device: BTreeMap<DeviceId, usize>,
+    pub(super) false_hardware: BTreeSet<DeviceId>,
     pub(super) renters: Vec<Renter>,
-    pub(super) supplier_due_ms: Vec<u64>,
+    pub(super) suppliers: Vec<Supplier>,
     pub(super) chain: MemChain,
     pub(super) check: Checker,
-    /// Whose key is whose lease's.
-    pub(super) keys: BTreeMap<EndpointId, LeaseId>,
+    /// Whose key is whose lease's, and on which device.
+    pub(super) keys: BTreeMap<EndpointId, (LeaseId, usize)>,
     pub(super) tickets: BTreeMap<Ticket, (usize, usize)>,
     /// Answers of chain, probes and look-ups on their way to the server.
     pub(super) delayed: BTreeMap<(u64, u64), Input>,
     pub(super) fault_due_ms: u64,
+    pub(super) fault_random: Random,
+    /// Faults that chance brought so far, and those that were injected.
+    pub(super) struck: u64,
+    pub(super) injected: Vec<Injected>,
     pub(super) backup: Option<(LabDisk, u64)>,
     pub(super) bad_net: bool,
-    /// Devices that are cut off in some direction.
-    pub(super) cut: Vec<bool>,
     pub(super) healed: bool,
     pub(super) numbers: u64,
+    pub(super) turns: Turns,
+    next_look: u64,
+    /// What planted faults remember.
+    pub(super) memory: Memory,
     pub(super) summary: Summary,
 }
 
@@ -86,8 +117,10 @@ pub(super) fn renter(n: usize) -> Address {
     Address([u8::try_from(n).unwrap_or(0) + 10; 32])
 }
 
-pub(super) fn supplier(n: usize) -> Address {
-    Address([u8::try_from(n % 2).unwrap_or(0) + 100; 32])
+/// A few suppliers share the machines.
+pub(super) fn supplier(n: usize, devices: usize) -> Address {
+    let suppliers = (devices / 10).clamp(2, 20);
+    Address([u8::try_from(n % suppliers).unwrap_or(0) + 100; 32])
 }
 
 impl World {
@@ -96,38 +129,56 @@ impl World {
         let net = MemNet::new(random.bits(), sound());
         let keys = Keys::from_seeds([1; 32], [2; 32]);
         let server_endpoint = keys.endpoint.id();
-        let disk = LabDisk::new(plan.planted.lying_sync);
-        let mut server = ServerNode::new(disk, keys, net.attach(server_endpoint));
+        let disk = LabDisk::new(plan.plants(Planted::LyingSync));
+        let mut server = ServerNode::new(disk, keys, net.attach(server_endpoint), plan.params.clone());
         server.start(START_MS)?;
-        let devices = (0..plan.devices).map(|n| machine(n, &net, &mut random)).collect();
-        let renters = (0..plan.renters).map(|n| Renter::new(renter(n), 500 + 700 * n as u64)).collect();
+        let devices: Vec<_> = (0..plan.devices).map(|n| machine(n, plan, &net)).collect();
+        let false_hardware =
+            devices.iter().filter(|(_, honest)| !honest).map(|(device, _)| device.id()).collect();
+        let devices: Vec<_> = devices.into_iter().map(|(device, _)| device).collect();
+        let numbered = || devices.iter().enumerate();
         let chain = MemChain::default();
         for n in 0..plan.renters {
-            chain.fund(renter(n), Asset::Iosd, 50_000_000, START_MS);
+            chain.fund(renter(n), Asset::Iosd, 50_000_000 * (1 + plan.chaos_ms / 3_600_000), START_MS);
+            chain.fund(renter(n), Asset::Io, 700_000_000, START_MS);
         }
         let mut world = Self {
-            plan: plan.clone(),
             random,
             trace,
             at_ms: 0,
+            clock_off_ms: 0,
+            clock_span_ms: 0,
             net,
             server,
             server_endpoint,
+            stalled_until_ms: 0,
+            slow_until_ms: 0,
+            full_until_ms: None,
+            mirror: None,
+            by_endpoint: numbered().map(|(n, device)| (device.endpoint, n)).collect(),
+            by_device: numbered().map(|(n, device)| (device.id(), n)).collect(),
+            false_hardware,
             devices,
-            renters,
-            supplier_due_ms: vec![0; plan.devices],
+            renters: (0..plan.renters).map(|n| Renter::new(n, plan.seed)).collect(),
+            suppliers: (0..plan.devices).map(|n| Supplier::new(n, plan.seed)).collect(),
             chain,
             check: Checker::default(),
             keys: BTreeMap::new(),
             tickets: BTreeMap::new(),
             delayed: BTreeMap::new(),
-            fault_due_ms: 20_000,
+            fault_due_ms: if plan.faults.is_empty() { NEVER_MS } else { plan.fault_gap_ms.1.min(20_000) },
+            fault_random: Random::new(plan.seed ^ 0x6661_756c_7473),
+            struck: 0,
+            injected: Vec::new(),
             backup: None,
             bad_net: false,
-            cut: vec![false; plan.devices],
             healed: false,
             numbers: 0,
+            turns: Turns::new(2 + 2 * plan.devices + plan.renters),
+            next_look: 0,
+            memory: Memory::default(),
             summary: Summary { seed: plan.seed, ..Summary::default() },
+            plan: plan.clone(),
         };
         world.reread()?;
         Ok(world)
@@ -135,6 +186,11 @@ impl World {
 
     /// The server's wall clock.
     pub(super) fn now_ms(&self) -> u64 {
+        self.true_ms().saturating_add_signed(self.clock_off_ms)
+    }
+
+    /// Everybody else's.
+    pub(super) fn true_ms(&self) -> u64 {
         START_MS + self.at_ms
     }
 
@@ -149,121 +205,205 @@ impl World {
         u128::from(self.number())
     }
 
+    /// Whether nothing goes wrong in this run.
+    pub(super) fn calm(&self) -> bool {
+        self.plan.scenario == Scenario::Calm
+    }
+
     pub(super) fn run(&mut self) -> Result<Summary> {
+        let outcome = self.run_to_the_end();
+        self.summary.virtual_ms = self.at_ms;
+        self.summary.faults = self.injected.len() as u64;
+        outcome.map_err(|error| self.at(error))?;
+        Ok(self.summary.clone())
+    }
+
+    fn run_to_the_end(&mut self) -> Result<()> {
         loop {
             if !self.healed && self.at_ms >= self.plan.chaos_ms {
                 self.heal();
             }
-            if self.healed && self.is_over() {
+            if self.healed && self.summary.acts.is_multiple_of(16) && self.is_over() {
                 break;
             }
-            if self.at_ms > self.plan.chaos_ms + END_WITHIN_MS {
-                return Err(self.broken(&self.unfinished()));
+            if self.at_ms > self.plan.chaos_ms + self.plan.ends_within_ms {
+                return Err(LabError::Promise { promise: Promise::OrdersEnd, what: self.unfinished() });
             }
-            let ready = self.ready();
-            match self.random.one_of(&ready).copied() {
-                Some(_) if self.plan.chance && self.random.chance(60_000) => self.pass_time(1),
-                Some(act) => self.act(act).map_err(|error| self.broken(&error.to_string()))?,
-                None => {
-                    let gap_ms = self.next_due_ms().saturating_sub(self.at_ms).max(1);
-                    self.pass_time(gap_ms);
-                }
-            }
-            if self.summary.acts.is_multiple_of(LOOK_EVERY) {
-                self.look().map_err(|error| self.broken(&error.to_string()))?;
+            self.one_act()?;
+            if self.summary.acts >= self.next_look {
+                let size = self.devices.len() * 4 + self.check.shadow.orders.len() * 8;
+                self.next_look = self.summary.acts + LOOK_EVERY + size as u64;
+                self.look()?;
             }
         }
         self.summary.disk_operations = self.server.disk.mem.operations();
-        self.finish().map_err(|error| self.broken(&error.to_string()))?;
-        self.summary.virtual_ms = self.at_ms;
-        Ok(self.summary.clone())
+        self.finish()
     }
 
-    fn broken(&self, what: &str) -> LabError {
-        LabError::Broken(format!("seed {} at {} s: {what}", self.plan.seed, seconds(self.at_ms)))
-    }
-
-    fn pass_time(&mut self, gap_ms: u64) {
-        self.at_ms += gap_ms;
-        self.net.advance(self.at_ms);
-        for device in &mut self.devices {
-            device.host.advance(self.at_ms);
-            let exits = device.supervisors.values_mut();
-            for supervisor in exits.filter(|s| s.exit_ms.is_some_and(|at_ms| at_ms <= self.at_ms)) {
-                supervisor.exit_ms = None;
-                device.host.exit(&ionet_worker::assignment::box_name(supervisor.lease), 0);
-            }
+    fn one_act(&mut self) -> Result<()> {
+        while let Some(part) = self.turns.take_stale() {
+            let due_ms = self.due_ms(self.part(part));
+            self.turns.set(part, due_ms, self.at_ms);
         }
+        let Some(part) = self.turns.pick(&mut self.random) else {
+            let due_ms = self.turns.next_due_ms().min(self.net.next_due_ms().unwrap_or(NEVER_MS));
+            let end_ms = self.plan.chaos_ms + self.plan.ends_within_ms + 1;
+            self.pass_time(due_ms.clamp(self.at_ms + 1, end_ms.max(self.at_ms + 1)));
+            return Ok(());
+        };
+        if !self.plan.load.scripted && self.random.chance(60_000) {
+            self.pass_time(self.at_ms + 1);
+        }
+        self.turns.touch(part);
+        let acts = self.acts(self.part(part));
+        match self.random.one_of(&acts).copied() {
+            Some(act) => self.act(act),
+            None => Ok(()),
+        }
+    }
+
+    /// Says when it was.
+    fn at(&self, error: LabError) -> LabError {
+        let at = |what: String| format!("at {} s: {what}", seconds(self.at_ms));
+        match error {
+            LabError::Promise { promise, what } => LabError::Promise { promise, what: at(what) },
+            other => LabError::Promise {
+                promise: Promise::JournalFolds,
+                what: at(crate::error::with_causes(&other)),
+            },
+        }
+    }
+
+    fn part(&self, number: usize) -> Part {
+        let devices = self.plan.devices;
+        match number {
+            0 => Part::Server,
+            1 => Part::Fault,
+            n if n < 2 + devices => Part::Device(n - 2),
+            n if n < 2 + 2 * devices => Part::Supplier(n - 2 - devices),
+            n => Part::Renter(n - 2 - 2 * devices),
+        }
+    }
+
+    /// Something happened to a part that may let it act.
+    pub(super) fn touch(&mut self, part: Part) {
+        let devices = self.plan.devices;
+        self.turns.touch(match part {
+            Part::Server => 0,
+            Part::Fault => 1,
+            Part::Device(n) => 2 + n,
+            Part::Supplier(n) => 2 + devices + n,
+            Part::Renter(n) => 2 + 2 * devices + n,
+        });
+    }
+
+    /// The whole server was started or stopped: everybody looks anew.
+    pub(super) fn touch_all(&mut self) {
+        (0..2 + 2 * self.plan.devices + self.plan.renters).for_each(|part| self.turns.touch(part));
+    }
+
+    fn pass_time(&mut self, at_ms: u64) {
+        self.at_ms = at_ms;
+        self.net.advance(at_ms);
+        self.turns.advance(at_ms);
         self.poll_links();
     }
 
+    /// Takes in what links have for those who were told something.
     pub(super) fn poll_links(&mut self) {
-        self.server.poll_link();
-        for device in &mut self.devices {
-            device.poll_link(self.at_ms);
+        for endpoint in self.net.take_told() {
+            if endpoint == self.server_endpoint {
+                self.server.poll_link();
+                self.touch(Part::Server);
+            } else if let Some(n) = self.by_endpoint.get(&endpoint).copied() {
+                self.devices[n].poll_link(self.at_ms);
+                self.touch(Part::Device(n));
+            }
         }
     }
 
-    fn ready(&self) -> Vec<Act> {
-        let mut ready = Vec::new();
-        let mut when = |is: bool, act| {
-            if is {
-                ready.push(act);
-            }
-        };
-        let (at_ms, server) = (self.at_ms, &self.server);
-        let up = server.up();
-        let dirty = server.core.as_ref().is_some_and(ionet_server::Core::dirty);
-        when(!up && at_ms >= server.start_due_ms, Act::ServerStart);
-        when(up && !server.inbox.is_empty(), Act::ServerInput);
-        when(up && (at_ms >= server.tick_due_ms || dirty), Act::ServerTick);
-        when(up && server.staged > 0, Act::ServerCommit);
-        when(up && !server.outbox.is_empty(), Act::ServerOutput);
-        when(up && server.snapshot.is_some(), Act::ServerSnapshot);
-        when(up && at_ms >= server.watch_due_ms, Act::ChainWatch);
-        let delayed_ms = self.delayed.keys().next().map(|(due_ms, _)| *due_ms);
-        when(up && delayed_ms.is_some_and(|due_ms| due_ms <= at_ms), Act::Delayed);
-        for (n, device) in self.devices.iter().enumerate().filter(|(_, device)| !device.left) {
-            let alive = device.agent.is_some();
-            let quiet = device.outbox.is_empty();
-            when(!alive && at_ms >= device.start_due_ms, Act::AgentStart(n));
-            when(alive && !quiet, Act::AgentOutput(n));
-            let asked = !device.inbox.is_empty() || at_ms >= device.tick_due_ms;
-            when(alive && quiet && asked, Act::Agent(n));
-            let dials = device.linked_since_ms.is_none() && at_ms >= device.dial_due_ms;
-            when(alive && up && dials, Act::Dial(n));
-            for (lease, supervisor) in &device.supervisors {
-                let asked = !supervisor.inbox.is_empty() || at_ms >= supervisor.due_ms;
-                when(asked, Act::Supervisor(n, *lease));
-            }
-        }
-        for (n, renter) in self.renters.iter().enumerate() {
-            when(at_ms >= renter.due_ms, Act::Renter(n));
-        }
-        for (n, due_ms) in self.supplier_due_ms.iter().enumerate() {
-            when(at_ms >= *due_ms, Act::Supplier(n));
-        }
-        when(self.plan.chance && !self.healed && at_ms >= self.fault_due_ms, Act::Fault);
-        ready
+    /// Something reaches the server.
+    pub(super) fn send_to_server(&mut self, input: Input) {
+        self.server.inbox.push_back(input);
+        self.touch(Part::Server);
     }
 
-    /// When somebody has something to do next.
-    fn next_due_ms(&self) -> u64 {
-        let server = if self.server.up() {
-            self.server.tick_due_ms.min(self.server.watch_due_ms)
+    fn due_ms(&self, part: Part) -> u64 {
+        match part {
+            Part::Server => self.server_due_ms(),
+            Part::Fault if self.healed => NEVER_MS,
+            Part::Fault => self.fault_due_ms,
+            Part::Device(n) => self.devices[n].due_ms(self.server.up()),
+            Part::Supplier(n) if self.devices[n].left => NEVER_MS,
+            Part::Supplier(n) => self.suppliers[n].due_ms,
+            Part::Renter(n) => self.renters[n].due_ms,
+        }
+    }
+
+    fn server_due_ms(&self) -> u64 {
+        let server = &self.server;
+        if !server.up() {
+            return server.start_due_ms;
+        }
+        let busy = !server.inbox.is_empty() || !server.outbox.is_empty() || server.staged > 0;
+        let due_ms = if busy || server.snapshot.is_some() || self.dirty() {
+            0
         } else {
-            self.server.start_due_ms
+            let delayed_ms = self.delayed.keys().next().map_or(NEVER_MS, |(due_ms, _)| *due_ms);
+            server.tick_due_ms.min(server.watch_due_ms).min(delayed_ms)
         };
-        let here = self.devices.iter().filter(|device| !device.left);
-        let devices = here.flat_map(|device| {
-            let agent = if device.agent.is_some() { device.tick_due_ms } else { device.start_due_ms };
-            device.supervisors.values().map(|supervisor| supervisor.due_ms).chain([agent])
-        });
-        let people = self.renters.iter().map(|renter| renter.due_ms).chain(self.supplier_due_ms.clone());
-        let delayed = self.delayed.keys().map(|(due_ms, _)| *due_ms).take(1);
-        let net = self.net.next_due_ms();
-        let all = [server].into_iter().chain(devices).chain(people).chain(delayed).chain(net);
-        all.filter(|due_ms| *due_ms > self.at_ms).min().unwrap_or(self.at_ms + 1)
+        due_ms.max(self.stalled_until_ms)
+    }
+
+    fn dirty(&self) -> bool {
+        self.server.core.as_ref().is_some_and(ionet_server::Core::dirty)
+    }
+
+    /// What a part can do now.
+    fn acts(&self, part: Part) -> Vec<Act> {
+        match part {
+            Part::Server => self.server_acts(),
+            Part::Device(n) => self.device_acts(n),
+            Part::Fault => vec![Act::Fault],
+            Part::Supplier(n) => vec![Act::Supplier(n)],
+            Part::Renter(n) => vec![Act::Renter(n)],
+        }
+    }
+
+    fn server_acts(&self) -> Vec<Act> {
+        let (at_ms, server) = (self.at_ms, &self.server);
+        if !server.up() {
+            return if at_ms >= server.start_due_ms { vec![Act::ServerStart] } else { Vec::new() };
+        }
+        let delayed_ms = self.delayed.keys().next().map(|(due_ms, _)| *due_ms);
+        let acts = [
+            (!server.inbox.is_empty(), Act::ServerInput),
+            (at_ms >= server.tick_due_ms || self.dirty(), Act::ServerTick),
+            (server.staged > 0, Act::ServerCommit),
+            (!server.outbox.is_empty(), Act::ServerOutput),
+            (server.snapshot.is_some(), Act::ServerSnapshot),
+            (at_ms >= server.watch_due_ms, Act::ChainWatch),
+            (delayed_ms.is_some_and(|due_ms| due_ms <= at_ms), Act::Delayed),
+        ];
+        acts.into_iter().filter(|(is, _)| *is).map(|(_, act)| act).collect()
+    }
+
+    fn device_acts(&self, n: usize) -> Vec<Act> {
+        let (at_ms, device) = (self.at_ms, &self.devices[n]);
+        let alive = device.agent.is_some();
+        let quiet = device.outbox.is_empty();
+        let asked = !device.inbox.is_empty() || at_ms >= device.tick_due_ms;
+        let dials = device.linked_since_ms.is_none() && at_ms >= device.dial_due_ms;
+        let acts = [
+            (!alive && at_ms >= device.start_due_ms, Act::AgentStart(n)),
+            (alive && !quiet, Act::AgentOutput(n)),
+            (alive && quiet && asked, Act::Agent(n)),
+            (alive && self.server.up() && dials, Act::Dial(n)),
+        ];
+        let mut ready: Vec<_> = acts.into_iter().filter(|(is, _)| *is).map(|(_, act)| act).collect();
+        let supervisors = device.supervisors.iter().filter(|(_, supervisor)| supervisor.due_ms() <= at_ms);
+        ready.extend(supervisors.map(|(lease, _)| Act::Supervisor(n, *lease)));
+        ready
     }
 
     fn act(&mut self, act: Act) -> Result<()> {
@@ -275,17 +415,17 @@ impl World {
             Act::ServerStart => return self.server_start(),
             Act::ServerInput => return self.server_input(),
             Act::ServerCommit => return self.server_commit(),
+            Act::ServerOutput => return self.server_output(),
+            Act::ServerSnapshot => return self.server_snapshot(),
             Act::Supervisor(n, lease) => return self.supervisor_step(n, lease),
+            Act::AgentOutput(n) => return self.agent_output(n),
+            Act::Renter(n) => return self.renter_act(n),
             Act::ServerTick => self.server_tick(),
-            Act::ServerOutput => self.server_output(),
-            Act::ServerSnapshot => self.server_snapshot(),
             Act::ChainWatch => self.chain_watch(),
             Act::Delayed => self.deliver_delayed(),
             Act::AgentStart(n) => self.agent_start(n),
             Act::Agent(n) => self.agent_step(n),
-            Act::AgentOutput(n) => self.agent_output(n),
             Act::Dial(n) => self.dial(n),
-            Act::Renter(n) => self.renter_act(n),
             Act::Supplier(n) => self.supplier_act(n),
             Act::Fault => self.fault(),
         }
@@ -294,16 +434,15 @@ impl World {
 
     /// The plan's one crash, and crashes by chance, come between any two acts.
     fn crashes_before(&mut self, act: Act) -> bool {
-        let by_chance = self.plan.chance && !self.healed;
         let counts = match act {
             Act::ServerInput | Act::ServerOutput | Act::ServerSnapshot => true,
-            Act::ServerCommit => self.server.core.as_mut().is_some_and(|core| core.engine().staged() > 0),
+            Act::ServerCommit => self.server.staged_events() > 0,
             _ => false,
         };
         if counts {
             self.summary.server_acts += 1;
             let planned = self.plan.crash == Some(Crash::Server(self.summary.server_acts));
-            if planned || (by_chance && self.random.chance(700)) {
+            if planned || self.strikes(FaultKind::ServerCrash, self.plan.crash_ppm).is_some() {
                 self.crash_server();
                 return true;
             }
@@ -312,7 +451,7 @@ impl World {
             let counts = matches!(act, Act::AgentOutput(_)) || !self.devices[n].inbox.is_empty();
             self.summary.agent_acts += u64::from(counts);
             let planned = counts && self.plan.crash == Some(Crash::Agent(self.summary.agent_acts));
-            if planned || (by_chance && self.random.chance(400)) {
+            if planned || self.strikes(FaultKind::AgentCrash, self.plan.crash_ppm / 2).is_some() {
                 self.crash_agent(n);
                 return true;
             }
@@ -322,29 +461,24 @@ impl World {
 
     /// No order lives, nobody waits for an answer and no box runs.
     fn is_over(&self) -> bool {
-        let orders_over = self.check.shadow.orders.values().all(|order| self.is_over_for(order.stage));
+        let orders_over = self.check.shadow.orders.values().all(|order| order.stage == Stage::Paid);
         let answered = self.renters.iter().all(|renter| renter.waits_for() == 0);
         let here = self.devices.iter().filter(|device| !device.left);
         let quiet = here.into_iter().all(|device| device.supervisors.is_empty());
-        let ordered = self.plan.chance || self.summary.orders > 0;
+        let ordered = !self.plan.load.scripted || self.summary.orders > 0;
         orders_over && answered && quiet && ordered && self.server.up() && self.server.staged == 0
     }
 
-    /// After a restore the chain may have paid a supplier for this epoch already, another amount in a lost timeline.
-    /// It is never paid twice: the payout waits for the operator, and the order stays settled.
-    fn is_over_for(&self, stage: Stage) -> bool {
-        stage == Stage::Paid || (self.check.restored && stage == Stage::Settled)
-    }
-
     fn unfinished(&self) -> String {
-        let orders = self.check.shadow.orders.values().filter(|order| !self.is_over_for(order.stage));
+        let orders = self.check.shadow.orders.values().filter(|order| order.stage != Stage::Paid);
         let orders: Vec<_> = orders.map(|o| format!("{} is {} ({:?})", o.id, o.stage, o.reason)).collect();
-        let boxes: Vec<_> =
-            self.devices.iter().flat_map(|d| d.supervisors.keys()).map(ToString::to_string).collect();
+        let here = self.devices.iter().filter(|device| !device.left);
+        let boxes: Vec<_> = here.flat_map(|d| d.supervisors.keys()).map(ToString::to_string).collect();
         let waiting: usize = self.renters.iter().map(Renter::waits_for).sum();
-        let within_s = END_WITHIN_MS / 1000;
+        let within_s = self.plan.ends_within_ms / 1000;
+        let up = self.server.up();
         format!(
-            "not ended {within_s} s after the last fault: orders {orders:?}, boxes {boxes:?}, unanswered {waiting}"
+            "not ended {within_s} s after the last fault: orders {orders:?}, boxes {boxes:?}, unanswered {waiting}, server up {up}"
         )
     }
 }
@@ -352,27 +486,4 @@ impl World {
 /// A network on which nothing goes wrong.
 pub(super) fn sound() -> Faults {
     Faults { delay_min_ms: 1, delay_max_ms: 20, dead_after_ms: 15_000, ..Faults::default() }
-}
-
-fn machine(n: usize, net: &MemNet, random: &mut Random) -> DeviceNode {
-    let id = u8::try_from(n).unwrap_or(0);
-    let key = WalletKey::from_seed(&[id + 150; 32]);
-    let threads = 2 + u32::try_from(random.below(3)).unwrap_or(0);
-    let enrolment = Enrolment {
-        device: DeviceId::from_parts(START_MS, n as u128 + 1),
-        owner: supplier(n),
-        endpoint: EndpointId(key.address().0),
-        network: "lab".into(),
-        tags: BTreeSet::new(),
-        ask_per_unit: Rate(random.between(20_000, 400_000)),
-        offered: Resources {
-            cpu_millis: threads * 1000,
-            memory_bytes: 6 * GIB,
-            disk_bytes: 40 * GIB,
-            gpus: 0,
-        },
-        hardware: Hardware { cpu_threads: threads, memory_bytes: 8 * GIB, ..Hardware::default() },
-    };
-    let link = net.attach(ionet_net::EndpointId(enrolment.endpoint.0));
-    DeviceNode::new(enrolment, link, random.below(1 << 30), random.between(200, 4_000))
 }

@@ -5,7 +5,7 @@ use ionet_lab::sim::{self, Crash, Plan};
 fn ends_well(crash: Crash) {
     let plan = Plan::one_order(Some(crash));
     if let Err(error) = sim::run(&plan) {
-        panic!("{crash:?}: {error}\n{}", sim::explain(&plan));
+        panic!("{crash:?}: {error}\n{}", sim::explain(&plan, 40).trace);
     }
 }
 
