@@ -374,37 +374,38 @@ fn end(
     let there: BTreeSet<_> = views.iter().filter_map(|view| view["id"].as_str()).collect();
     let lost = acknowledged.iter().filter(|id| !there.contains(id.as_str()));
     summary.broken.extend(lost.map(|id| format!("{id} was acknowledged and is lost")));
-    check_money(&client, &views, summary)?;
+    let (money, faults) = judge_money(&client.must(&["wallet", "show"])?, &views);
+    summary.money = money;
+    summary.broken.extend(faults);
     check_boxes(cloud, summary);
     check_journal(cloud, summary);
     Ok(())
 }
 
-/// What the renter lacks was charged, no order holds any, and no bill is above its escrow.
-fn check_money(client: &Client, views: &[Value], summary: &mut Summary) -> Result<()> {
-    let wallet = client.must(&["wallet", "show"])?;
-    let holdings = wallet["holdings"].as_array().cloned().unwrap_or_default();
-    let iosd = holdings.iter().find(|holding| holding["asset"] == "IOSD").cloned().unwrap_or_default();
-    let number = |value: &Value| value.as_u64().unwrap_or(u64::MAX / 1024);
+/// What the renter lacks was charged, no order holds any, and no bill is above its escrow; what is wrong with that.
+fn judge_money(wallet: &Value, views: &[Value]) -> (Money, Vec<String>) {
+    let holdings = wallet["holdings"].as_array().into_iter().flatten();
+    let iosd = holdings.clone().find(|holding| holding["asset"] == "IOSD").unwrap_or(&Value::Null);
+    // What is not there is no sum: it must not look like nothing.
+    let number = |value: &Value| value.as_u64().unwrap_or(u64::MAX >> 16);
     let bill = |view: &Value, part: &str| number(&view["bill"][part]);
-    let wrong = views.iter().find(|view| {
-        bill(view, "total_micro_usd") + bill(view, "refund_micro_usd") != bill(view, "escrow_micro_usd")
-    });
-    summary.broken.extend(wrong.map(|view| format!("a bill does not add up: {view}")));
-    let money = Money {
+    let adds_up = |view: &&Value| {
+        bill(view, "total_micro_usd") + bill(view, "refund_micro_usd") == bill(view, "escrow_micro_usd")
+    };
+    let wrong = views.iter().filter(|view| !adds_up(view));
+    let mut faults: Vec<_> = wrong.map(|view| format!("a bill does not add up: {view}")).collect();
+    let mut money = Money {
         funded_micro_usd: FUNDS_MICRO_USD,
         available_micro_usd: number(&iosd["available"]),
         charged_micro_usd: views.iter().map(|view| bill(view, "total_micro_usd")).sum(),
         adds_up: false,
     };
     let held = number(&iosd["in_orders"]);
-    let all = money.available_micro_usd + money.charged_micro_usd;
-    let adds_up = wrong.is_none() && held == 0 && all == FUNDS_MICRO_USD;
-    if !adds_up {
-        summary.broken.push(format!("the money does not add up: {money:?}, {held} still held by orders"));
+    if held != 0 || money.available_micro_usd + money.charged_micro_usd != FUNDS_MICRO_USD {
+        faults.push(format!("the money does not add up: {money:?}, {held} held by orders that ended"));
     }
-    summary.money = Money { adds_up, ..money };
-    Ok(())
+    money.adds_up = faults.is_empty();
+    (money, faults)
 }
 
 /// No order, no box.
@@ -471,5 +472,54 @@ impl Summary {
     pub fn json(&self) -> String {
         // Plain data: writing it to memory has no way to fail.
         serde_json::to_string(self).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn bill(total: u64, refund: u64) -> Value {
+        json!({ "bill": { "total_micro_usd": total, "refund_micro_usd": refund, "escrow_micro_usd": 1000 } })
+    }
+
+    #[test]
+    fn money_that_is_missing_held_or_wrongly_billed_is_found() {
+        let wallet = |available: u64, held: u64| json!({ "holdings": [{ "asset": "IOSD", "available": available, "in_orders": held }] });
+        let all = FUNDS_MICRO_USD;
+        for (wallet, views, faults) in [
+            (wallet(all, 0), vec![], 0),
+            (wallet(all - 300, 0), vec![bill(100, 900), bill(200, 800)], 0),
+            (wallet(all - 300, 0), vec![bill(100, 900)], 1),
+            (wallet(all - 100, 50), vec![bill(100, 900)], 1),
+            (wallet(all - 100, 0), vec![bill(100, 800)], 1),
+            (wallet(all - 1100, 0), vec![bill(1100, 0)], 1),
+            (json!({}), vec![], 1),
+            (wallet(all, 0), vec![json!({})], 2),
+        ] {
+            let (money, found) = judge_money(&wallet, &views);
+            assert_eq!(found.len(), faults, "{found:?}");
+            assert_eq!(money.adds_up, faults == 0);
+        }
+    }
+
+    #[test]
+    fn an_answer_without_a_code_or_a_crash_breaks_a_promise() {
+        let error = |code: &str| json!({ "error": { "code": code } });
+        for (status, json, broken) in [
+            (0, json!({}), 0),
+            (1, error("no_capacity"), 0),
+            (3, error("unreachable"), 0),
+            (1, json!({}), 1),
+            (4, error("internal"), 1),
+            (101, json!({}), 1),
+            (137, json!({}), 1),
+        ] {
+            let mut known = Known::default();
+            note(&mut known, "show", &Said { status, json, text: String::new() });
+            assert_eq!(known.broken.len(), broken, "{status}");
+        }
     }
 }
