@@ -120,9 +120,12 @@ impl From<Refusal> for CliError {
 impl From<ClientError> for CliError {
     fn from(error: ClientError) -> Self {
         let kind = match &error {
+            // A server that is stopping or too busy, or that a proxy does not find, is away too: it may be tried again.
+            ClientError::Refused { status: 502..=504, .. }
+            | ClientError::Unreachable { .. }
+            | ClientError::Garbled { .. } => Kind::Unreachable,
             ClientError::Refused { status, .. } if *status >= 500 => Kind::Internal,
             ClientError::Refused { .. } => Kind::Refused,
-            ClientError::Unreachable { .. } | ClientError::Garbled { .. } => Kind::Unreachable,
         };
         let message = match &error {
             ClientError::Unreachable { url, reason } => format!("no answer from {url}: {reason}"),
