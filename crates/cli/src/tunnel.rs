@@ -3,6 +3,7 @@
 //! Always holds: leave is renewed well before it runs out, and a member that was replaced is found again, both when the
 //! next stream is opened; so ports that were opened once work for as long as the cluster does.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use ionet_api::rest::{TunnelGrant, TunnelGrantRequest, TunnelMember};
@@ -38,6 +39,8 @@ struct Inner {
 struct Leave {
     grant: TunnelGrant,
     renew_ms: u64,
+    /// URLs of the network's relays.
+    relays: BTreeSet<String>,
 }
 
 impl Leave {
@@ -46,7 +49,8 @@ impl Leave {
         let grant = session.client.grant(cluster, &TunnelGrantRequest { endpoint: node }).await?;
         let asked_ms = now_ms();
         let half_ms = grant.grant.not_after_ms.saturating_sub(asked_ms) / 2;
-        Ok(Self { grant, renew_ms: asked_ms + half_ms.max(RENEW_AFTER_MS) })
+        let relays = relays(session)?.into_iter().map(|relay| relay.url).collect();
+        Ok(Self { grant, renew_ms: asked_ms + half_ms.max(RENEW_AFTER_MS), relays })
     }
 
     fn member(&self, slot: u32) -> Result<&TunnelMember> {
@@ -65,8 +69,19 @@ impl Leave {
         let auth = json!({ "grant": self.grant.grant, "signature": self.grant.signature, "follow": follow });
         let request =
             TunnelRequest { cluster: member.lease.to_string(), port, auth: auth.to_string().into_bytes() };
-        Ok((read(&member.endpoint.addr, "address")?, request))
+        let mut addr: NodeAddr = read(&member.endpoint.addr, "address")?;
+        if addr.relays.is_empty() {
+            // A member that has just begun is not at home on a relay yet, but will be on one of these: behind a router
+            // it is found nowhere else, and a short program is over before its next word would come.
+            addr.relays.clone_from(&self.relays);
+        }
+        Ok((addr, request))
     }
+}
+
+/// The network's relays.
+fn relays(session: &Session) -> Result<Vec<RelayInfo>> {
+    session.network.relays.iter().map(|relay| read(relay, "relay")).collect()
 }
 
 impl Inner {
@@ -99,8 +114,7 @@ impl Tunnels {
     pub(crate) async fn open(context: &Context, session: &Session, cluster: OrderId) -> Result<Self> {
         let key = context.endpoint_key()?;
         let leave = Leave::ask(session, cluster, EndpointId(key.id().0)).await?;
-        let relays = session.network.relays.iter().map(|relay| read::<RelayInfo>(relay, "relay"));
-        let relays = relays.collect::<Result<Vec<_>>>()?;
+        let relays = relays(session)?;
         let node = Node::bind(&key, NodeConfig { relays, ..NodeConfig::default() }).await?;
         Ok(Self(Arc::new(Inner { context: context.clone(), cluster, node, leave: Mutex::new(leave) })))
     }

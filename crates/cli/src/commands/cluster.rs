@@ -178,29 +178,13 @@ fn lease_now(lease: &LeaseView) -> String {
 }
 
 async fn list(context: &Context, all: bool) -> Result {
-    let mut clusters = every_cluster(&context.session().await?.client).await?;
+    let mut clusters = context.session().await?.client.clusters(&ClusterFilter::default()).await?;
     clusters.retain(|view| all || view.stage < Stage::Settled);
     context.out.answer(&clusters, |out| {
         let header = ["CLUSTER", "STAGE", "ENGINE", "MEMBERS", "RATE", "CHARGED", "ENDS"];
         out.table(&header, &[3, 4, 5], clusters.iter().map(row).collect());
     });
     Ok(())
-}
-
-/// All of them, page by page.
-async fn every_cluster(client: &Client) -> Result<Vec<ClusterView>> {
-    const PAGE: u32 = 1000;
-    let mut clusters: Vec<ClusterView> = Vec::new();
-    loop {
-        let after = clusters.last().map(|view| view.id);
-        let filter = ClusterFilter { after, limit: Some(PAGE), ..ClusterFilter::default() };
-        let page = client.clusters(&filter).await?;
-        let last = page.len() < PAGE as usize;
-        clusters.extend(page);
-        if last {
-            return Ok(clusters);
-        }
-    }
 }
 
 fn row(view: &ClusterView) -> Vec<String> {
