@@ -50,7 +50,7 @@ planted! {
     /// A transfer's id is used twice.
     ReuseTransfer = "reuse_transfer" => [JournalFolds],
     /// A published record is skipped.
-    IndexGap = "index_gap" => [PublishedInOrder],
+    IndexGap = "index_gap" => [PublishedInOrder, JournalFolds],
     /// A snapshot is of a state that is not durable yet.
     SnapshotAhead = "snapshot_ahead" => [SnapshotFolds],
     /// A snapshot has a little more money in it than the journal.
@@ -86,7 +86,7 @@ planted! {
     /// A lease is given twice.
     DoubleLease = "double_lease" => [UnitsOnce],
     /// The end of a lease is lost, and what it held with it.
-    LostRelease = "lost_release" => [UnitsOnce],
+    LostRelease = "lost_release" => [UnitsOnce, JournalFolds],
     /// A box gets more than the lease hired.
     BoxTooLarge = "box_too_large" => [RealCapacity],
     /// What the server does not want is told as ended, known or not.
@@ -94,7 +94,7 @@ planted! {
     /// A silent device's leases are taken for lost.
     EndSilent = "end_silent" => [WorkKept],
     /// A box is said to be wiped and goes on.
-    LeaveBox = "leave_box" => [BoxHasLease],
+    LeaveBox = "leave_box" => [BoxHasLease, WorkKept],
     /// An agent does not remove what it is told to.
     SwallowRemove = "swallow_remove" => [BoxHasLease],
     /// An agent that starts again has forgotten what it started.

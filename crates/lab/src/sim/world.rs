@@ -465,7 +465,7 @@ impl World {
         let answered = self.renters.iter().all(|renter| renter.waits_for() == 0);
         let here = self.devices.iter().filter(|device| !device.left);
         let quiet = here.into_iter().all(|device| device.supervisors.is_empty());
-        let ordered = !self.plan.load.scripted || self.summary.orders > 0;
+        let ordered = !self.plan.load.scripted || !self.check.book.orders.is_empty();
         orders_over && answered && quiet && ordered && self.server.up() && self.server.staged == 0
     }
 
