@@ -8,7 +8,7 @@
 //! committed and the process must end. Not here: what is decided (`engine`), threads (`writer`).
 
 use ionet_domain::{Event, OrderId};
-use ionet_journal::{Disk, Entry, Journal, MAX_SUBJECTS, Private};
+use ionet_journal::{Disk, Entry, Journal, Private};
 use sha2::{Digest, Sha256};
 
 use crate::core::Output;
@@ -116,10 +116,7 @@ impl<D: Disk> Committer<D> {
 
     fn entry(&mut self, event: &Event) -> Entry {
         let private = event.private_json().map(|body| Private { salt: self.salts.next(), body });
-        let mut subjects = event.public.subjects();
-        // Only a retirement can have more; each of its orders has other events to be found by.
-        subjects.truncate(MAX_SUBJECTS);
-        Entry { at_ms: event.at_ms, public: event.public_json(), private, subjects }
+        Entry { at_ms: event.at_ms, public: event.public_json(), private, subjects: event.public.subjects() }
     }
 
     /// Whether the journal has an order, by reading all of it: for the lab, the shell asks the subject index.
