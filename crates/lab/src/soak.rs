@@ -344,8 +344,8 @@ fn end(
     cloud.wait_served(RECOVERY_BOUND)?;
     let client = cloud.client.clone();
     let all = || -> Result<Vec<Value>> {
-        let said = client.ask(&["cluster", "ls", "--all"])?;
-        Ok(said.json.as_array().cloned().unwrap_or_default())
+        let said = client.must(&["cluster", "ls", "--all"])?;
+        said.as_array().cloned().ok_or_else(|| LabError::Broken(format!("no list of clusters: {said}")))
     };
     let open = wait_for("the end of every order", END_BOUND, || {
         let open: Vec<_> = all()?.into_iter().filter(|view| !is_over(view)).collect();

@@ -46,7 +46,7 @@ pub(super) fn routes() -> OpenApiRouter<Api> {
         .routes(routes!(devices::device, devices::change_device, devices::archive_device))
         .routes(routes!(devices::check_device))
         .routes(routes!(clusters::quote))
-        .routes(routes!(clusters::clusters, clusters::order))
+        .routes(routes!(clusters::order))
         .routes(routes!(clusters::cluster, clusters::close))
         .routes(routes!(clusters::extend))
         .routes(routes!(clusters::grant))
@@ -56,6 +56,7 @@ pub(super) fn routes() -> OpenApiRouter<Api> {
         .routes(routes!(accounts::ledger))
         .routes(routes!(accounts::activity))
         .routes(routes!(devices::devices))
+        .routes(routes!(clusters::clusters))
         .routes(routes!(journal::journal))
         .routes(routes!(journal::events));
     OpenApiRouter::with_openapi(Described::openapi()).merge(plain).merge(filtered)
