@@ -48,7 +48,7 @@ enum Bench {
         #[arg(long, default_value_t = 1_000_000)]
         transfers: usize,
         /// Clients, each with one command at a time.
-        #[arg(long, default_value_t = 500)]
+        #[arg(long, default_value_t = 1000)]
         clients: usize,
         #[command(flatten)]
         show: Show,

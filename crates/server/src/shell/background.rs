@@ -20,7 +20,7 @@ use crate::writer::Message;
 const WATCH_EVERY: Duration = Duration::from_millis(500);
 /// How long the index lets records gather before it takes them in. Under load every lot of its own visits the same
 /// pages again, so gathering for longer is most of what makes it cheap; what it does not have yet is looked through.
-pub const GATHER: Duration = Duration::from_millis(200);
+pub const GATHER: Duration = Duration::from_millis(100);
 
 /// What the index's thread is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
