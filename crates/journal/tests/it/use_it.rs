@@ -175,7 +175,9 @@ fn opening_shows_what_comes_after_the_snapshot_while_it_checks() {
         let opened = Journal::open_with(disk.clone(), options, after, |record| seen.push(record));
         assert_eq!(opened.expect("opens").1.head.seq, 30);
         assert_eq!(seen.iter().map(|r| r.seq).collect::<Vec<_>>(), (after + 1..=30).collect::<Vec<_>>());
-        seen.iter().for_each(|record| assert_is_entry(record, record.seq));
+        for record in &seen {
+            assert_is_entry(record, record.seq);
+        }
     }
     // What is older than the snapshot is only read where the whole chain is to be checked.
     assert!(disk.corrupt(&files(&disk, ".public")[0], 200, 1));
