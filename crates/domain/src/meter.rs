@@ -133,3 +133,50 @@ pub fn finish(held: &[HeldCharge], step: Step) -> Vec<Transfer> {
 pub fn proven(lease: &Lease, now_ms: u64) -> Vec<HeldCharge> {
     lease.held.iter().take_while(|held| held.due_ms <= now_ms).cloned().collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::{Address, DeviceId};
+    use crate::money::Rate;
+    use crate::order::LeasePhase;
+
+    fn lease_holding(dues_ms: &[u64]) -> Lease {
+        let held = |due_ms: &u64| HeldCharge {
+            due_ms: *due_ms,
+            charge_micro_usd: 1,
+            renter_fee_micro_usd: 0,
+            transfers: Vec::new(),
+        };
+        Lease {
+            slot: 0,
+            device: DeviceId::from_parts(1, 1),
+            supplier: Address([1; 32]),
+            rate: Rate(1),
+            phase: LeasePhase::Ready,
+            charging_since_ms: Some(0),
+            elapsed_ms: 0,
+            periods: 0,
+            charged_micro_usd: 0,
+            voided_micro_usd: 0,
+            renter_fee_micro_usd: 0,
+            held: dues_ms.iter().map(held).collect(),
+        }
+    }
+
+    #[test]
+    fn held_charges_are_proven_from_the_oldest_on() {
+        // The last but one row: the clock was put back between the two charges.
+        for (dues_ms, now_ms, proven_count) in [
+            (&[10, 20][..], 5, 0),
+            (&[10, 20], 10, 1),
+            (&[10, 20], 20, 2),
+            (&[20, 10], 15, 0),
+            (&[20, 10], 20, 2),
+        ] {
+            let proven = proven(&lease_holding(dues_ms), now_ms);
+            let dues: Vec<_> = proven.iter().map(|held| held.due_ms).collect();
+            assert_eq!(dues, dues_ms[..proven_count], "{dues_ms:?} at {now_ms}");
+        }
+    }
+}
