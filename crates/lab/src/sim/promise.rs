@@ -32,7 +32,7 @@ macro_rules! promises {
 }
 
 promises! {
-    /// For every asset all accounts add up to zero and only the outside world owes.
+    /// For every asset all accounts add up to zero and only the outside world owes, and the operator for losses.
     MoneyConserved = "money_conserved",
     /// A charge is exactly rate x time with both fees rounded down, to the lease's own supplier.
     ChargeExact = "charge_exact",
