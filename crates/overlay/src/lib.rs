@@ -8,9 +8,14 @@
 //! Not here: who the members are, how they are introduced to each other, and how a namespace or a TUN is made. No
 //! other crate of ours is known, so that this one can be taken out and used elsewhere.
 
+mod control;
 mod count;
 pub mod crypt;
 mod error;
+pub mod handshake;
+mod paths;
+pub mod random;
+pub mod relay;
 pub mod seam;
 pub mod session;
 
@@ -65,8 +70,12 @@ pub struct Member {
 /// Where a relay listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RelayAt {
+    /// What its members know it by, whatever its address; what they sign for it bears it.
+    pub id: [u8; 32],
     /// Its UDP forwarder.
     pub udp: SocketAddr,
+    /// Another UDP port of it: whether a NAT gives us another port towards it tells what NAT that is.
+    pub second: Option<SocketAddr>,
     /// The same over TCP, where UDP is blocked.
     pub tcp: Option<SocketAddr>,
 }
