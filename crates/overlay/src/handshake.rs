@@ -200,6 +200,18 @@ impl Identity {
         Ok((session, payload))
     }
 
+    /// What only we and that member can compute, in this cluster and for this use.
+    ///
+    /// # Errors
+    /// If its key is no key.
+    pub fn pair_name(&self, peer: &PeerKey, used_for: &str) -> Result<[u8; 16]> {
+        let shared = MontgomeryPoint(noise_key(peer)?).mul_clamped(*self.private).to_bytes();
+        let mac =
+            <Blake2sMac<U16> as KeyInit>::new_from_slice(&shared).expect("BLAKE2s takes keys of 32 bytes");
+        let mac = mac.chain_update(used_for).chain_update(self.prologue());
+        Ok(mac.finalize().into_bytes().into())
+    }
+
     fn prologue(&self) -> Vec<u8> {
         [PROLOGUE.as_bytes(), self.cluster.as_bytes()].concat()
     }

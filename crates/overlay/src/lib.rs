@@ -8,11 +8,12 @@
 //! Not here: who the members are, how they are introduced to each other, and how a namespace or a TUN is made. No
 //! other crate of ours is known, so that this one can be taken out and used elsewhere.
 
-mod control;
+pub mod control;
 mod count;
 pub mod crypt;
 mod error;
 pub mod handshake;
+pub mod machine;
 mod paths;
 pub mod random;
 pub mod relay;

@@ -42,9 +42,9 @@ impl Paths {
         Self { ways: Vec::new(), full_bytes, is_busy: false }
     }
 
-    /// Whether there is traffic for the peer.
-    pub(crate) fn set_busy(&mut self, is_busy: bool) {
-        self.is_busy = is_busy;
+    /// Notes whether there is traffic for the peer; whether that is news.
+    pub(crate) fn set_busy(&mut self, is_busy: bool) -> bool {
+        std::mem::replace(&mut self.is_busy, is_busy) != is_busy
     }
 
     /// Tries this way, quickly if it is not up.
@@ -105,6 +105,12 @@ impl Paths {
         self.ways.iter().any(|known| known.way == way && known.is_up())
     }
 
+    /// Whether a way through a relay does not answer as it did.
+    pub(crate) fn is_relay_suspect(&self) -> bool {
+        let relayed = |way: &&WayState| matches!(way.kind, Kind::Relayed | Kind::RelayedTcp);
+        self.ways.iter().filter(relayed).any(WayState::is_suspect)
+    }
+
     /// Whether a way is up that needs no relay.
     pub(crate) fn is_direct(&self) -> bool {
         self.best_kind() == Some(Kind::Direct)
@@ -150,9 +156,8 @@ impl Paths {
         let fastest_us = self.ways.iter().filter(of_best).map(WayState::rtt_us).min().unwrap_or_default();
         for way in &mut self.ways {
             let slack_us = if way.is_used { fastest_us + 2_000 } else { fastest_us / 4 + 500 };
-            way.is_used = way.is_up()
-                && Some(way.kind) == best
-                && way.rtt_us() <= fastest_us.saturating_add(slack_us);
+            way.is_used =
+                way.is_up() && Some(way.kind) == best && way.rtt_us() <= fastest_us.saturating_add(slack_us);
         }
     }
 

@@ -7,8 +7,7 @@
 //! addresses, sizes and times, never what is inside. Which keys are admitted is the caller's closure.
 
 pub mod client;
-pub mod forwarder;
-mod limits;
+pub(crate) mod limits;
 pub mod message;
 
 use std::{
@@ -289,7 +288,8 @@ impl Rules {
         if !bind.is_genuine(&self.id) {
             return Err(Refusal::NotGenuine);
         }
-        let number = self.place(now_ms, Bound { key: bind.key, end: from, seen, used_ms: now_ms }, bind.tag)?;
+        let number =
+            self.place(now_ms, Bound { key: bind.key, end: from, seen, used_ms: now_ms }, bind.tag)?;
         count(&self.counters.bound, 1);
         self.announce(number, bind.key, bind.token, out);
         Ok(())

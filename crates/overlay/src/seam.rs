@@ -104,8 +104,8 @@ pub struct Table {
     pub v6: BTreeMap<Ipv6Addr, Arc<Route>>,
     /// By our session index, which stands first in a packet.
     pub receive: BTreeMap<u32, Receive>,
-    /// The relays' UDP addresses, by their number.
-    pub relays: Vec<SocketAddr>,
+    /// The relays by their number; `None` for one that is not used any more.
+    pub relays: Vec<Option<RelayAt>>,
 }
 
 impl Table {

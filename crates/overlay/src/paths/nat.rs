@@ -65,7 +65,8 @@ pub(crate) fn guesses(theirs: &Candidates) -> Vec<SocketAddr> {
     let (Mapping::Stepping(step), Some(last)) = (theirs.mapping, theirs.seen.first()) else {
         return Vec::new();
     };
-    let ports = (1..=GUESSES).filter_map(|n| u16::try_from(i32::from(last.port()) + n * i32::from(step)).ok());
+    let ports =
+        (1..=GUESSES).filter_map(|n| u16::try_from(i32::from(last.port()) + n * i32::from(step)).ok());
     ports.filter(|port| *port > 1023).map(|port| SocketAddr::new(last.ip(), port)).collect()
 }
 

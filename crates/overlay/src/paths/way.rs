@@ -363,7 +363,8 @@ impl WayState {
     pub(crate) fn due_us(&self, need: Need) -> u64 {
         let is_quiet_up = self.is_up() && self.lost == 0 && self.sizing == 0;
         // What became busy does not wait for the pause of idle times to end.
-        let soonest = |us: u64| if is_quiet_up { us.min(self.last_asked_us() + self.pause_us(need)) } else { us };
+        let soonest =
+            |us: u64| if is_quiet_up { us.min(self.last_asked_us() + self.pause_us(need)) } else { us };
         let is_slow = !self.is_up() && self.sizing == 0 && self.tries > BURST_TRIES && need.is_busy;
         let retry = |us: u64| if is_slow { us.min(self.last_asked_us() + RETRY_BUSY_US) } else { us };
         retry(soonest(self.next_us))

@@ -170,7 +170,8 @@ impl Client {
     pub fn next_ms(&self) -> u64 {
         let rtt_ms = self.rtt_ms.unwrap_or_default();
         let hello_ms = self.hello.map_or(self.next_hello_ms, |asked| asked.again_ms(rtt_ms));
-        let bindings = self.bindings.values().filter(|binding| binding.channel.is_some() || self.cookie.is_some());
+        let bindings =
+            self.bindings.values().filter(|binding| binding.channel.is_some() || self.cookie.is_some());
         let due = bindings.map(|b| b.asked.map_or(b.next_ms, |asked| asked.again_ms(rtt_ms)));
         due.fold(hello_ms, u64::min)
     }
@@ -186,7 +187,7 @@ impl Client {
     ) {
         self.say_hello(now_ms, random, out, events);
         let rtt_ms = self.rtt_ms.unwrap_or_default();
-        let Self { id, cookie, bindings, .. } = self;
+        let Self { id, cookie, bindings, next_hello_ms, .. } = self;
         for (tag, binding) in bindings {
             let due_ms = binding.asked.map_or(binding.next_ms, |asked| asked.again_ms(rtt_ms));
             let tries = binding.asked.map_or(0, |asked| asked.tries);
@@ -195,6 +196,7 @@ impl Client {
             }
             if tries >= LOST_AFTER && binding.channel.take().is_some() {
                 events.push(Event::Unbound { tag: *tag });
+                *next_hello_ms = now_ms;
             }
             let token = random.token();
             let question = match (binding.channel, *cookie) {

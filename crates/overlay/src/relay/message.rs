@@ -118,9 +118,7 @@ impl Question {
                 tag: take(&mut rest)?,
                 signature: take(&mut rest)?,
             })),
-            (KEEP, KEEP_BYTES) => {
-                Some(Self::Keep { token, channel: u32::from_be_bytes(take(&mut rest)?) })
-            }
+            (KEEP, KEEP_BYTES) => Some(Self::Keep { token, channel: u32::from_be_bytes(take(&mut rest)?) }),
             _ => None,
         }
     }
