@@ -237,6 +237,11 @@ impl Client {
         self.get(&format!("/v1/clusters/{cluster}"), &()).await
     }
 
+    /// How a cluster's members reach each other.
+    pub async fn cluster_network(&self, cluster: OrderId) -> Answer<rest::ClusterNetwork> {
+        self.get(&format!("/v1/clusters/{cluster}/network"), &()).await
+    }
+
     /// Adds time.
     pub async fn extend(&self, cluster: OrderId, request: &rest::ExtendRequest) -> Answer<rest::ClusterView> {
         self.post(&format!("/v1/clusters/{cluster}/extend"), request).await

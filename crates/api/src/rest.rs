@@ -443,6 +443,48 @@ pub struct ClusterView {
     pub token: Secret,
 }
 
+/// How the members of a cluster reach each other, by their own word of a few seconds ago.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ClusterNetwork {
+    /// Which cluster.
+    #[schema(value_type = String)]
+    pub cluster: OrderId,
+    /// When this was put together.
+    pub at_ms: u64,
+    /// Its live members.
+    pub members: Vec<NetworkMember>,
+    /// Each live member's view of each other one: every pair is there twice, once from each side.
+    pub links: Vec<LinkView>,
+}
+
+/// A member on the cluster's network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NetworkMember {
+    /// Its place; 0 is the head.
+    pub slot: u32,
+    /// Its lease.
+    #[schema(value_type = String)]
+    pub lease: LeaseId,
+    /// Its address on the overlay.
+    pub ip: String,
+}
+
+/// One member's view of its link to another.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LinkView {
+    /// Whose view it is, by place.
+    pub from: u32,
+    /// Of whom, by place.
+    pub to: u32,
+    /// When it was told.
+    pub told_ms: u64,
+    /// The link.
+    pub link: crate::worker::PeerLink,
+}
+
 /// Add time.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]

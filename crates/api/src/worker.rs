@@ -3,6 +3,7 @@
 //! The server tells a worker its whole desired set under a generation and which leases have ended; a lease that is in
 //! neither list is left alone until what is paid for runs out, so a server restored from an old backup kills nothing.
 
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 use ionet_domain::device::{Measured, Resources};
@@ -11,6 +12,7 @@ use ionet_domain::meter::Receipt;
 use ionet_domain::order::WipeReceipt;
 use ionet_domain::{Address, DeviceId, EndpointId, LeaseId, OrderId};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::secret::Secret;
 
@@ -160,6 +162,85 @@ pub enum FromWorker {
     },
     /// The machine is in its owner's own use, or free again.
     Yielding(bool),
+    /// How a lease reaches the other members of its cluster, every few seconds.
+    Links {
+        /// Which lease.
+        lease: LeaseId,
+        /// One entry for each other member.
+        links: Vec<PeerLink>,
+    },
+}
+
+/// How packets get to a member of the same cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum PathKind {
+    /// Straight, in UDP.
+    Direct,
+    /// Through a relay, in UDP.
+    Relayed,
+    /// Through a relay, in TCP: UDP is blocked.
+    Tcp,
+    /// Over the connection that introduced the two, until there is anything better.
+    Introducer,
+    /// Not at all.
+    Down,
+}
+
+impl PathKind {
+    /// All kinds, the best first.
+    pub const ALL: [Self; 5] = [Self::Direct, Self::Relayed, Self::Tcp, Self::Introducer, Self::Down];
+
+    /// Its name as programs see it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::Relayed => "relayed",
+            Self::Tcp => "tcp",
+            Self::Introducer => "introducer",
+            Self::Down => "down",
+        }
+    }
+}
+
+/// What passed in one direction between two members.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Flow {
+    /// In all, without headers of the overlay.
+    pub bytes: u64,
+    /// In all, where they are counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub packets: Option<u64>,
+    /// Now.
+    pub bits_per_second: u64,
+    /// The most that was ever seen in a second.
+    pub peak_bits_per_second: u64,
+}
+
+/// The link from one member of a cluster to another as the first sees it. In memory and disposable everywhere.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PeerLink {
+    /// The other member's lease, by its number in the cluster.
+    pub peer: u32,
+    /// How packets travel.
+    pub path: PathKind,
+    /// The other side's address, or the relay's name; empty where there is none.
+    pub via: String,
+    /// For how long the path has been this one, in milliseconds.
+    pub path_for_ms: u64,
+    /// Round trip in microseconds; 0 when down.
+    pub rtt_us: u64,
+    /// Packets lost of a million, where it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss_ppm: Option<u32>,
+    /// To the other member.
+    pub sent: Flow,
+    /// From it.
+    pub received: Flow,
+    /// Packets dropped in either direction, by reason.
+    pub dropped: BTreeMap<String, u64>,
 }
 
 /// One lease as it is.

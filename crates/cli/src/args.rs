@@ -452,6 +452,14 @@ pub(crate) enum ClusterCommand {
         /// Which
         cluster: OrderId,
     },
+    /// How its members reach each other: paths, round trips, loss, throughput
+    Network {
+        /// Which
+        cluster: OrderId,
+        /// Show it anew every two seconds
+        #[arg(long, short)]
+        watch: bool,
+    },
     /// Add time at the same price
     Extend {
         /// Which

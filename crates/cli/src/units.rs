@@ -73,6 +73,18 @@ pub(crate) fn bytes(bytes: u64) -> String {
     }
 }
 
+/// Bits a second, decimal, as network people say it.
+pub(crate) fn rate(bits_per_second: u64) -> String {
+    const UNITS: [(&str, u64); 3] = [("Gbit/s", 1_000_000_000), ("Mbit/s", 1_000_000), ("kbit/s", 1_000)];
+    match UNITS.iter().find(|(_, unit)| bits_per_second >= *unit) {
+        Some((name, unit)) => {
+            let tenths = u128::from(bits_per_second) * 10 / u128::from(*unit);
+            format!("{}.{} {name}", tenths / 10, tenths % 10)
+        }
+        None => format!("{bits_per_second} bit/s"),
+    }
+}
+
 /// Thousandths of a CPU thread as a number of threads.
 pub(crate) fn cpus(millis: u32) -> String {
     match millis % 1000 {
@@ -132,6 +144,7 @@ mod tests {
         }
         assert_eq!(bytes(4 << 30), "4 GiB");
         assert_eq!(bytes(1_500_000_000), "1.3 GiB");
+        assert_eq!((rate(0), rate(940_200_000)), ("0 bit/s".into(), "940.2 Mbit/s".into()));
         assert_eq!(cpus(500), "0.5");
         assert_eq!(cpus(2000), "2");
         assert_eq!(usd(41_250), "$0.04125");

@@ -80,6 +80,10 @@ pub enum PeerPath {
     Direct(SocketAddr),
     /// Through the relay at this URL.
     Relayed(String),
+    /// Through the relay at this URL in TCP, as UDP is blocked.
+    Tcp(String),
+    /// Over the connection that introduced the two.
+    Introducer,
     /// Not at all.
     Down,
 }
@@ -95,12 +99,25 @@ pub struct PeerStats {
     pub path: PeerPath,
     /// Round trip on that path, in microseconds; 0 when down.
     pub rtt_us: u64,
+    /// Packets lost on that path, of a million, where it is measured.
+    pub loss_ppm: Option<u32>,
     /// Inner bytes sent to it.
     pub sent_bytes: u64,
     /// Inner bytes received from it and let through.
     pub received_bytes: u64,
-    /// Packets dropped in either direction: no connection, no room, too large, or not allowed.
-    pub dropped: u64,
+    /// Inner packets sent, where they are counted.
+    pub sent_packets: Option<u64>,
+    /// Inner packets received and let through, where they are counted.
+    pub received_packets: Option<u64>,
+    /// Packets dropped in either direction, by reason; reasons without any are left out.
+    pub dropped: BTreeMap<String, u64>,
+}
+
+impl PeerStats {
+    /// Packets dropped for whatever reason.
+    pub fn dropped_in_all(&self) -> u64 {
+        self.dropped.values().sum()
+    }
 }
 
 /// A running overlay; ends when dropped.
@@ -236,7 +253,19 @@ impl Peer {
     fn stats(&self, ip: Ipv4Addr) -> PeerStats {
         let (path, rtt_us) = self.lane.connection().as_ref().map_or((PeerPath::Down, 0), current_path);
         let (sent_bytes, received_bytes, dropped) = self.lane.counts();
-        PeerStats { endpoint: self.id, ip, path, rtt_us, sent_bytes, received_bytes, dropped }
+        let dropped = (dropped > 0).then(|| ("any".to_owned(), dropped)).into_iter().collect();
+        PeerStats {
+            endpoint: self.id,
+            ip,
+            path,
+            rtt_us,
+            loss_ppm: None,
+            sent_bytes,
+            received_bytes,
+            sent_packets: None,
+            received_packets: None,
+            dropped,
+        }
     }
 }
 

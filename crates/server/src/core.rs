@@ -318,6 +318,12 @@ impl Core {
                 self.carry_out(&Command { id: None, actor: Actor::Device(device), body }, now_ms);
                 return;
             }
+            FromWorker::Links { lease, links } => {
+                if view.state.lease(lease).is_ok_and(|(_, lease)| lease.device == device) {
+                    view.fleet.overlay.take(lease, links, now_ms);
+                }
+                return;
+            }
             // Pongs belong to the probe of whoever runs the links.
             FromWorker::Checked(_) | FromWorker::Pong { .. } | FromWorker::Hello { .. } => return,
         }

@@ -16,6 +16,8 @@ use ionet_domain::meter::Receipt;
 use ionet_domain::{Address, DeviceId, EndpointId, LeaseId, OrderId, PayoutId, State};
 use serde::{Deserialize, Serialize};
 
+use crate::links::{Links, LinksNow};
+
 /// A device that was not heard for longer than this is silent.
 pub const SILENT_MS: u64 = 20_000;
 /// Telemetry points kept for each device.
@@ -117,6 +119,8 @@ pub struct Fleet {
     /// The number of the last desired set that any device was told.
     pub(crate) last_told_n: u64,
     unknown: BTreeMap<LeaseId, Unknown>,
+    /// How members reach each other.
+    pub(crate) overlay: Links,
 }
 
 /// A lease that a device reports and the live state does not have.
@@ -164,6 +168,11 @@ impl Fleet {
     /// How a lease's supervisor is reached.
     pub fn endpoint(&self, lease: LeaseId) -> Option<&MemberEndpoint> {
         self.endpoints.get(&lease)
+    }
+
+    /// How a member last saw its links to the others of its cluster.
+    pub fn links(&self, lease: LeaseId) -> Option<&LinksNow> {
+        self.overlay.of(lease)
     }
 
     /// How all supervisors are reached.
@@ -311,6 +320,7 @@ impl Fleet {
         self.lists.retain(|order, _| live.contains(order));
         self.exits.retain(|order, _| live.contains(order));
         let devices = &self.devices;
+        self.overlay.retain(|order| live.contains(&order));
         self.unknown.retain(|lease, _| devices.values().any(|now| now.observed.contains_key(lease)));
     }
 }

@@ -14,6 +14,7 @@ pub mod fleet;
 pub mod handle;
 pub mod http;
 pub mod keys;
+pub mod links;
 pub mod reconcile;
 pub mod shell;
 pub mod verify;

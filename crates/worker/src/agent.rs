@@ -10,7 +10,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ionet_api::worker::{
-    BoxPhase, Desired, DesiredLease, FromWorker, ObservedLease, Telemetry, ToWorker, Welcome,
+    BoxPhase, Desired, DesiredLease, FromWorker, ObservedLease, PeerLink, Telemetry, ToWorker, Welcome,
 };
 use ionet_domain::device::Measured;
 use ionet_domain::{DeviceId, LeaseId};
@@ -64,6 +64,13 @@ pub enum Input {
     FromServer(ToWorker),
     /// A supervisor said how its lease is.
     Observed(ObservedLease),
+    /// A supervisor said how its lease reaches the other members.
+    Links {
+        /// Which lease.
+        lease: LeaseId,
+        /// One for each other member.
+        links: Vec<PeerLink>,
+    },
     /// A lease's supervisor is gone; the last that is known of the lease, if anything.
     Gone {
         /// Which lease.
@@ -196,6 +203,7 @@ impl Agent {
             Input::LinkDown => self.link_down(),
             Input::FromServer(said) => self.hear(said, &mut todo),
             Input::Observed(observed) => self.observe(observed),
+            Input::Links { lease, links } => todo.push(Output::Send(FromWorker::Links { lease, links })),
             Input::Gone { lease, last, reason } => self.supervisor_gone(lease, last, reason),
             Input::CheckDone(result) => {
                 self.checking = false;

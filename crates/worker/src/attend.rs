@@ -7,7 +7,7 @@ use std::ffi::OsString;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use ionet_api::worker::{BoxPhase, ObservedLease};
+use ionet_api::worker::{BoxPhase, ObservedLease, PeerLink};
 use ionet_domain::LeaseId;
 use ionet_runtime::holder::HelperExe;
 use tokio::net::UnixStream;
@@ -15,7 +15,7 @@ use tokio::process::{Child, Command};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use crate::control::{self, Word};
+use crate::control::{self, Told, Word};
 use crate::error::{During as _, Result};
 use crate::files::{Brief, LeaseDir, make_dir, write_json};
 
@@ -29,6 +29,7 @@ pub(crate) enum News {
     /// The supervisor's process id.
     Attached(u32),
     Observed(Box<ObservedLease>),
+    Links(Vec<PeerLink>),
     Gone {
         last: Box<ObservedLease>,
         reason: String,
@@ -100,7 +101,11 @@ async fn listen(
         if let Some(pid) = stream.peer_cred().ok().and_then(|cred| u32::try_from(cred.pid()?).ok()) {
             tell(News::Attached(pid));
         }
-        control::attend(stream, &mut words, |observed| tell(News::Observed(Box::new(observed)))).await;
+        let pass_on = |told| match told {
+            Told::Observed(observed) => tell(News::Observed(observed)),
+            Told::Links { links } => tell(News::Links(links)),
+        };
+        control::attend(stream, &mut words, pass_on).await;
         // A line may break while both live; a socket that nobody holds is the end.
         match connect(dir) {
             Ok(again) => stream = again,

@@ -3,7 +3,7 @@
 //! Always holds: any number of agents, one after another or at once, may listen; each gets the newest state first. The
 //! supervisor waits for none of them. Not here: who acts on the words.
 
-use ionet_api::worker::ObservedLease;
+use ionet_api::worker::{ObservedLease, PeerLink};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{UnixListener, UnixStream};
@@ -22,17 +22,31 @@ pub(crate) enum Word {
     Remove,
 }
 
+/// Supervisor to agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub(crate) enum Told {
+    /// How it reaches the other members.
+    Links {
+        /// One for each.
+        links: Vec<PeerLink>,
+    },
+    /// How the lease is.
+    Observed(Box<ObservedLease>),
+}
+
 /// Serves the socket until the states' sender is gone, then lets every client read the last state.
 pub(crate) async fn serve(
     listener: UnixListener,
     words: mpsc::Sender<Word>,
     mut states: watch::Receiver<ObservedLease>,
+    links: watch::Receiver<Vec<PeerLink>>,
 ) {
     let mut clients = JoinSet::new();
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => { clients.spawn(serve_client(stream, words.clone(), states.clone())); }
+                Ok((stream, _)) => { clients.spawn(serve_client(stream, words.clone(), states.clone(), links.clone())); }
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept on the control socket");
                     tokio::time::sleep(std::time::Duration::from_millis(100)).await;
@@ -50,6 +64,7 @@ async fn serve_client(
     stream: UnixStream,
     words: mpsc::Sender<Word>,
     mut states: watch::Receiver<ObservedLease>,
+    mut peers: watch::Receiver<Vec<PeerLink>>,
 ) {
     let (reader, mut writer) = stream.into_split();
     let mut lines = BufReader::new(reader).lines();
@@ -60,6 +75,13 @@ async fn serve_client(
             changed = states.changed() => {
                 let Ok(text) = serde_json::to_string(&*states.borrow_and_update()) else { return };
                 if changed.is_err() || writer.write_all(format!("{text}\n").as_bytes()).await.is_err() {
+                    return;
+                }
+            }
+            Ok(()) = peers.changed() => {
+                let told = Told::Links { links: peers.borrow_and_update().clone() };
+                let Ok(text) = serde_json::to_string(&told) else { return };
+                if writer.write_all(format!("{text}\n").as_bytes()).await.is_err() {
                     return;
                 }
             }
@@ -78,7 +100,7 @@ async fn serve_client(
 pub(crate) async fn attend(
     stream: UnixStream,
     words: &mut mpsc::UnboundedReceiver<Word>,
-    mut hear: impl FnMut(ObservedLease),
+    mut hear: impl FnMut(Told),
 ) {
     let (reader, mut writer) = stream.into_split();
     let mut lines = BufReader::new(reader).lines();
@@ -87,7 +109,7 @@ pub(crate) async fn attend(
             line = lines.next_line() => {
                 let Ok(Some(line)) = line else { return };
                 match serde_json::from_str(&line) {
-                    Ok(observed) => hear(observed),
+                    Ok(told) => hear(told),
                     Err(error) => tracing::warn!(%error, "a supervisor's word cannot be read"),
                 }
             }

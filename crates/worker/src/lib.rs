@@ -15,6 +15,7 @@ pub mod error;
 pub mod files;
 mod footprint;
 pub mod inventory;
+mod links;
 pub mod nvml;
 pub mod shell;
 pub mod supervision;

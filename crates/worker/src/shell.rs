@@ -441,6 +441,7 @@ impl Shell {
         match news {
             News::Attached(pid) => self.own.send_modify(|own| _ = own.insert(Some(lease), pid)),
             News::Observed(observed) => self.step(Input::Observed(*observed)).await,
+            News::Links(links) => self.step(Input::Links { lease, links }).await,
             News::Gone { last, reason } => {
                 self.attendants.remove(&lease);
                 self.own.send_modify(|own| _ = own.remove(&Some(lease)));

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use ionet_api::WalletKey;
-use ionet_api::worker::{BoxPhase, MemberEndpoint, ObservedLease};
+use ionet_api::worker::{BoxPhase, MemberEndpoint, ObservedLease, PeerLink};
 use ionet_domain::EndpointId;
 use ionet_domain::order::WipeReceipt;
 use ionet_net::overlay::{Overlay, OverlayConfig, PeerPath};
@@ -29,6 +29,7 @@ use crate::control::{self, Word};
 use crate::error::{During as _, Result, WorkerError};
 use crate::files::{Brief, CappedLog, DirLock, LeaseDir, read_json, write_json};
 use crate::footprint;
+use crate::links::LinkWatch;
 use crate::supervision::{Input, Output, Supervision};
 use crate::tunnels::Door;
 
@@ -94,6 +95,8 @@ struct Supervisor {
     overlay: Option<Overlay>,
     overlay_is_up: bool,
     states: Option<watch::Sender<ObservedLease>>,
+    watched: LinkWatch,
+    links: watch::Sender<Vec<PeerLink>>,
     connector: watch::Sender<Option<Connector>>,
     over: watch::Sender<bool>,
     wiped: mpsc::Receiver<std::result::Result<WipeReceipt, String>>,
@@ -119,6 +122,8 @@ impl Supervisor {
         let (tell_wiped, wiped) = mpsc::channel(1);
         Ok(Self {
             states: Some(watch::Sender::new(logic.observed())),
+            watched: LinkWatch::default(),
+            links: watch::Sender::new(Vec::new()),
             logic,
             began: Instant::now(),
             node,
@@ -144,7 +149,7 @@ impl Supervisor {
         let Some(states) = self.states.as_ref().map(watch::Sender::subscribe) else { return Ok(()) };
         let listener =
             tokio::net::UnixListener::from_std(self.dir.listen()?).during("serve the control socket")?;
-        let serving = tokio::spawn(control::serve(listener, tell, states));
+        let serving = tokio::spawn(control::serve(listener, tell, states, self.links.subscribe()));
         let _tunnels = self.serve_tunnels();
         let mut addr = self.node.watch_addr();
         let mut poll = interval(POLL_STARTING);
@@ -374,6 +379,11 @@ impl Supervisor {
         let stats = overlay.stats();
         let up = |ip| stats.iter().any(|peer| peer.ip == ip && peer.path != PeerPath::Down);
         let others = || self.logic.assignment().others();
+        let now_ms = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let members = others().map(|member| (member.ip, member.lease.n)).collect();
+        if let Some(links) = self.watched.look(now_ms, &stats, &members) {
+            self.links.send_replace(links);
+        }
         let heard: BTreeSet<u32> = others().filter(|member| up(member.ip)).map(|m| m.lease.n).collect();
         let all = others().count() == heard.len();
         if all && !self.overlay_is_up {

@@ -15,7 +15,7 @@ use serde_json::json;
 use tokio::io::AsyncReadExt;
 
 use crate::args::{ClusterCommand, CreateArgs};
-use crate::commands::{connect, journal, quote};
+use crate::commands::{connect, journal, network, quote};
 use crate::context::{Context, now_ms, random};
 use crate::error::{CliError, Result};
 use crate::out::{Out, Progress};
@@ -34,6 +34,7 @@ pub(crate) async fn cluster(context: &Context, command: &ClusterCommand) -> Resu
             let view = context.session().await?.client.cluster(*cluster).await?;
             context.out.answer(&view, |out| show(out, &view));
         }
+        ClusterCommand::Network { cluster, watch } => network::show(context, *cluster, *watch).await?,
         ClusterCommand::Extend { cluster, added_ms, yes } => {
             extend(context, *cluster, *added_ms, *yes).await?;
         }

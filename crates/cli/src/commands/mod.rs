@@ -7,6 +7,7 @@ pub(crate) mod devices;
 pub(crate) mod doctor;
 pub(crate) mod job;
 pub(crate) mod journal;
+pub(crate) mod network;
 pub(crate) mod quickstart;
 pub(crate) mod quote;
 pub(crate) mod relay;

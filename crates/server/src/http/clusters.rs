@@ -3,7 +3,8 @@
 use axum::Json;
 use axum::extract::State;
 use ionet_api::rest::{
-    ClusterFilter, ClusterView, ExtendRequest, OrderRequest, SignedQuote, TunnelGrant, TunnelGrantRequest,
+    ClusterFilter, ClusterNetwork, ClusterView, ExtendRequest, OrderRequest, SignedQuote, TunnelGrant,
+    TunnelGrantRequest,
 };
 use ionet_api::sign::Grant;
 use ionet_domain::account::{ActivityKind, Scope};
@@ -98,6 +99,22 @@ pub(super) async fn cluster(
 ) -> Result<Json<ClusterView>, Error> {
     caller.needs(&api, &OWN_SCOPES, "look at a cluster")?;
     api.cluster(caller, cluster)
+}
+
+/// How the members of a cluster of the account reach each other now.
+#[utoipa::path(get, path = "/v1/clusters/{cluster}/network", tag = "clusters", params(("cluster" = String, Path, description = "Its id")),
+    responses((status = 200, body = ClusterNetwork)), security(("token" = [])))]
+pub(super) async fn cluster_network(
+    State(api): State<Api>,
+    caller: Caller,
+    Named(cluster): Named<OrderId>,
+) -> Result<Json<ClusterNetwork>, Error> {
+    caller.needs(&api, &OWN_SCOPES, "look at a cluster's network")?;
+    let now_ms = api.now_ms();
+    let found = api.handle.read(|view| {
+        own(view, caller, cluster).map(|order| views::cluster_network(&view.fleet, order, now_ms))
+    });
+    Ok(Json(found?))
 }
 
 /// Adds paid time at the same rates.

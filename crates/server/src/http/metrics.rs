@@ -155,7 +155,7 @@ fn tally<K: ToString>(things: impl Iterator<Item = K>) -> BTreeMap<String, i128>
 }
 
 /// What the state and the fleet are now.
-pub(super) fn write_view(text: &mut Text, view: &View) {
+pub(super) fn write_view(text: &mut Text, view: &View, now_ms: u64) {
     let state = &view.state;
     text.gauge("ionet_journal_head_seq", "Durable events.", view.head.seq);
     text.gauge("ionet_term", "The server's term.", state.term);
@@ -167,7 +167,25 @@ pub(super) fn write_view(text: &mut Text, view: &View) {
     text.gauge("ionet_links", "Devices whose link is up.", links);
     let bad: u64 = view.fleet.devices().map(|(_, now)| now.bad_receipts).sum();
     text.gauge("ionet_receipts_not_believed", "Usage receipts with a bad signature since the start.", bad);
+    overlay(text, view, now_ms);
     money(text, view);
+}
+
+fn overlay(text: &mut Text, view: &View, now_ms: u64) {
+    let links = &view.fleet.overlay;
+    let pairs = links.pairs(now_ms).into_iter();
+    let pairs = pairs.map(|(kind, count)| (kind.name().to_owned(), i128::from(count))).collect();
+    let about = "Links between members by path, each pair once from either side.";
+    text.by_label("ionet_overlay_links", about, "path", &pairs);
+    let (name, about) = ("ionet_overlay_sent_bytes_total", "Bytes that members sent to each other.");
+    text.family(name, "counter", about);
+    text.line(name, &[], links.sent_bytes());
+    let (name, about) =
+        ("ionet_overlay_dropped_packets_total", "Packets between members dropped, by reason.");
+    text.family(name, "counter", about);
+    for (reason, count) in links.dropped() {
+        text.line(name, &[("reason", reason)], *count);
+    }
 }
 
 fn money(text: &mut Text, view: &View) {

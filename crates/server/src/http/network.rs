@@ -38,7 +38,8 @@ pub(super) async fn metrics(State(api): State<Api>) -> Response {
     text.gauge("ionet_http_sessions", "Open sessions.", api.sessions().len());
     let streams = super::STREAMS_MOST - api.shared.streams.available_permits();
     text.gauge("ionet_http_streams", "Live event streams.", streams);
-    api.handle.read(|view| write_view(&mut text, view));
+    let now_ms = api.now_ms();
+    api.handle.read(|view| write_view(&mut text, view, now_ms));
     if let Some(lag) = index_lag(api.handle.clone()).await {
         text.gauge("ionet_index_lag_events", "Durable events that the subject index does not have yet.", lag);
     }

@@ -48,6 +48,7 @@ pub(super) fn routes() -> OpenApiRouter<Api> {
         .routes(routes!(clusters::quote))
         .routes(routes!(clusters::order))
         .routes(routes!(clusters::cluster, clusters::close))
+        .routes(routes!(clusters::cluster_network))
         .routes(routes!(clusters::extend))
         .routes(routes!(clusters::grant))
         .routes(routes!(journal::books))

@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 
 use ionet_api::Secret;
 use ionet_api::rest::{
-    ClusterView, DeviceFilter, DeviceView, Holding, KeyView, LeaseView, TunnelMember, Wallet,
+    ClusterNetwork, ClusterView, DeviceFilter, DeviceView, Holding, KeyView, LeaseView, LinkView,
+    NetworkMember, TunnelMember, Wallet,
 };
 use ionet_domain::device::{Contact, Device, DeviceStage, HardwareClass, Tier};
 use ionet_domain::ledger::Owner;
@@ -194,6 +195,30 @@ fn lease_view(state: &State, fleet: &Fleet, order: &Order, n: u32, lease: &Lease
         parts_ms: observed.map(|observed| observed.parts_ms.clone()).unwrap_or_default(),
         rate: lease.rate,
         elapsed_ms: lease.elapsed_ms,
+    }
+}
+
+/// How the live members of a cluster reach each other.
+pub(super) fn cluster_network(fleet: &Fleet, order: &Order, at_ms: u64) -> ClusterNetwork {
+    let live: Vec<_> = order.leases.iter().filter(|(_, lease)| lease.live()).collect();
+    let slots: BTreeMap<u32, u32> = live.iter().map(|(n, lease)| (**n, lease.slot)).collect();
+    let member = |(n, lease): &(&u32, &Lease)| {
+        let id = LeaseId { order: order.id, n: **n };
+        NetworkMember { slot: lease.slot, lease: id, ip: overlay_ip(lease.slot).to_string() }
+    };
+    let links = live.iter().flat_map(|(n, lease)| {
+        let told = fleet.links(LeaseId { order: order.id, n: **n });
+        let each = told.into_iter().flat_map(|now| now.links.iter().map(move |link| (now.told_ms, link)));
+        each.filter_map(|(told_ms, link)| {
+            let to = *slots.get(&link.peer)?;
+            Some(LinkView { from: lease.slot, to, told_ms, link: link.clone() })
+        })
+    });
+    ClusterNetwork {
+        cluster: order.id,
+        at_ms,
+        members: live.iter().map(member).collect(),
+        links: links.collect(),
     }
 }
 

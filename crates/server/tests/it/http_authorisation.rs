@@ -65,6 +65,7 @@ const TABLE: &[Line] = &[
     ("get", "/v1/clusters", none, [401, 200, 403, 200]),
     ("post", "/v1/clusters", |scene| json_of(&scene.next), [401, 403, 403, 200]),
     ("get", "/v1/clusters/{cluster}", none, [401, 404, 403, 200]),
+    ("get", "/v1/clusters/{cluster}/network", none, [401, 404, 403, 200]),
     ("post", "/v1/clusters/{cluster}/extend", extend, [401, 404, 403, 200]),
     ("post", "/v1/clusters/{cluster}/tunnels", tunnel, [401, 404, 403, 200]),
     ("delete", "/v1/clusters/{cluster}", none, [401, 404, 403, 200]),

@@ -1,10 +1,13 @@
 //! The way of an order through the core: every step by its reconciler, every minor unit by the domain's formula.
 
+use std::collections::BTreeMap;
+
 use ionet_api::sign;
-use ionet_api::worker::{BoxPhase, FromWorker};
+use ionet_api::worker::{BoxPhase, Flow, FromWorker, PathKind, PeerLink};
 use ionet_domain::command::CommandBody;
 use ionet_domain::device::{Contact, Tier};
 use ionet_domain::ledger::Owner;
+use ionet_domain::market::Request;
 use ionet_domain::meter::Witness;
 use ionet_domain::money::{BasisPoints, HOUR_MS, Rate};
 use ionet_domain::order::{CloseReason, LeasePhase};
@@ -255,6 +258,35 @@ fn a_forged_receipt_is_worth_nothing() {
     let view = world.core.view().read().clone();
     assert_eq!(view.fleet.device(world.workers[&worker].device).unwrap().bad_receipts, 2);
     assert_eq!(view.state.orders[&order].leases[&0].elapsed_ms, 0);
+}
+
+#[test]
+fn a_member_speaks_for_its_own_links_only() {
+    let mut world = World::new();
+    world.fund(RENTER, FUNDS);
+    let workers = [1_000_000, 2_000_000].map(|ask| world.device(SUPPLIER, ask));
+    let quote = world.quote(&Request { spread: true, ..request(2) }).unwrap();
+    let order = world.place(quote);
+    until_stage(&mut world, order, Stage::Running);
+    let link = |peer| PeerLink {
+        peer,
+        path: PathKind::Relayed,
+        via: "https://relay".into(),
+        path_for_ms: 5,
+        rtt_us: 900,
+        loss_ppm: None,
+        sent: Flow { bytes: 1_000, ..Flow::default() },
+        received: Flow::default(),
+        dropped: BTreeMap::new(),
+    };
+    let own = world.workers[&workers[0]].boxes.keys().next().copied().unwrap();
+    let others = world.workers[&workers[1]].boxes.keys().next().copied().unwrap();
+    for lease in [own, others] {
+        world.send(workers[0], &FromWorker::Links { lease, links: vec![link(1 - lease.n)] });
+    }
+    let view = world.core.view().read().clone();
+    let told = |lease| view.fleet.links(lease).map(|now| now.links[0].rtt_us);
+    assert_eq!((told(own), told(others)), (Some(900), None));
 }
 
 #[test]
