@@ -13,12 +13,15 @@ mod count;
 pub mod crypt;
 mod error;
 pub mod handshake;
+pub mod inner;
 pub mod machine;
 mod paths;
 pub mod random;
 pub mod relay;
 pub mod seam;
+pub mod segment;
 pub mod session;
+pub mod wire;
 
 pub use count::{Counters, Dropped};
 pub use error::{OverlayError, Result};

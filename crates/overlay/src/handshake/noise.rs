@@ -158,7 +158,7 @@ fn chacha(key: &[u8; 32]) -> LessSafeKey {
     LessSafeKey::new(UnboundKey::new(&CHACHA20_POLY1305, key).expect("ChaCha20 has keys of 32 bytes"))
 }
 
-/// The nonce as Noise has it for ChaChaPoly: little-endian after four zero bytes.
+/// The nonce as Noise has it for this cipher: little-endian after four zero bytes.
 fn nonce(counter: u64) -> Nonce {
     let mut bytes = [0; 12];
     bytes[4..].copy_from_slice(&counter.to_le_bytes());
