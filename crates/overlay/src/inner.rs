@@ -43,6 +43,17 @@ pub fn ends(packet: &[u8]) -> Option<(IpAddr, IpAddr)> {
     }
 }
 
+/// How long the IP packet is that begins here, by its header.
+pub fn said_bytes(packet: &[u8]) -> Option<usize> {
+    let word =
+        |at: usize| packet.get(at..at + 2).map(|two| usize::from(u16::from_be_bytes([two[0], two[1]])));
+    match packet.first()? >> 4 {
+        4 => word(2).filter(|bytes| *bytes >= IPV4_BYTES),
+        6 => word(4).map(|bytes| IPV6_BYTES + bytes),
+        _ => None,
+    }
+}
+
 /// Whether this is an IP packet that is neither longer nor shorter than its header says.
 pub fn is_whole(packet: &[u8]) -> bool {
     let word = |at: usize| usize::from(u16::from_be_bytes([packet[at], packet[at + 1]]));

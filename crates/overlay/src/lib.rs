@@ -16,6 +16,7 @@ pub mod handshake;
 pub mod inner;
 pub mod machine;
 mod paths;
+pub mod privacy;
 pub mod random;
 pub mod relay;
 pub mod seam;

@@ -236,6 +236,7 @@ impl Headers {
             index: 0,
             segment_bytes,
             count: 0,
+            padding_bytes: 0,
         }
     }
 }

@@ -9,6 +9,8 @@ use crate::crypt::{PREFIX_BYTES, TAG_BYTES};
 pub const SHIM_BYTES: usize = 12;
 /// What sealing adds to an inner packet.
 pub const OVERHEAD_BYTES: usize = PREFIX_BYTES + SHIM_BYTES + TAG_BYTES;
+/// What a shim can say of padding.
+pub const MOST_PADDING_BYTES: usize = 0x7ff;
 /// Bytes of a relay's channel.
 pub const CHANNEL_BYTES: usize = 4;
 
@@ -43,6 +45,8 @@ pub fn session_index(random: u32) -> u32 {
 pub enum Kind {
     /// One IP packet.
     Packet,
+    /// Several IP packets, each with a note of its own before it.
+    Several,
     /// A segment of a large TCP packet over IPv4.
     Tcp4,
     /// A segment of a large TCP packet over IPv6.
@@ -76,6 +80,8 @@ pub struct Shim {
     pub segment_bytes: u16,
     /// Segments of the train.
     pub count: u8,
+    /// Bytes at the end of the packet that mean nothing, at most [`MOST_PADDING_BYTES`].
+    pub padding_bytes: u16,
 }
 
 impl Shim {
@@ -91,6 +97,7 @@ impl Shim {
             index: 0,
             segment_bytes: 0,
             count: 0,
+            padding_bytes: 0,
         }
     }
 
@@ -98,6 +105,7 @@ impl Shim {
     pub const fn write(&self) -> [u8; SHIM_BYTES] {
         let kind = match self.kind {
             Kind::Packet => 0,
+            Kind::Several => 2,
             Kind::Tcp4 => 1,
             Kind::Tcp6 => 4,
             Kind::Udp => 5,
@@ -105,9 +113,10 @@ impl Shim {
             Kind::Cover => 0x41,
         };
         let [train, segment] = [self.train.to_be_bytes(), self.segment_bytes.to_be_bytes()];
+        let padding = self.padding_bytes.to_be_bytes();
         [
             kind,
-            self.partial as u8,
+            self.partial as u8 | (padding[0] & 7) << 1,
             self.header_bytes,
             self.checksum_start,
             self.checksum_offset,
@@ -117,14 +126,15 @@ impl Shim {
             segment[0],
             segment[1],
             self.count,
-            0,
+            padding[1],
         ]
     }
 
-    /// Reads one; `None` if kind, flags or the reserved byte are not known to us.
+    /// Reads one; `None` if kind or flags are not known to us.
     pub fn parse(bytes: &[u8; SHIM_BYTES]) -> Option<Self> {
         let kind = match bytes[0] {
             0 => Kind::Packet,
+            2 => Kind::Several,
             1 => Kind::Tcp4,
             4 => Kind::Tcp6,
             5 => Kind::Udp,
@@ -132,9 +142,9 @@ impl Shim {
             0x41 => Kind::Cover,
             _ => return None,
         };
-        (bytes[1] <= 1 && bytes[11] == 0).then(|| Self {
+        (bytes[1] <= 0xf).then(|| Self {
             kind,
-            partial: bytes[1] == 1,
+            partial: bytes[1] & 1 == 1,
             header_bytes: bytes[2],
             checksum_start: bytes[3],
             checksum_offset: bytes[4],
@@ -142,7 +152,14 @@ impl Shim {
             index: bytes[7],
             segment_bytes: u16::from_be_bytes([bytes[8], bytes[9]]),
             count: bytes[10],
+            padding_bytes: u16::from_be_bytes([bytes[1] >> 1, bytes[11]]),
         })
+    }
+
+    /// Takes the padding off what stands behind the shim; `None` if that is shorter than its padding.
+    pub fn trim<'a>(&mut self, behind: &'a [u8]) -> Option<&'a [u8]> {
+        let padding_bytes = usize::from(std::mem::take(&mut self.padding_bytes));
+        behind.get(..behind.len().checked_sub(padding_bytes)?)
     }
 }
 
@@ -172,11 +189,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_parses_is_written_the_same(bytes: [u8; SHIM_BYTES], kind in 0..6_usize) {
+        fn what_parses_is_written_the_same(bytes: [u8; SHIM_BYTES], kind in 0..7_usize) {
             let mut bytes = bytes;
-            bytes[0] = [0, 1, 4, 5, 0x40, 0x41][kind];
-            bytes[1] &= 1;
-            bytes[11] = 0;
+            bytes[0] = [0, 1, 2, 4, 5, 0x40, 0x41][kind];
+            bytes[1] &= 0xf;
             prop_assert_eq!(Shim::parse(&bytes).unwrap().write(), bytes);
         }
     }
