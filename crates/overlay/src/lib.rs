@@ -14,8 +14,10 @@ pub mod crypt;
 mod error;
 pub mod handshake;
 pub mod inner;
+pub mod io;
 pub mod machine;
 mod paths;
+mod plane;
 pub mod privacy;
 pub mod random;
 pub mod relay;
@@ -26,6 +28,7 @@ pub mod wire;
 
 pub use count::{Counters, Dropped};
 pub use error::{OverlayError, Result};
+pub use plane::{Introduce, Overlay, PeerStats};
 
 use std::{
     fmt,
@@ -115,6 +118,8 @@ pub struct Privacy {
     pub padded: bool,
     /// Members do not learn each other's addresses: relays only.
     pub via_relay: bool,
+    /// What goes over relays goes over all that both sides are at in turn, so that none sees it all.
+    pub split_relays: bool,
 }
 
 /// What an overlay is.
