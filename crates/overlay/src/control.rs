@@ -1,7 +1,8 @@
 //! What members say to each other about the ways between them: candidates (in handshakes, and sealed when they
 //! change), probes and their echoes (sealed). Formats only; what they lead to is `paths` and `machine`.
 //!
-//! What always holds: lists are bounded, every length is checked, and whatever was parsed is written the same.
+//! What always holds: lists are bounded, every length is checked, and whatever was parsed is written the same. Zeros
+//! behind a message mean nothing: they hide how long it is.
 
 use std::net::SocketAddr;
 
@@ -67,7 +68,7 @@ impl Candidates {
         bytes
     }
 
-    /// Reads them; `None` if a list is too long or the length does not fit.
+    /// Reads them; `None` if a list is too long or something stands behind them.
     pub fn parse(mut bytes: &[u8]) -> Option<Self> {
         let rest = &mut bytes;
         let sequence = u32::from_be_bytes(take(rest)?);
@@ -83,8 +84,12 @@ impl Candidates {
         let [count] = take(rest)?;
         let count = Some(usize::from(count)).filter(|count| *count <= MOST_RELAYS)?;
         let relays = (0..count).map(|_| take(rest)).collect::<Option<_>>()?;
-        rest.is_empty().then_some(Self { sequence, local, seen, mapping, relays })
+        is_padding(rest).then_some(Self { sequence, local, seen, mapping, relays })
     }
+}
+
+fn is_padding(rest: &[u8]) -> bool {
+    rest.iter().all(|byte| *byte == 0)
 }
 
 fn addresses(rest: &mut &[u8]) -> Option<Vec<SocketAddr>> {
@@ -120,20 +125,18 @@ pub enum Control {
 }
 
 impl Control {
-    /// Its bytes; a probe is padded to `least` bytes.
+    /// Its bytes, padded to `least` bytes.
     pub fn write(&self, least: usize) -> Vec<u8> {
-        match self {
-            Self::Probe { token } => {
-                let mut bytes = [&[PROBE][..], token].concat();
-                bytes.resize(bytes.len().max(least), 0);
-                bytes
-            }
+        let mut bytes = match self {
+            Self::Probe { token } => [&[PROBE][..], token].concat(),
             Self::Echo { token, packet_bytes, seen } => {
                 [&[ECHO][..], token, &packet_bytes.to_be_bytes(), &write_address(*seen)].concat()
             }
             Self::Candidates(candidates) => [&[CANDIDATES][..], &candidates.write()].concat(),
             Self::Have { sequence } => [&[HAVE][..], &sequence.to_be_bytes()].concat(),
-        }
+        };
+        bytes.resize(bytes.len().max(least), 0);
+        bytes
     }
 
     /// Reads one; `None` if it is none.
@@ -157,6 +160,6 @@ impl Control {
             HAVE => Self::Have { sequence: u32::from_be_bytes(take(rest)?) },
             _ => return None,
         };
-        rest.is_empty().then_some(parsed)
+        is_padding(rest).then_some(parsed)
     }
 }

@@ -140,6 +140,7 @@ impl Machine {
 
     fn packet(&mut self, now_us: u64, way: Way, bytes: &[u8], out: &mut Vec<Output>) {
         match bytes.first_chunk() {
+            Some(&INITIATION | &RESPONSE) if self.is_hidden(way) => {}
             Some(&INITIATION) => {
                 let from = self.relays.tag_of(way).and_then(|tag| self.by_tag.get(&tag)).copied();
                 self.initiation(now_us, way, from, bytes, out);
@@ -151,6 +152,11 @@ impl Machine {
                 self.follow(now_us, &changes);
             }
         }
+    }
+
+    /// Whether we do not speak this way, as it would show us: members know each other by relays only.
+    fn is_hidden(&self, way: Way) -> bool {
+        self.privacy.via_relay && matches!(way, Way::Udp(_))
     }
 
     fn introduced(&mut self, now_us: u64, from: PeerKey, bytes: &[u8], out: &mut Vec<Output>) {
@@ -206,6 +212,9 @@ impl Machine {
         packet_bytes: usize,
         out: &mut Vec<Output>,
     ) {
+        if self.is_hidden(way) {
+            return;
+        }
         let Some((key, peer)) = self.by_index(index) else { return };
         match Control::parse(body) {
             None => {}
@@ -213,7 +222,7 @@ impl Machine {
             Some(Control::Echo { token, .. }) => peer.paths.echoed(token, now_us),
             Some(Control::Have { sequence }) => peer.has_candidates(sequence),
             Some(Control::Candidates(theirs)) => {
-                let have = peer.seal(&Control::Have { sequence: theirs.sequence }, 0);
+                let have = peer.seal(&Control::Have { sequence: theirs.sequence }, way, 0);
                 out.extend(have.map(|bytes| peer.send(way, bytes)));
                 // An older one was overtaken on its way.
                 if theirs.sequence.wrapping_sub(peer.theirs.sequence).cast_signed() > 0 {
@@ -271,7 +280,7 @@ impl Machine {
         let Ok(tag) = self.identity.pair_name(&member.key, "relay") else { return };
         self.by_noise_key.insert(noise_key, member.key);
         self.by_tag.insert(tag, member.key);
-        self.peers.insert(member.key, PeerState::new(member, tag, self.full_bytes, now_us));
+        self.peers.insert(member.key, PeerState::new(member, tag, self.full_bytes, self.privacy, now_us));
     }
 
     fn remove(&mut self, key: PeerKey) {

@@ -17,7 +17,7 @@ use crate::{
     seam::{Hop, WayObserved},
 };
 pub(crate) use way::Ask;
-use way::{Kind, Need, WayState};
+use way::{Kind, LEAST_PACKET_BYTES, Need, WayState};
 
 /// Ways of one peer at most.
 const MOST_WAYS: usize = 64;
@@ -34,12 +34,15 @@ pub(crate) struct Paths {
     ways: Vec<WayState>,
     full_bytes: u16,
     is_busy: bool,
+    /// Every way of the best kind carries traffic, however slow.
+    is_split: bool,
 }
 
 impl Paths {
-    /// None yet; `full_bytes` is the largest sealed packet that will be sent.
-    pub(crate) fn new(full_bytes: u16) -> Self {
-        Self { ways: Vec::new(), full_bytes, is_busy: false }
+    /// None yet; `full_bytes` is the largest sealed packet that will be sent. Split: no way of the best kind that is up
+    /// is left out, so that none sees it all.
+    pub(crate) fn new(full_bytes: u16, is_split: bool) -> Self {
+        Self { ways: Vec::new(), full_bytes, is_busy: false, is_split }
     }
 
     /// Notes whether there is traffic for the peer; whether that is news.
@@ -111,11 +114,6 @@ impl Paths {
         self.ways.iter().filter(relayed).any(WayState::is_suspect)
     }
 
-    /// Whether a way is up that needs no relay.
-    pub(crate) fn is_direct(&self) -> bool {
-        self.best_kind() == Some(Kind::Direct)
-    }
-
     /// The ways worth sending a message by that must not be lost: those that are up, best first.
     pub(crate) fn live(&self) -> Vec<Way> {
         let mut up: Vec<_> = self.ways.iter().filter(|way| way.is_up()).collect();
@@ -155,7 +153,11 @@ impl Paths {
         let of_best = |way: &&WayState| way.is_up() && Some(way.kind) == best;
         let fastest_us = self.ways.iter().filter(of_best).map(WayState::rtt_us).min().unwrap_or_default();
         for way in &mut self.ways {
-            let slack_us = if way.is_used { fastest_us + 2_000 } else { fastest_us / 4 + 500 };
+            let slack_us = match way.is_used {
+                _ if self.is_split => u64::MAX,
+                true => fastest_us + 2_000,
+                false => fastest_us / 4 + 500,
+            };
             way.is_used =
                 way.is_up() && Some(way.kind) == best && way.rtt_us() <= fastest_us.saturating_add(slack_us);
         }
@@ -175,6 +177,15 @@ impl Paths {
             return vec![INTRODUCED];
         }
         up.iter().map(|way| way.hop(if way.is_used { way.weight() } else { 0 })).collect()
+    }
+
+    /// The largest sealed packet that is known to pass this way.
+    pub(crate) fn packet_bytes(&self, way: Way) -> u16 {
+        if way == Way::Introducer {
+            return INTRODUCED.packet_bytes;
+        }
+        let known = self.ways.iter().find(|known| known.way == way);
+        known.map_or(LEAST_PACKET_BYTES, |known| known.hop(0).packet_bytes)
     }
 
     /// What is known of each way, best first.

@@ -5,7 +5,7 @@ use super::{ALL_INITIATIONS, Machine, PeerState, peer::INITIATIONS};
 use crate::{
     PeerKey, Way,
     control::Candidates,
-    handshake::response_index,
+    handshake::{MOST_PAYLOAD_BYTES, response_index},
     machine::peer::{Answered, Pending},
     random::Random,
     seam::Output,
@@ -76,7 +76,7 @@ impl Machine {
         let entropy = self.random.seed();
         let Some(peer) = self.peers.get_mut(&key) else { return };
         self.relays.want(peer.tag, &peer.theirs.relays);
-        let payload = self.candidates.write();
+        let payload = payload(&self.candidates, self.privacy.padded);
         let Ok((state, bytes)) = self.identity.initiate(&key, index, self.ciphers, &payload, entropy) else {
             return;
         };
@@ -124,7 +124,7 @@ impl Machine {
         if ours_stands && peer.pending.as_ref().is_some_and(is_crossing) {
             return;
         }
-        let payload = self.candidates.write();
+        let payload = payload(&self.candidates, self.privacy.padded);
         let answered = self.identity.answer(asked, &key, index, self.ciphers, &payload, now_ms);
         let Ok((session, answer)) = answered else { return };
         out.push(peer.send(way, answer.clone()));
@@ -196,6 +196,15 @@ impl Machine {
         let pending = peer.pending.iter().map(|pending| pending.index);
         self.by_index.extend(sessions.chain(pending).map(|index| (index, key)));
     }
+}
+
+/// Our candidates as a handshake carries them.
+fn payload(candidates: &Candidates, is_padded: bool) -> Vec<u8> {
+    let mut payload = candidates.write();
+    if is_padded {
+        payload.resize(MOST_PAYLOAD_BYTES, 0);
+    }
+    payload
 }
 
 fn has_answered(peer: &PeerState, question: &[u8], now_us: u64) -> bool {

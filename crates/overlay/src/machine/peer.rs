@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use crate::{
-    Member, Way,
+    Member, Privacy, Way,
     control::{Candidates, Control},
     crypt::{PREFIX_BYTES, TAG_BYTES},
     handshake::Initiation,
@@ -83,12 +83,13 @@ pub(super) struct PeerState {
     sent_packets: u64,
     busy_us: u64,
     full_bytes: u16,
+    privacy: Privacy,
 }
 
 impl PeerState {
-    pub(super) fn new(member: Member, tag: Tag, full_bytes: u16, now_us: u64) -> Self {
+    pub(super) fn new(member: Member, tag: Tag, full_bytes: u16, privacy: Privacy, now_us: u64) -> Self {
         let peer = Arc::new(Peer::new(&member));
-        let paths = Paths::new(full_bytes);
+        let paths = Paths::new(full_bytes, privacy.split_relays);
         let route = Route { peer: peer.clone(), send: None, hops: paths.hops() };
         Self {
             member,
@@ -110,6 +111,7 @@ impl PeerState {
             sent_packets: 0,
             busy_us: 0,
             full_bytes,
+            privacy,
         }
     }
 
@@ -130,7 +132,8 @@ impl PeerState {
             self.sent_packets = sent_packets;
             self.busy_us = now_us;
         }
-        self.paths.set_busy(self.is_busy(now_us))
+        // Where nobody may see when there is traffic, the questions do not tell either.
+        self.paths.set_busy(self.privacy.padded || self.is_busy(now_us))
     }
 
     fn is_busy(&self, now_us: u64) -> bool {
@@ -158,9 +161,14 @@ impl PeerState {
         }
     }
 
-    /// A control message, sealed.
-    pub(super) fn seal(&self, control: &Control, packet_bytes: u16) -> Option<Vec<u8>> {
-        seal(self.session()?, control, packet_bytes)
+    /// A control message, sealed to be sent by a way, in a packet of at least that many bytes.
+    pub(super) fn seal(&self, control: &Control, way: Way, packet_bytes: u16) -> Option<Vec<u8>> {
+        seal(self.session()?, control, self.cell_bytes(way).max(packet_bytes))
+    }
+
+    /// How large every packet on this way is; 0 where each is as large as it is.
+    fn cell_bytes(&self, way: Way) -> u16 {
+        if self.privacy.padded { self.paths.packet_bytes(way) } else { 0 }
     }
 
     /// Sends by a way, the introducer among them.
@@ -174,7 +182,8 @@ impl PeerState {
     /// Opens a NAT's door for a session that is not in use yet, while another is: one probe to each address.
     pub(super) fn knock(&self, session: &Session, random: &mut Random, out: &mut Vec<Output>) {
         for address in self.paths.addresses() {
-            let sealed = seal(session, &Control::Probe { token: random.token() }, 0);
+            let probe = Control::Probe { token: random.token() };
+            let sealed = seal(session, &probe, self.cell_bytes(Way::Udp(address)));
             out.extend(sealed.map(|bytes| Output::Send { way: Way::Udp(address), bytes }));
         }
     }
@@ -184,7 +193,7 @@ impl PeerState {
         let mut asks = Vec::new();
         self.paths.tick(now_us, random, &mut asks);
         for Ask { way, token, packet_bytes } in asks {
-            let sealed = self.seal(&Control::Probe { token }, packet_bytes);
+            let sealed = self.seal(&Control::Probe { token }, way, packet_bytes);
             out.extend(sealed.map(|bytes| self.send(way, bytes)));
         }
     }
@@ -196,7 +205,7 @@ impl PeerState {
             _ => SocketAddr::from(([0; 4], 0)),
         };
         let packet_bytes = u16::try_from(packet_bytes).unwrap_or(u16::MAX);
-        let sealed = self.seal(&Control::Echo { token, packet_bytes, seen }, 0);
+        let sealed = self.seal(&Control::Echo { token, packet_bytes, seen }, way, 0);
         out.extend(sealed.map(|bytes| self.send(way, bytes)));
     }
 
@@ -221,7 +230,7 @@ impl PeerState {
         let is_alone = self.paths.live().is_empty() || self.told.tries % 2 == 1;
         let ways = self.paths.live().into_iter().take(3).chain(is_alone.then_some(Way::Introducer));
         for way in ways.collect::<Vec<_>>() {
-            let sealed = self.seal(&Control::Candidates(ours.clone()), 0);
+            let sealed = self.seal(&Control::Candidates(ours.clone()), way, 0);
             out.extend(sealed.map(|bytes| self.send(way, bytes)));
         }
     }
@@ -242,7 +251,7 @@ impl PeerState {
 
     /// All keys are gone: nothing is known about the ways any more.
     pub(super) fn lapse(&mut self) {
-        self.paths = Paths::new(self.full_bytes);
+        self.paths = Paths::new(self.full_bytes, self.privacy.split_relays);
         self.told = Told::default();
     }
 

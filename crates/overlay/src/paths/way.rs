@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// What every path takes: the least IPv6 packet less its headers, and less a relay's channel.
-const LEAST_PACKET_BYTES: u16 = 1280 - 40 - 8 - 4;
+pub(super) const LEAST_PACKET_BYTES: u16 = 1280 - 40 - 8 - 4;
 /// A size between the least and the full one, tried together with it.
 const MIDDLE_PACKET_BYTES: u16 = 1340;
 /// What the introducer is asked to carry at most.
