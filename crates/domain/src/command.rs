@@ -57,8 +57,9 @@ pub struct Command {
 pub enum CommandBody {
     /// Found the network: the first command of every journal.
     Found { params: Params },
-    /// Begin a term: the first command of every start.
-    BeginTerm,
+    /// Begin a term above this one and the last: the first command of every start, and again when a device follows a
+    /// later term than this journal has, as after a restore.
+    BeginTerm { above: u64 },
     /// Make a key; the hash of its secret in hex.
     MakeKey { key: ApiKey, label: String, sha256: String },
     /// Revoke a key.

@@ -98,7 +98,10 @@ impl Decision<'_> {
         match body {
             C::Found { .. } if self.state.founded => Err(Refusal::Founded),
             C::Found { params } => only(PublicBody::Founded { params: params.clone() }),
-            C::BeginTerm => only(PublicBody::TermBegun { term: self.now_ms.max(self.state.term + 1) }),
+            C::BeginTerm { above } => {
+                let term = self.now_ms.max(self.state.term.max(*above).saturating_add(1));
+                only(PublicBody::TermBegun { term })
+            }
             C::Place { order } => self.place(*order),
             C::Replace { order } => self.replace(*order),
             C::Start { order } => {

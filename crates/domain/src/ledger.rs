@@ -181,11 +181,6 @@ impl Ledger {
         self.used.contains(&id)
     }
 
-    /// The held transfer of this id.
-    pub fn held(&self, id: TransferId) -> Option<&Transfer> {
-        self.held.get(&id)
-    }
-
     /// Whether all of `transfers`, in turn, are allowed. Changes nothing.
     pub fn check(&self, transfers: &[Transfer]) -> Result<(), Refusal> {
         self.draft(transfers).map(|_| ())

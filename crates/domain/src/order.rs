@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use crate::id::{Address, DeviceId, KeyId, LeaseId, OrderId, TransferId, TransferKind};
 use crate::ledger::{AccountKey, Owner, Step, Transfer};
 use crate::market::place::{self, Limits};
-use crate::market::{EngineKind, Program, Quote, price};
+use crate::market::{EngineKind, Program, Quote};
 use crate::meter::HeldCharge;
 use crate::money::{Asset, Rate};
 use crate::refusal::Refusal;
@@ -377,14 +377,19 @@ impl Order {
         AccountKey { owner: Owner::Order(self.id), asset: self.quote.request.asset }
     }
 
-    /// The lease that fills a slot now, with its number.
-    pub fn member(&self, slot: u32) -> Option<(u32, &Lease)> {
-        self.leases.iter().find(|(_, lease)| lease.slot == slot && lease.live()).map(|(n, lease)| (*n, lease))
+    /// The leases that fill slots now, by slot and each with its number.
+    pub fn members(&self) -> BTreeMap<u32, (u32, &Lease)> {
+        let mut members = BTreeMap::new();
+        for (n, lease) in self.leases.iter().filter(|(_, lease)| lease.live()) {
+            members.entry(lease.slot).or_insert((*n, lease));
+        }
+        members
     }
 
     /// Slots without a live lease.
     pub fn vacant(&self) -> Vec<u32> {
-        (0..self.quote.request.members).filter(|slot| self.member(*slot).is_none()).collect()
+        let members = self.members();
+        (0..self.quote.request.members).filter(|slot| !members.contains_key(slot)).collect()
     }
 
     /// A lease of this order.
@@ -566,8 +571,8 @@ fn new_leases(
 /// Whether every member is up.
 pub fn ready(order: &Order) -> Result<(), Refusal> {
     order.may(Move::Ready)?;
-    let up = |slot: &u32| order.member(*slot).is_some_and(|(_, lease)| lease.phase != LeasePhase::Placed);
-    let missing = (0..order.quote.request.members).filter(|slot| !up(slot)).count();
+    let up = order.members().values().filter(|(_, lease)| lease.phase != LeasePhase::Placed).count();
+    let missing = (order.quote.request.members as usize).saturating_sub(up);
     if missing > 0 {
         return Err(Refusal::NoChange { what: format!("{missing} members of {} are not up yet", order.id) });
     }
@@ -617,12 +622,4 @@ pub fn unpaid(state: &State, order: &Order) -> BTreeSet<Address> {
         state.ledger.balance(Owner::Earned(*account), order.purse().asset).available() > 0
     };
     earners.map(|lease| lease.supplier).filter(owed).collect()
-}
-
-/// The quote's duration factor must match its request: a quote is rebuilt from its items when it is read back.
-pub fn quote_adds_up(quote: &Quote) -> bool {
-    let mut again = quote.clone();
-    again.add_up();
-    again == *quote
-        && quote.duration_factor_percent == price::duration_factor_percent(quote.request.duration_ms)
 }

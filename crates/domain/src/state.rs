@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use crate::account::{Account, ApiKey};
-use crate::device::{Contact, Device, DeviceStage, Resources};
+use crate::device::{Device, DeviceStage, Resources};
 use crate::event::{Event, PrivateBody, PublicBody};
 use crate::id::{Address, CommandId, DeviceId, KeyId, LeaseId, OrderId, PayoutId};
 use crate::ledger::{Ledger, Step, Transfer};
@@ -320,11 +320,12 @@ impl State {
     }
 
     fn fold_ready(&mut self, lease: LeaseId, at_ms: u64) -> Result<(), Refusal> {
-        let running = self.order(lease.order)?.running_since_ms.is_some();
+        let running_since_ms = self.order(lease.order)?.running_since_ms;
         let lease = self.lease_mut(lease)?;
         lease.phase = LeasePhase::Ready;
-        if running && lease.charging_since_ms.is_none() {
-            lease.charging_since_ms = Some(at_ms);
+        if let (Some(since_ms), None) = (running_since_ms, lease.charging_since_ms) {
+            // Where the clock was put back in between, the time before that was never bought.
+            lease.charging_since_ms = Some(at_ms.max(since_ms));
         }
         Ok(())
     }
@@ -478,11 +479,6 @@ impl State {
         leases
             .filter(|(_, lease)| lease.device == device && !lease.ended())
             .fold(Resources::default(), |sum, (order, _)| sum.plus(order.quote.request.per_member))
-    }
-
-    /// Live devices by contact: connected ones that are pooled.
-    pub fn connected(&self) -> impl Iterator<Item = (&DeviceId, &Device)> {
-        self.devices.iter().filter(|(_, device)| device.contact == Contact::Connected)
     }
 }
 

@@ -336,9 +336,7 @@ impl Core {
         let (state, fleet) = (&view.state, &mut view.fleet);
         let unknown: Vec<_> =
             observed.iter().map(|one| one.lease).filter(|id| state.lease(*id).is_err()).collect();
-        let before = fleet.device(device).map(|now| now.observed.clone());
-        fleet.observe(device, observed, state, now_ms);
-        self.dirty |= before.as_ref() != fleet.device(device).map(|now| &now.observed);
+        self.dirty |= fleet.observe(device, observed, state, now_ms);
         for lease in unknown.into_iter().take(MAX_FINDS) {
             if !fleet.note_unknown(device, lease) {
                 continue;
@@ -375,14 +373,22 @@ impl Core {
             if look_at_devices {
                 todos.extend(reconcile::devices(&self.view.read(), now_ms));
             }
-            let mut moved = false;
-            for todo in todos {
-                moved |= self.carry_on(todo, now_ms);
-            }
+            // Devices are told once everything else has come to rest.
+            let moved =
+                self.carry_all_on(todos, now_ms) || self.carry_all_on(self.leases_to_tell(now_ms), now_ms);
             if !moved {
                 return self.dirty = false;
             }
         }
+    }
+
+    fn leases_to_tell(&self, now_ms: u64) -> Vec<Todo> {
+        reconcile::leases(&self.view.read(), now_ms)
+    }
+
+    /// Carries out everything; whether more may follow from it at once.
+    fn carry_all_on(&mut self, todos: Vec<Todo>, now_ms: u64) -> bool {
+        todos.into_iter().fold(false, |moved, todo| self.carry_on(todo, now_ms) || moved)
     }
 
     /// Carries out one thing; whether more may follow from it at once.

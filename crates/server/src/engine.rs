@@ -146,7 +146,7 @@ impl Engine {
         if !self.view.read().state.founded {
             self.submit(&Command::by_server(CommandBody::Found { params }), now_ms)?;
         }
-        self.submit(&Command::by_server(CommandBody::BeginTerm), now_ms)?;
+        self.submit(&Command::by_server(CommandBody::BeginTerm { above: 0 }), now_ms)?;
         Ok(())
     }
 

@@ -271,16 +271,16 @@ impl Fleet {
     }
 
     /// A device said what runs on it: all of it. Receipts are verified; one that is not good is replaced by the last
-    /// good one.
+    /// good one. True if anything but receipts is new: those are looked at with the next tick.
     pub(crate) fn observe(
         &mut self,
         device: DeviceId,
         reported: Vec<ObservedLease>,
         state: &State,
         now_ms: u64,
-    ) {
-        let Some(now) = self.devices.get_mut(&device) else { return };
-        let mut before = std::mem::take(&mut now.observed);
+    ) -> bool {
+        let Some(now) = self.devices.get_mut(&device) else { return false };
+        let before = std::mem::take(&mut now.observed);
         now.observed_ms = now_ms;
         for mut observed in reported.into_iter().take(MAX_OBSERVED) {
             trim(&mut observed);
@@ -292,23 +292,25 @@ impl Fleet {
                 self.endpoints.insert(id, endpoint.clone());
                 self.endpoints_changed = true;
             }
-            let last = before.remove(&id).and_then(|known| known.receipt);
-            if let Some(receipt) = observed.receipt.take_if(|receipt| last.as_ref() != Some(receipt)) {
+            let last = before.get(&id).and_then(|known| known.receipt.as_ref());
+            if let Some(receipt) = observed.receipt.take_if(|receipt| last != Some(receipt)) {
                 let signer = self.endpoints.get(&id).map(|endpoint| endpoint.id);
                 let plausible = receipt.lease == id
                     && receipt.heard.len() <= MAX_HEARD
                     && ran_at_most_ms.is_some_and(|most_ms| receipt.elapsed_ms <= most_ms + CLOCKS_APART_MS);
                 let network = &state.params.network;
                 if plausible && signer.is_some_and(|key| believed(&receipt, key, network)) {
-                    note_heard(&mut self.meters, &receipt, last.as_ref(), (state, now_ms));
+                    note_heard(&mut self.meters, &receipt, last, (state, now_ms));
                     observed.receipt = Some(receipt);
                 } else {
                     now.bad_receipts += 1;
-                    observed.receipt = last;
+                    observed.receipt = last.cloned();
                 }
             }
             now.observed.insert(id, observed);
         }
+        now.observed.len() != before.len()
+            || now.observed.values().zip(before.values()).any(|(one, other)| differs(one, other))
     }
 
     /// Forgets what belongs to leases that no longer matter.
@@ -323,6 +325,14 @@ impl Fleet {
         self.overlay.retain(|order| live.contains(&order));
         self.unknown.retain(|lease, _| devices.values().any(|now| now.observed.contains_key(lease)));
     }
+}
+
+/// Whether two reports of leases differ in more than their receipts.
+fn differs(one: &ObservedLease, other: &ObservedLease) -> bool {
+    (one.lease, one.engine_restarts) != (other.lease, other.engine_restarts)
+        || one.phase != other.phase
+        || one.parts_ms != other.parts_ms
+        || one.endpoint != other.endpoint
 }
 
 fn believed(receipt: &Receipt, signer: EndpointId, network: &str) -> bool {

@@ -213,6 +213,28 @@ fn two_orders_race_for_the_last_device() {
     assert!(said.contains("a device comes free within 60 minutes"), "{said}");
 }
 
+/// A server's clock that jumps back sells no time from before the order ran.
+#[test]
+fn a_replacement_before_its_order_ran_is_charged_for_what_was_bought() {
+    let mut world = World::new();
+    world.fund(RENTER, RICH);
+    for _ in 0..3 {
+        world.device(SUPPLIER, 100_000);
+    }
+    let mut wanted = request(2);
+    wanted.spread = true;
+    let order = world.running(&wanted);
+    let reason = "died".into();
+    let actor = Actor::Device(world.device_of(lease(order, 0)));
+    world.must(actor, CommandBody::ReportLost { lease: lease(order, 0), reason });
+    world.must(Actor::Server, CommandBody::Replace { order });
+    world.now_ms -= 5 * 60_000;
+    world.ready(lease(order, 2));
+    world.now_ms += 3 * HOUR_MS;
+    world.meter(lease(order, 2), 4 * HOUR_MS, Witness::Heartbeats).unwrap();
+    assert_eq!(world.state.lease(lease(order, 2)).unwrap().1.elapsed_ms, HOUR_MS);
+}
+
 #[test]
 fn a_lost_member_is_replaced_elsewhere_and_the_rest_run_on() {
     let mut world = World::new();
@@ -232,7 +254,7 @@ fn a_lost_member_is_replaced_elsewhere_and_the_rest_run_on() {
     );
     world.must(Actor::Server, CommandBody::Replace { order });
     let found = world.state.order(order).unwrap().clone();
-    let (n, member) = found.member(0).unwrap();
+    let (n, member) = found.members()[&0];
     assert_eq!((n, member.slot, found.engine_epoch), (2, 0, 1));
     assert_eq!(found.replaced, Some(ReplaceReason::MemberLost), "the command engine has no head");
     assert_ne!(member.device, lost_on);

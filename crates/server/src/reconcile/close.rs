@@ -30,13 +30,14 @@ fn over(order: &Order, now_ms: u64) -> Option<CloseReason> {
     if order.ends_ms().is_some_and(|ends_ms| ends_ms <= now_ms) {
         return Some(CloseReason::Time);
     }
-    let members = (0..order.quote.request.members).map(|slot| order.member(slot));
-    let codes = members.map(|member| match member?.1.phase {
+    let members = order.members();
+    let codes = members.values().map_while(|(_, lease)| match lease.phase {
         LeasePhase::Exited { exit_code } => Some(exit_code),
         _ => None,
     });
-    let codes: Vec<i32> = codes.collect::<Option<_>>()?;
-    Some(CloseReason::Finished { exit_code: codes.into_iter().max()? })
+    let codes: Vec<i32> = codes.collect();
+    let all = codes.len() == order.quote.request.members as usize;
+    Some(CloseReason::Finished { exit_code: codes.into_iter().max().filter(|_| all)? })
 }
 
 fn lingers(view: &View, order: &Order, now_ms: u64) -> bool {

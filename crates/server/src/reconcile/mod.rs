@@ -14,6 +14,7 @@ mod ready;
 mod replace;
 mod retire;
 mod settle;
+mod term;
 
 use ionet_api::worker::{MemberList, ToWorker};
 use ionet_domain::command::CommandBody;
@@ -57,7 +58,7 @@ fn command(body: CommandBody) -> Todo {
     Todo::Command(Box::new(Command { id: None, actor: Actor::Server, body }))
 }
 
-/// Everything that orders and payouts need now.
+/// Everything that orders and payouts need now, but for telling the devices.
 pub fn orders(view: &View, now_ms: u64) -> Vec<Todo> {
     let steps = [
         place::step,
@@ -68,14 +69,18 @@ pub fn orders(view: &View, now_ms: u64) -> Vec<Todo> {
         settle::step,
         payout::step,
         retire::step,
-        lease::step,
     ];
     steps.into_iter().flat_map(|step| step(view, now_ms)).collect()
 }
 
-/// Everything that devices need now. Looks at all of them: ask about once a second.
+/// What devices must be told of their leases now.
+pub fn leases(view: &View, now_ms: u64) -> Vec<Todo> {
+    lease::step(view, now_ms)
+}
+
+/// Everything else that devices need now. Looks at all of them: ask about once a second.
 pub fn devices(view: &View, now_ms: u64) -> Vec<Todo> {
-    [contact::step, check::step].into_iter().flat_map(|step| step(view, now_ms)).collect()
+    [contact::step, check::step, term::step].into_iter().flat_map(|step| step(view, now_ms)).collect()
 }
 
 /// Orders in a stage.

@@ -41,6 +41,29 @@ fn a_restored_server_leaves_alone_what_it_does_not_know() {
     assert!(world.box_of(lease).running, "it runs on");
 }
 
+/// Terms come from the clock; the devices remember the lost timeline's, and are asked.
+#[test]
+fn a_restore_after_the_clock_was_put_right_is_heard_by_devices_of_a_later_term() {
+    let (mut world, worker, order) = running();
+    let backup = world.disk.copy();
+    world.now_ms += 2 * 3_600_000;
+    world.restart();
+    let close = CommandBody::Close { order, reason: CloseReason::Renter };
+    world.must(Actor::Wallet(RENTER), close.clone());
+    world.run_for(10_000);
+    let lost = world.workers[&worker].told.clone().unwrap().generation;
+    world.now_ms -= 2 * 3_600_000;
+    world.disk = backup;
+    world.restart();
+    world.run_for(10_000);
+    let told = world.workers[&worker].told.clone().unwrap().generation;
+    assert!(told > lost, "{told:?} does not come after {lost:?}");
+    let terms = |world: &World| world.core.view().read().state.term;
+    let term = terms(&world);
+    world.run_for(10_000);
+    assert_eq!(terms(&world), term, "one new term is enough");
+}
+
 /// The chain keeps what it did in the timeline that was lost: what it paid is never paid again, and every order ends.
 #[test]
 fn a_restored_server_believes_the_chain_on_what_was_paid() {

@@ -94,7 +94,7 @@ fn starts_stops_and_starts_again_where_it_was() {
         assert!(info.local && info.journal.seq == 4);
         assert_eq!(Server::start(config(dir.path())).await.unwrap_err().code(), "journal_locked");
         server.stop().await.unwrap();
-        let body = CommandBody::BeginTerm;
+        let body = CommandBody::BeginTerm { above: 0 };
         let late = handle.submit(Command { id: None, actor: Actor::Server, body }).await;
         assert_eq!(late.unwrap_err().code(), "stopping");
         for file in ["signing.key", "endpoint.key"] {

@@ -137,7 +137,7 @@ impl Running {
     /// Two private bytes make two syncs, so these commands have none: an activity would.
     fn ask(&self) -> Answer {
         let (reply, answer) = oneshot::channel();
-        let command = Command { id: None, actor: Actor::Server, body: CommandBody::BeginTerm };
+        let command = Command { id: None, actor: Actor::Server, body: CommandBody::BeginTerm { above: 0 } };
         self.inbox.blocking_send(Message::Submit(Box::new(command), Some(reply))).unwrap();
         answer
     }
