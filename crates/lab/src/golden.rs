@@ -130,7 +130,7 @@ impl<D: Disk> Script<D> {
     fn play(&mut self) -> Result<()> {
         let params = Params { network: "golden".into(), ..Params::default() };
         self.server(C::Found { params })?;
-        self.server(C::BeginTerm)?;
+        self.server(C::BeginTerm { above: 0 })?;
         self.accounts()?;
         let devices =
             [self.device(SUPPLIER, 100_000)?, self.device(SUPPLIER, 120_000)?, self.device(OTHER, 120_000)?];

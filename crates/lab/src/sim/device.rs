@@ -47,6 +47,12 @@ pub(super) struct DeviceNode {
     pub(super) left: bool,
     /// The machine's monotonic clock began with this.
     pub(super) boot_ms: u64,
+    /// How far its wall clock is off, in milliseconds.
+    pub(super) wall_off_ms: i64,
+    /// It sleeps from the first to the second virtual time.
+    sleeps: Option<(u64, u64)>,
+    /// How long it slept before that.
+    slept_ms: u64,
     /// How much faster its clock runs, in a million; slower below zero.
     pub(super) skew_ppm: i64,
     /// It is cut off in some direction.
@@ -88,6 +94,9 @@ impl DeviceNode {
             start_due_ms: 0,
             left: false,
             boot_ms,
+            wall_off_ms: 0,
+            sleeps: None,
+            slept_ms: 0,
             skew_ppm: 0,
             cut: false,
             lies: false,
@@ -107,8 +116,26 @@ impl DeviceNode {
 
     /// The machine's monotonic clock.
     pub(super) fn monotonic_ms(&self, at_ms: u64) -> u64 {
-        let off_ms = i64::try_from(at_ms).unwrap_or(0) * self.skew_ppm / 1_000_000;
-        (self.boot_ms + at_ms).saturating_add_signed(off_ms)
+        let awake_ms = at_ms - self.slept_ms;
+        let off_ms = i64::try_from(awake_ms).unwrap_or(0) * self.skew_ppm / 1_000_000;
+        (self.boot_ms + awake_ms).saturating_add_signed(off_ms)
+    }
+
+    /// It sleeps now; if it did already, for longer.
+    pub(super) fn sleep(&mut self, at_ms: u64, wakes_ms: u64) {
+        self.wake(at_ms);
+        self.sleeps = Some((at_ms, wakes_ms));
+    }
+
+    /// It is awake from now on.
+    pub(super) fn wake(&mut self, at_ms: u64) {
+        if let Some((since_ms, _)) = self.sleeps.take() {
+            self.slept_ms += at_ms - since_ms;
+        }
+    }
+
+    pub(super) fn asleep(&self) -> bool {
+        self.sleeps.is_some()
     }
 
     pub(super) fn start_agent(&mut self, forgets: bool) {
@@ -189,6 +216,9 @@ impl DeviceNode {
     pub(super) fn due_ms(&self, server_up: bool) -> u64 {
         if self.left {
             return NEVER_MS;
+        }
+        if let Some((_, wakes_ms)) = self.sleeps {
+            return wakes_ms;
         }
         let agent_ms = match &self.agent {
             None => self.start_due_ms,

@@ -251,7 +251,9 @@ impl World {
             return BTreeSet::new();
         }
         let peers = supervisor.peers.iter().filter_map(|peer| self.keys.get(peer));
-        peers.filter(|(peer, at)| self.devices[*at].running(*peer)).map(|(peer, _)| peer.n).collect()
+        let awake =
+            |(peer, at): &&(LeaseId, usize)| !self.devices[*at].asleep() && self.devices[*at].running(*peer);
+        peers.filter(awake).map(|(peer, _)| peer.n).collect()
     }
 
     pub(super) fn dial(&mut self, n: usize) {

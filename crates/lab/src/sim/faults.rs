@@ -36,11 +36,14 @@ const TIMED: &[FaultKind] = &[
     FaultKind::DiskCorrupt,
     FaultKind::SlowDisk,
     FaultKind::ClockJump,
+    FaultKind::WorkerClock,
+    FaultKind::MachineSleeps,
     FaultKind::Restore,
     FaultKind::DeviceLies,
 ];
 /// The clock is never further off than this.
 const CLOCK_OFF_MS: u64 = 5 * 60_000;
+const DAY_MS: u64 = 24 * 60 * 60_000;
 
 impl World {
     /// Whether a fault strikes now, with this chance in a million; if so, chance for what it does.
@@ -94,7 +97,9 @@ impl World {
             FaultKind::DiskCorrupt => self.corrupt_the_disk(&mut random),
             FaultKind::SlowDisk => self.slow_until_ms = at_ms + random.between(2_000, 40_000),
             FaultKind::ClockJump => self.set_clock(random.between(0, 2 * CLOCK_OFF_MS)),
-            FaultKind::Restore => self.back_up_or_restore(),
+            FaultKind::WorkerClock => self.set_worker_clock(n, &mut random),
+            FaultKind::MachineSleeps => self.put_to_sleep(n, &mut random),
+            FaultKind::Restore => self.back_up_or_restore(&mut random),
             FaultKind::DeviceLies => self.devices[n].lies = true,
             _ => {}
         }
@@ -107,6 +112,21 @@ impl World {
         self.clock_span_ms = 2 * CLOCK_OFF_MS;
     }
 
+    /// Sets a machine's wall clock: a little off, a day, or right again. Its monotonic clock goes on as it was.
+    fn set_worker_clock(&mut self, n: usize, random: &mut Random) {
+        let most_ms = [0, 60_000, CLOCK_OFF_MS, DAY_MS][random.index(4)];
+        let off_ms = i64::try_from(random.between(0, 2 * most_ms)).unwrap_or(0);
+        self.devices[n].wall_off_ms = off_ms - i64::try_from(most_ms).unwrap_or(0);
+    }
+
+    /// Nothing on the machine goes on until it wakes; it is cut off until then and perhaps for longer.
+    fn put_to_sleep(&mut self, n: usize, random: &mut Random) {
+        let wakes_ms = self.at_ms + random.between(1_000, 100_000);
+        self.trace.note(self.at_ms, || format!("device {n} sleeps"));
+        self.devices[n].sleep(self.at_ms, wakes_ms);
+        self.cut_directions(n, 3);
+    }
+
     fn kill_a_supervisor(&mut self, n: usize, random: &mut Random) {
         let leases: Vec<_> = self.devices[n].supervisors.keys().copied().collect();
         if let Some(lease) = random.one_of(&leases).copied() {
@@ -117,6 +137,7 @@ impl World {
 
     /// The machine goes with everything on it and comes back.
     fn lose_power(&mut self, n: usize, random: &mut Random) {
+        self.devices[n].wake(self.at_ms);
         self.crash_agent(n);
         let leases: Vec<_> = self.devices[n].supervisors.keys().copied().collect();
         for lease in leases {
@@ -127,8 +148,11 @@ impl World {
 
     /// Cuts one direction or both.
     fn cut(&mut self, n: usize, random: &mut Random) {
+        self.cut_directions(n, random.between(1, 3));
+    }
+
+    fn cut_directions(&mut self, n: usize, directions: u64) {
         let (device, server) = (self.devices[n].endpoint, self.server_endpoint);
-        let directions = random.between(1, 3);
         self.trace.note(self.at_ms, || format!("device {n} is cut off ({directions})"));
         self.devices[n].cut = true;
         self.net.cut(device, server, directions & 1 != 0);
@@ -200,9 +224,9 @@ impl World {
         self.server.disk.mem.corrupt(&name, offset, flip);
     }
 
-    fn back_up_or_restore(&mut self) {
-        let taken = self.backup.take().filter(|_| !self.check.restored);
-        let Some((disk, seq)) = taken else {
+    /// Makes a backup, or uses the one that there is; it may be used again.
+    fn back_up_or_restore(&mut self, random: &mut Random) {
+        let Some((disk, seq)) = self.backup.take() else {
             if self.server.staged == 0 && self.mirror.is_none() {
                 self.backup = Some((self.server.disk.copy(), self.check.shadow.events));
             }
@@ -211,8 +235,11 @@ impl World {
         self.trace.note(self.at_ms, || format!("the server is put back to a backup of record {seq}"));
         self.crash_server();
         self.mirror = None;
-        self.server.disk = disk.restart(Keep::Everything);
+        self.server.disk = disk.copy();
         self.check.put_back(seq);
+        if random.chance(400_000) {
+            self.backup = Some((disk, seq));
+        }
     }
 
     fn break_a_box(&mut self, n: usize, random: &mut Random) {
@@ -236,6 +263,8 @@ impl World {
         for device in &mut self.devices {
             device.start_due_ms = device.start_due_ms.min(self.at_ms + 1_000);
             device.refuses_until_ms = 0;
+            device.wall_off_ms = 0;
+            device.wake(self.at_ms);
         }
         self.clock_off_ms = 0;
         self.slow_until_ms = self.slow_until_ms.min(self.at_ms);

@@ -25,7 +25,8 @@ pub(super) fn machine(n: usize, plan: &Plan, net: &MemNet) -> (DeviceNode, bool)
     let threads = u32::try_from(2 + random.below(3)).unwrap_or(2);
     let gpus = if varied && random.chance(300_000) { gpus(n, &mut random) } else { Vec::new() };
     let mut enrolment = Enrolment {
-        device: DeviceId::from_parts(START_MS, n as u128 + 1),
+        // The machine's own clock says when it was set up, and may be wrong.
+        device: DeviceId::from_parts(set_up_ms(plan, &mut random), n as u128 + 1),
         owner: supplier(n, plan.devices),
         endpoint: endpoint(n, 0),
         network: NETWORKS[usize::from(varied && random.chance(200_000))].into(),
@@ -59,6 +60,11 @@ pub(super) fn machine(n: usize, plan: &Plan, net: &MemNet) -> (DeviceNode, bool)
         device.skew_ppm = i64::try_from(random.below(401)).unwrap_or(0) - 200;
     }
     (device, honest)
+}
+
+fn set_up_ms(plan: &Plan, random: &mut Random) -> u64 {
+    let wrong = plan.may(FaultKind::WorkerClock) && random.chance(300_000);
+    if wrong { random.between(START_MS / 2, START_MS * 2) } else { START_MS }
 }
 
 /// The key of a machine: a new one after each rebinding.

@@ -63,7 +63,11 @@ fault_kinds! {
     ClockJump = "clock_jump",
     /// Machines' clocks run a little fast or slow.
     ClockSkew = "clock_skew",
-    /// The server is put back to an old backup.
+    /// The wall clock of a machine jumps, back or forward.
+    WorkerClock = "worker_clock",
+    /// A machine sleeps, its clocks with it, and nobody hears of it.
+    MachineSleeps = "machine_sleeps",
+    /// The server is put back to an old backup, perhaps more than once.
     Restore = "restore",
     /// Devices inflate their receipts and report dead boxes as up.
     DeviceLies = "device_lies",

@@ -1,18 +1,16 @@
-//! Renters: they order all kinds of clusters, retry under the same id, close, extend, send money, make keys, make
-//! mistakes, and vanish. And the operator, who now and then does something by hand.
+//! Renters: they order all kinds of clusters, retry under the same id, close, extend, send money, make keys and vanish.
+//! Not here: what they only ask (`questions`), and what must be refused (`mistakes`).
 
 use std::collections::BTreeSet;
 
-use ionet_domain::account::{ActivityKind, ApiKey, Scope};
+use ionet_domain::account::{ApiKey, Scope};
 use ionet_domain::command::CommandBody;
 use ionet_domain::device::Resources;
 use ionet_domain::id::{QuoteId, TransferKind};
 use ionet_domain::market::{EngineKind, Program, Quote, Request, price};
-use ionet_domain::money::{Asset, HOUR_MS, Rate};
+use ionet_domain::money::{Asset, Rate};
 use ionet_domain::order::CloseReason;
-use ionet_domain::{
-    Actor, Address, Command, CommandId, Event, KeyId, LeaseId, OrderId, Refusal, Stage, TransferId,
-};
+use ionet_domain::{Actor, Address, Command, CommandId, Event, KeyId, OrderId, Refusal, Stage, TransferId};
 use ionet_server::{Input, Ticket};
 
 use super::check::quote_is_refused_in_truth;
@@ -39,14 +37,14 @@ struct Intent {
 /// Somebody who rents.
 #[derive(Debug)]
 pub(super) struct Renter {
-    address: Address,
+    pub(super) address: Address,
     pub(super) due_ms: u64,
-    random: Random,
+    pub(super) random: Random,
     intents: Vec<Intent>,
-    orders: Vec<OrderId>,
+    pub(super) orders: Vec<OrderId>,
     /// Orders wished for, those that a smaller run leaves out included.
     wished: u64,
-    keys: Vec<KeyId>,
+    pub(super) keys: Vec<KeyId>,
     /// A quote that was not used at once.
     kept: Option<(Quote, Program)>,
     vanished: bool,
@@ -111,6 +109,7 @@ impl World {
             19 => self.make_key(n),
             20 | 21 if self.plan.load.varied => self.mistake(n),
             22 if self.plan.load.varied && !self.calm() => self.by_hand(n),
+            24 | 25 if self.plan.load.varied => return self.question(n),
             23 if self.plan.may(FaultKind::RenterVanishes) && self.renters[n].random.chance(200_000) => {
                 self.trace.note(self.at_ms, || format!("renter {n} vanishes"));
                 self.renters[n].vanished = true;
@@ -134,11 +133,11 @@ impl World {
         }
     }
 
-    fn intend(&mut self, n: usize, body: CommandBody) {
+    pub(super) fn intend(&mut self, n: usize, body: CommandBody) {
         self.intend_as(n, Actor::Wallet(self.renters[n].address), body);
     }
 
-    fn intend_as(&mut self, n: usize, actor: Actor, body: CommandBody) {
+    pub(super) fn intend_as(&mut self, n: usize, actor: Actor, body: CommandBody) {
         let (at_ms, random) = (self.true_ms(), self.unique());
         let wish = self.number();
         if let CommandBody::PlaceOrder { order, .. } = &body {
@@ -172,6 +171,9 @@ impl World {
             return broken(Promise::AnsweredOnce, format!("request {ticket} was answered a second time"));
         };
         self.check.book.answered(ticket, answer.as_ref().err())?;
+        if let Err(refusal) = &answer {
+            self.read_refusal(n, refusal)?;
+        }
         if self.strikes(FaultKind::LostAnswers, 60_000).is_some() {
             return Ok(());
         }
@@ -190,20 +192,7 @@ impl World {
         if self.plan.only_orders.as_ref().is_some_and(|only| !only.contains(&(n, wished))) {
             return Ok(());
         }
-        let (at_ms, random, now_ms) = (self.true_ms(), self.unique(), self.now_ms());
-        let account = self.renters[n].address;
-        let Some(core) = &self.server.core else { return Ok(()) };
-        let quoted = {
-            let view = core.view().read();
-            let quoted =
-                price::quote(&view.state, QuoteId::from_parts(at_ms, random), account, &request, now_ms);
-            if let Err(refusal) = &quoted {
-                quote_is_refused_in_truth(&view.state, &request, refusal, now_ms)?;
-            }
-            quoted
-        };
-        let Ok(quote) = quoted else { return Ok(()) };
-        self.check.money.quotes.insert(quote.id, quote.clone());
+        let Some(quote) = self.quote(n, &request)? else { return Ok(()) };
         let argv = if request.engine == EngineKind::Command { vec!["work".into()] } else { Vec::new() };
         let program = Program { argv, ..Program::default() };
         let keeps = self.plan.load.varied && self.renters[n].random.chance(120_000);
@@ -215,22 +204,49 @@ impl World {
             }
             None => (quote, program),
         };
-        let order = OrderId::from_parts(at_ms, random);
-        self.renters[n].orders.push(order);
-        let actor = self.actor(n);
-        self.intend_as(n, actor, CommandBody::PlaceOrder { order, quote, program });
+        // Two at once, so that the second comes before the first has its devices.
+        let eager = self.plan.load.varied && !self.calm() && self.renters[n].random.chance(100_000);
+        for _ in 0..=u8::from(eager) {
+            let order = OrderId::from_parts(self.true_ms(), self.unique());
+            self.renters[n].orders.push(order);
+            let actor = self.actor(n);
+            let (quote, program) = (quote.clone(), program.clone());
+            self.intend_as(n, actor, CommandBody::PlaceOrder { order, quote, program });
+        }
+        if self.plan.may(FaultKind::OwnerRules) && self.renters[n].random.chance(60_000) {
+            self.pause_them_all();
+        }
         Ok(())
     }
 
+    /// A price, unless the server is away or refuses.
+    pub(super) fn quote(&mut self, n: usize, request: &Request) -> Result<Option<Quote>> {
+        let (id, now_ms) = (QuoteId::from_parts(self.true_ms(), self.unique()), self.now_ms());
+        let Some(core) = &self.server.core else { return Ok(None) };
+        let view = core.view().read();
+        let quoted = price::quote(&view.state, id, self.renters[n].address, request, now_ms);
+        if let Err(refusal) = &quoted {
+            quote_is_refused_in_truth(&view.state, request, refusal, now_ms)?;
+        }
+        drop(view);
+        match quoted {
+            Ok(quote) => {
+                self.check.money.quotes.insert(quote.id, quote.clone());
+                Ok(Some(quote))
+            }
+            Err(refusal) => self.read_refusal(n, &refusal).map(|()| None),
+        }
+    }
+
     /// By the wallet, or by one of its keys.
-    fn actor(&mut self, n: usize) -> Actor {
+    pub(super) fn actor(&mut self, n: usize) -> Actor {
         let me = &mut self.renters[n];
         let by_key = me.random.chance(400_000);
         let key = me.random.one_of(&me.keys).copied().filter(|_| by_key);
         key.map_or(Actor::Wallet(me.address), |key| Actor::Key(me.address, key))
     }
 
-    fn request(&mut self, n: usize) -> Request {
+    pub(super) fn request(&mut self, n: usize) -> Request {
         let load = self.plan.load.clone();
         let random = &mut self.renters[n].random;
         let mut request = Request {
@@ -300,7 +316,7 @@ impl World {
         }
     }
 
-    fn transfer_id(&mut self) -> TransferId {
+    pub(super) fn transfer_id(&mut self) -> TransferId {
         let scope = CommandId::from_parts(self.true_ms(), self.unique()).bits();
         TransferId { scope, kind: TransferKind::Send, n: 0 }
     }
@@ -315,109 +331,32 @@ impl World {
     }
 
     fn make_key(&mut self, n: usize) {
+        let key = self.new_key(n);
+        self.renters[n].keys.push(key.id);
+        let actor = self.actor(n);
+        self.intend_as(n, actor, make(key));
+    }
+
+    pub(super) fn new_key(&mut self, n: usize) -> ApiKey {
         let id = KeyId::from_parts(self.true_ms(), self.unique());
         let expires_ms = self.true_ms() + self.plan.chaos_ms / 2;
         let random = &mut self.renters[n].random;
-        let cap_micro_usd = random.between(1_000, 3_000_000);
-        let all = if random.chance(700_000) {
-            vec![Scope::Rent, Scope::Read, Scope::Pay]
-        } else {
-            vec![Scope::Read]
+        let scopes: &[Scope] = match random.below(10) {
+            0..5 => &[Scope::Rent, Scope::Read, Scope::Pay],
+            5..8 => &Scope::ALL,
+            _ => &[Scope::Read],
         };
-        let key = ApiKey {
+        ApiKey {
             id,
-            scopes: all.into_iter().collect(),
-            cap_micro_usd,
+            scopes: scopes.iter().copied().collect(),
+            cap_micro_usd: random.between(1_000, 3_000_000),
             spent_micro_usd: 0,
             expires_ms,
             revoked: false,
-        };
-        self.renters[n].keys.push(id);
-        self.intend(n, CommandBody::MakeKey { key, label: "of the lab".into(), sha256: "0".repeat(64) });
+        }
     }
+}
 
-    /// What must be refused, or at least do no harm.
-    fn mistake(&mut self, n: usize) {
-        let old = OrderId::from_parts(self.true_ms() - 90_000_000, 7);
-        let someone = (n + 1) % self.plan.renters;
-        let theirs = self.renters[someone].orders.last().copied().unwrap_or(old);
-        let mine = self.renters[n].orders.last().copied().unwrap_or(old);
-        let device = self.devices[0].id();
-        let id = self.transfer_id();
-        let (me, iosd) = (self.renters[n].address, Asset::Iosd);
-        let key = self.renters[n].keys.first().copied().unwrap_or(KeyId::from_parts(1, 1));
-        let send = |id, amount| CommandBody::Send { id, to: renter(someone), asset: iosd, amount };
-        let body = match self.renters[n].random.below(18) {
-            0 => CommandBody::Close { order: theirs, reason: CloseReason::Renter },
-            1 => CommandBody::Close { order: old, reason: CloseReason::Renter },
-            2 => CommandBody::Close { order: mine, reason: CloseReason::Operator { reason: "me".into() } },
-            3 => CommandBody::Extend { order: mine, added_ms: 400 * 24 * HOUR_MS },
-            4 => CommandBody::Extend { order: theirs, added_ms: 1 },
-            5 => send(id, u64::MAX / 4),
-            6 => send(TransferId { kind: TransferKind::Escrow, ..id }, 5),
-            7 => send(TransferId { scope: old.bits(), ..id }, 5),
-            8 => CommandBody::Send { id, to: me, asset: iosd, amount: 5 },
-            9 => CommandBody::RevokeKey { key },
-            10 => CommandBody::ArchiveDevice { device },
-            11 => CommandBody::BeginCheck { device },
-            12 => CommandBody::Enrol {
-                enrolment: self.devices[0].enrolment.clone(),
-                machine_name: "mine".into(),
-            },
-            13 => CommandBody::Retire,
-            14 => CommandBody::LogActivity {
-                account: me,
-                kind: ActivityKind::SignedIn,
-                key: None,
-                particulars: "x".into(),
-            },
-            15 => return self.mistaken_order(n, someone),
-            16 => CommandBody::Found { params: self.plan.params.clone() },
-            _ => CommandBody::Deposit { id, reference: "mine".into(), account: me, asset: iosd, amount: 9 },
-        };
-        let actor = self.actor(n);
-        self.intend_as(n, actor, body);
-    }
-
-    /// An order with something wrong: the quote of another, no program, or one that the engine does not take.
-    fn mistaken_order(&mut self, n: usize, someone: usize) {
-        let quotes: Vec<_> = self.check.money.quotes.values().rev().take(8).cloned().collect();
-        let random = &mut self.renters[n].random;
-        let Some(quote) = random.one_of(&quotes).cloned() else { return };
-        let argv = if random.chance(500_000) { Vec::new() } else { vec!["x".repeat(70_000)] };
-        let (at_ms, random) = (self.true_ms(), self.unique());
-        let order = OrderId::from_parts(at_ms, random);
-        let program = Program { argv, ..Program::default() };
-        let actor = Actor::Wallet(renter(if at_ms.is_multiple_of(2) { n } else { someone }));
-        self.intend_as(n, actor, CommandBody::PlaceOrder { order, quote, program });
-    }
-
-    /// What the operator does by hand.
-    fn by_hand(&mut self, n: usize) {
-        let running = self.check.shadow.orders.values().filter(|order| order.stage == Stage::Running);
-        let running: Vec<_> = running.map(|order| (order.id, order.leases.keys().next().copied())).collect();
-        let random = &mut self.renters[n].random;
-        let some = random.one_of(&running).copied();
-        let device = self.devices[random.index(self.devices.len())].id();
-        let account = self.renters[n].address;
-        let body = match (self.renters[n].random.below(8), some) {
-            (0, Some((order, _))) => {
-                CommandBody::Close { order, reason: CloseReason::Operator { reason: "works".into() } }
-            }
-            (1 | 2, Some((order, Some(lease)))) => {
-                CommandBody::Disprove { lease: LeaseId { order, n: lease }, reason: "not so".into() }
-            }
-            (3, _) => CommandBody::BeginCheck { device },
-            (4, _) => CommandBody::Retire,
-            (5, Some((order, _))) => CommandBody::Place { order },
-            (6, Some((order, _))) => CommandBody::Settle { order },
-            _ => CommandBody::LogActivity {
-                account,
-                kind: ActivityKind::TunnelOpened,
-                key: None,
-                particulars: "by hand".into(),
-            },
-        };
-        self.intend_as(n, Actor::Server, body);
-    }
+pub(super) fn make(key: ApiKey) -> CommandBody {
+    CommandBody::MakeKey { key, label: "of the lab".into(), sha256: "0".repeat(64) }
 }

@@ -80,11 +80,6 @@ impl Plan {
             Scenario::Chaos => {}
             Scenario::Storm => {
                 plan.faults = FaultKind::ALL.iter().copied().collect();
-                plan.faults.remove(if seed.is_multiple_of(2) {
-                    &FaultKind::Restore
-                } else {
-                    &FaultKind::ClockJump
-                });
                 plan.fault_gap_ms = (300, 5_000);
                 plan.crash_ppm = 3_000;
             }
@@ -131,12 +126,7 @@ impl Plan {
     /// A few machines and renters for some minutes; each kind of fault with an even chance, so that combinations that
     /// hide each other also come apart.
     fn small(seed: u64, random: &mut Random) -> Self {
-        let mut faults: BTreeSet<_> =
-            FaultKind::ALL.iter().copied().filter(|_| random.chance(550_000)).collect();
-        // A server put back to an old backup needs a clock that is not behind its last term.
-        if faults.contains(&FaultKind::Restore) {
-            faults.remove(&FaultKind::ClockJump);
-        }
+        let faults: BTreeSet<_> = FaultKind::ALL.iter().copied().filter(|_| random.chance(550_000)).collect();
         Self {
             scenario: Scenario::Chaos,
             seed,

@@ -46,6 +46,9 @@ impl World {
             return self.supply(n, CommandBody::Enrol { enrolment, machine_name: "box".into() });
         };
         if stage == DeviceStage::Archived {
+            if self.plan.load.varied {
+                self.supply(n, CommandBody::ArchiveDevice { device });
+            }
             return self.leave(n);
         }
         let mine = self.devices[n].enrolment.endpoint;
@@ -90,6 +93,7 @@ impl World {
                 self.supply(n, set(OwnerRules { draining: true, ..rules }));
             }
             11 if self.plan.load.varied && !self.calm() && number.is_multiple_of(4) => self.rebind(n),
+            12 | 13 if self.plan.load.varied && !self.calm() => self.wrong_supply(n, number),
             _ => {}
         }
     }
@@ -98,7 +102,7 @@ impl World {
         self.devices.iter().filter(|device| !device.left).count()
     }
 
-    fn supply(&mut self, n: usize, body: CommandBody) {
+    pub(super) fn supply(&mut self, n: usize, body: CommandBody) {
         let command = Command { id: None, actor: Actor::Wallet(supplier(n, self.plan.devices)), body };
         self.trace.note(self.at_ms, || format!("supplier of {n}: {:?}", command.body));
         self.send_to_server(Input::Submit(None, command));

@@ -46,6 +46,7 @@ pub(super) enum Act {
     AgentStart(usize),
     Agent(usize),
     AgentOutput(usize),
+    Wake(usize),
     Dial(usize),
     Supervisor(usize, LeaseId),
     Renter(usize),
@@ -390,6 +391,9 @@ impl World {
 
     fn device_acts(&self, n: usize) -> Vec<Act> {
         let (at_ms, device) = (self.at_ms, &self.devices[n]);
+        if device.asleep() {
+            return if device.due_ms(true) <= at_ms { vec![Act::Wake(n)] } else { Vec::new() };
+        }
         let alive = device.agent.is_some();
         let quiet = device.outbox.is_empty();
         let asked = !device.inbox.is_empty() || at_ms >= device.tick_due_ms;
@@ -426,6 +430,7 @@ impl World {
             Act::AgentStart(n) => self.agent_start(n),
             Act::Agent(n) => self.agent_step(n),
             Act::Dial(n) => self.dial(n),
+            Act::Wake(n) => self.devices[n].wake(self.at_ms),
             Act::Supplier(n) => self.supplier_act(n),
             Act::Fault => self.fault(),
         }

@@ -58,7 +58,7 @@ fn a_run_that_breaks_is_made_smaller() {
     let plan = Plan::with_planted(Planted::SkipRefund, 3);
     let shrunk = sim::shrink(&plan, Duration::from_secs(20)).unwrap();
     assert_eq!(shrunk.promise, Promise::BillAddsUp);
-    let small = shrunk.plan.devices <= 2 && shrunk.plan.renters <= 2 && shrunk.faults == 0;
+    let small = shrunk.plan.devices <= 2 && shrunk.plan.renters <= 2 && shrunk.faults <= 1;
     assert!(small, "{}", shrunk.plan.arguments());
     assert!(shrunk.plan.only_orders.is_some_and(|orders| orders.len() <= 1));
 }

@@ -42,7 +42,11 @@ impl World {
     /// The journal from its first record, from each snapshot, and its public part alone all give the same state.
     fn check_folds(&mut self) -> Result<()> {
         let disk = self.server.disk.copy();
-        let whole = fold::fold(&disk, Scope::Full, |_, _, _| Ok(()))?;
+        let whole = fold::fold(&disk, Scope::Full, |record, event, _| {
+            let name = format!("\"{}\"", event.public.name());
+            let named = record.public.windows(name.len()).any(|part| part == name.as_bytes());
+            must(named, Promise::JournalFolds, || format!("record {} is no {name}", record.seq))
+        })?;
         self.summary.records = whole.events;
         let bytes = json(&whole);
         must(bytes == json(&self.check.shadow), Promise::JournalFolds, || {

@@ -11,10 +11,15 @@ use ionet_domain::{Command, Event, PublicBody, Refusal, State};
 
 use crate::Result;
 use crate::sim::promise::{Promise, must};
+use crate::sim::questions::{close_code_is_true, replace_code_is_true};
 
 /// Why an order closes must be so in the state just before.
 pub(super) fn closing(state: &State, event: &Event) -> Result<()> {
+    if let PublicBody::OrderPlaced { reason: Some(reason), .. } = &event.public {
+        replace_code_is_true(*reason)?;
+    }
     let PublicBody::OrderClosing { order: id, reason } = &event.public else { return Ok(()) };
+    close_code_is_true(reason)?;
     let Ok(order) = state.order(*id) else { return Ok(()) };
     must(holds(state, order, reason, event.at_ms), Promise::ReasonsTrue, || {
         format!("{id} was closed as {reason:?} and that is not so: {:?} {:?}", order.stage, order.leases)
