@@ -388,7 +388,11 @@ impl Core {
 
     /// Carries out everything; whether more may follow from it at once.
     fn carry_all_on(&mut self, todos: Vec<Todo>, now_ms: u64) -> bool {
-        todos.into_iter().fold(false, |moved, todo| self.carry_on(todo, now_ms) || moved)
+        let mut moved = false;
+        for todo in todos {
+            moved |= self.carry_on(todo, now_ms);
+        }
+        moved
     }
 
     /// Carries out one thing; whether more may follow from it at once.
