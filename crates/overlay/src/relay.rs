@@ -7,6 +7,7 @@
 //! addresses, sizes and times, never what is inside. Which keys are admitted is the caller's closure.
 
 pub mod client;
+pub mod forwarder;
 pub(crate) mod limits;
 pub mod message;
 

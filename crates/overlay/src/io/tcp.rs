@@ -29,6 +29,8 @@ use crate::{OverlayError, Result};
 /// What waits to be written on one connection, at most.
 const OUTPUT_BYTES: usize = 512 << 10;
 const INPUT_BYTES: usize = 256 << 10;
+/// Whoever has something to do rings the bell.
+const LONG_WAIT: Duration = Duration::from_mins(1);
 const CONNECT_WAIT: Duration = Duration::from_secs(3);
 /// Packets that wait for the thread to write them, at most.
 const WAITING_PACKETS: usize = 1024;
@@ -62,7 +64,9 @@ impl Framed {
             return false;
         }
         self.output.extend(length.to_be_bytes());
-        parts.iter().for_each(|part| self.output.extend_from_slice(part));
+        for part in parts {
+            self.output.extend_from_slice(part);
+        }
         true
     }
 
@@ -247,7 +251,7 @@ fn run(mut events: impl LinkEvents, waiting: &mpsc::Receiver<ToSend>, bell: &Arc
             Link::Dialling(..) => None,
         });
         let all = std::iter::once((bell.fd(), false)).chain(open);
-        if wait_for(all, Duration::from_secs(60)).is_err() {
+        if wait_for(all, LONG_WAIT).is_err() {
             return;
         }
         bell.hush();

@@ -101,8 +101,8 @@ impl Machine {
         bytes: &[u8],
         out: &mut Vec<Output>,
     ) {
-        let now_ms = now_us / 1_000;
-        if !self.identity.is_for_us(bytes) || !self.may_ask(now_ms, way, from) {
+        let at_ms = now_us / 1_000;
+        if !self.identity.is_for_us(bytes) || !self.may_ask(at_ms, way, from) {
             return;
         }
         if let Some(peer) = self.peers.values().find(|peer| has_answered(peer, bytes, now_us)) {
@@ -117,7 +117,7 @@ impl Machine {
         let Some(peer) = self.peers.get_mut(&key).filter(|_| from.is_none_or(|from| from == key)) else {
             return;
         };
-        if from.is_none() && !peer.initiations.take(INITIATIONS, now_ms, 1) {
+        if from.is_none() && !peer.initiations.take(INITIATIONS, at_ms, 1) {
             return;
         }
         let is_crossing = |pending: &Pending| now_us < pending.begun_us + STANDS_US;
@@ -125,14 +125,14 @@ impl Machine {
             return;
         }
         let payload = payload(&self.candidates, self.privacy.padded);
-        let answered = self.identity.answer(asked, &key, index, self.ciphers, &payload, now_ms);
+        let answered = self.identity.answer(asked, &key, index, self.ciphers, &payload, at_ms);
         let Ok((session, answer)) = answered else { return };
         out.push(peer.send(way, answer.clone()));
         peer.pending = None;
         peer.has_candidates(self.candidates.sequence);
         peer.answered = Some(Answered { question: bytes.to_vec(), answer, at_us: now_us });
         let is_second = peer.sessions.current().is_some();
-        peer.sessions.add(session.clone(), now_ms);
+        peer.sessions.add(session.clone(), at_ms);
         self.take_candidates(now_us, key, theirs);
         if let Some(peer) = self.peers.get(&key).filter(|_| is_second) {
             peer.knock(&session, &mut self.random, out);

@@ -52,8 +52,8 @@ struct Relay {
 
 impl Relay {
     fn new(at: RelayAt) -> Self {
-        let client = || Client::new(at.id);
-        Self { udp: client(), tcp: client(), second: client(), at: at.clone(), met: BTreeMap::new() }
+        let [udp, tcp, second] = [(); 3].map(|()| Client::new(at.id));
+        Self { at, udp, tcp, second, met: BTreeMap::new() }
     }
 
     fn name(&self) -> RelayName {
@@ -114,7 +114,9 @@ impl Relays {
             }
         }
         let wanted: Vec<_> = self.wanted.keys().copied().collect();
-        wanted.iter().for_each(|tag| self.apply(tag));
+        for tag in wanted {
+            self.apply(&tag);
+        }
     }
 
     /// Where they are, by number.
@@ -285,7 +287,9 @@ impl Relays {
             self.homes = homes;
             changes.push(Change::Moved);
             let wanted: Vec<_> = self.wanted.keys().copied().collect();
-            wanted.iter().for_each(|tag| self.apply(tag));
+            for tag in wanted {
+                self.apply(&tag);
+            }
         }
     }
 

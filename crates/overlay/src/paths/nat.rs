@@ -39,32 +39,35 @@ impl Seen {
         addresses
     }
 
-    /// What the NAT does with ports.
+    /// What the NAT does with ports. Answers overtake each other, so their order says little.
     pub(crate) fn mapping(&self) -> Mapping {
-        let v4: Vec<i32> =
-            self.0.iter().filter(|(by, _)| by.is_ipv4()).map(|(_, seen)| i32::from(seen.port())).collect();
-        let steps: Vec<i32> = v4.windows(2).map(|pair| pair[1] - pair[0]).collect();
+        let v4 = self.0.iter().filter(|(by, _)| by.is_ipv4());
+        let mut ports: Vec<i32> = v4.map(|(_, seen)| i32::from(seen.port())).collect();
+        let falls = ports.len() > 2 && ports.is_sorted_by(|before, after| before > after);
+        ports.sort_unstable();
+        let steps: Vec<i32> = ports.windows(2).map(|pair| pair[1] - pair[0]).collect();
         match steps.as_slice() {
             [] => Mapping::Unknown,
             steps if steps.iter().all(|step| *step == 0) => Mapping::Independent,
-            steps if steps.iter().all(|step| (1..=MOST_STEP).contains(step)) => stepping(steps),
-            steps if steps.iter().all(|step| (-MOST_STEP..=-1).contains(step)) => stepping(steps),
+            steps if steps.iter().all(|step| (1..=MOST_STEP).contains(step)) => stepping(steps, falls),
             _ => Mapping::Random,
         }
     }
 }
 
 /// The smallest step; larger ones were others' doing in between.
-fn stepping(steps: &[i32]) -> Mapping {
-    let least = steps.iter().copied().min_by_key(|step| step.abs()).unwrap_or(1);
-    Mapping::Stepping(i8::try_from(least).unwrap_or(1))
+fn stepping(steps: &[i32], falls: bool) -> Mapping {
+    let least = steps.iter().copied().min().unwrap_or(1);
+    Mapping::Stepping(i8::try_from(if falls { -least } else { least }).unwrap_or(1))
 }
 
 /// The addresses that a peer behind such a NAT may get next.
 pub(crate) fn guesses(theirs: &Candidates) -> Vec<SocketAddr> {
-    let (Mapping::Stepping(step), Some(last)) = (theirs.mapping, theirs.seen.first()) else {
-        return Vec::new();
-    };
+    let Mapping::Stepping(step) = theirs.mapping else { return Vec::new() };
+    let v4 = || theirs.seen.iter().filter(|seen| seen.is_ipv4());
+    let last =
+        if step > 0 { v4().max_by_key(|seen| seen.port()) } else { v4().min_by_key(|seen| seen.port()) };
+    let Some(last) = last else { return Vec::new() };
     let ports =
         (1..=GUESSES).filter_map(|n| u16::try_from(i32::from(last.port()) + n * i32::from(step)).ok());
     ports.filter(|port| *port > 1023).map(|port| SocketAddr::new(last.ip(), port)).collect()

@@ -103,6 +103,7 @@ pub(crate) struct WayState {
     probes: Vec<Probe>,
     tries: u32,
     next_us: u64,
+    asked_us: u64,
     lost: u32,
     padded_lost: u32,
     loss_ppm: u32,
@@ -127,6 +128,7 @@ impl WayState {
             probes: Vec::new(),
             tries: 0,
             next_us: now_us,
+            asked_us: now_us,
             lost: 0,
             padded_lost: 0,
             loss_ppm: 0,
@@ -235,9 +237,8 @@ impl WayState {
             State::Trying | State::Down if self.is_sized() => self.go_up(now_us),
             State::Trying | State::Down => self.find_size(State::Sizing, now_us),
             State::Sizing if self.packet_bytes >= self.full_bytes => self.go_up(now_us),
-            State::Sizing => {}
             State::Up if self.padded_lost > 0 && self.sizing == 0 => self.next_us = now_us,
-            State::Up => {}
+            State::Sizing | State::Up => {}
         }
         true
     }
@@ -305,6 +306,7 @@ impl WayState {
         }
         for packet_bytes in self.questions(now_us, need).into_iter().flatten() {
             let token = token();
+            self.asked_us = now_us;
             if self.probes.len() == MOST_PROBES {
                 self.probes.remove(0);
             }
@@ -337,7 +339,7 @@ impl WayState {
                 self.questions(now_us, need)
             }
             State::Up => {
-                self.next_us = now_us + if self.lost > 0 { self.patience_us() } else { self.pause_us(need) };
+                self.next_us = now_us + if self.lost > 0 { self.patience_us() } else { Self::pause_us(need) };
                 let is_padded = self.lost == 0 && need.is_busy && self.kind != Kind::RelayedTcp;
                 [Some(if is_padded { self.packet_bytes } else { 0 }), None]
             }
@@ -351,7 +353,8 @@ impl WayState {
         }
     }
 
-    fn pause_us(&self, need: Need) -> u64 {
+    /// How long what is up is left alone.
+    fn pause_us(need: Need) -> u64 {
         match need {
             Need { is_busy: true, is_used: true, .. } => ALIVE_BUSY_US,
             Need { is_standby: true, .. } => ALIVE_STANDBY_US,
@@ -363,10 +366,9 @@ impl WayState {
     pub(crate) fn due_us(&self, need: Need) -> u64 {
         let is_quiet_up = self.is_up() && self.lost == 0 && self.sizing == 0;
         // What became busy does not wait for the pause of idle times to end.
-        let soonest =
-            |us: u64| if is_quiet_up { us.min(self.last_asked_us() + self.pause_us(need)) } else { us };
+        let soonest = |us: u64| if is_quiet_up { us.min(self.asked_us + Self::pause_us(need)) } else { us };
         let is_slow = !self.is_up() && self.sizing == 0 && self.tries > BURST_TRIES && need.is_busy;
-        let retry = |us: u64| if is_slow { us.min(self.last_asked_us() + RETRY_BUSY_US) } else { us };
+        let retry = |us: u64| if is_slow { us.min(self.asked_us + RETRY_BUSY_US) } else { us };
         retry(soonest(self.next_us))
     }
 
@@ -375,9 +377,5 @@ impl WayState {
         let patience_us = self.patience_us();
         let waiting = self.probes.iter().filter(|probe| !probe.is_lost && self.is_up());
         waiting.map(|probe| probe.at_us + patience_us).fold(self.due_us(need), u64::min)
-    }
-
-    fn last_asked_us(&self) -> u64 {
-        self.probes.last().map_or(self.next_us, |probe| probe.at_us)
     }
 }
