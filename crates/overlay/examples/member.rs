@@ -15,6 +15,7 @@ use std::{
 
 use ionet_overlay::{
     Addresses, Config, Member, Overlay, PeerKey, PeerStats, Privacy, RelayAt, handshake::Identity, io::tun,
+    privacy::CoverPlan,
 };
 use serde::Deserialize;
 
@@ -125,6 +126,7 @@ fn config(file: &Settings) -> Config {
         listen: file.listen,
         mtu: file.mtu,
         privacy: Privacy::default(),
+        cover: CoverPlan::default(),
     }
 }
 

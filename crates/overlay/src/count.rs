@@ -29,11 +29,13 @@ pub enum Dropped {
     TunRefused,
     /// The control thread is behind.
     Busy,
+    /// More waits for its turn than may, in a padded cluster.
+    Crowded,
 }
 
 impl Dropped {
     /// Every reason, in order.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::NoRoute,
         Self::NoSession,
         Self::NoWay,
@@ -46,6 +48,7 @@ impl Dropped {
         Self::Spoofed,
         Self::TunRefused,
         Self::Busy,
+        Self::Crowded,
     ];
 
     /// A stable name.
@@ -63,6 +66,7 @@ impl Dropped {
             Self::Spoofed => "spoofed",
             Self::TunRefused => "tun_refused",
             Self::Busy => "busy",
+            Self::Crowded => "crowded",
         }
     }
 }
@@ -72,6 +76,8 @@ impl Dropped {
 pub struct Counters {
     sent: [AtomicU64; 2],
     received: [AtomicU64; 2],
+    /// Packets of cover, sent and received.
+    cover: [AtomicU64; 2],
     dropped: [AtomicU64; Dropped::ALL.len()],
 }
 
@@ -86,6 +92,21 @@ impl Counters {
     pub fn received(&self, packets: usize, bytes: usize) {
         add(&self.received[0], packets);
         add(&self.received[1], bytes);
+    }
+
+    /// Adds a sent packet of cover.
+    pub fn cover_sent(&self) {
+        add(&self.cover[0], 1);
+    }
+
+    /// Adds a received packet of cover.
+    pub fn cover_received(&self) {
+        add(&self.cover[1], 1);
+    }
+
+    /// Packets of cover sent and received until now.
+    pub fn cover_until_now(&self) -> [u64; 2] {
+        self.cover.each_ref().map(load)
     }
 
     /// Adds packets dropped for this reason.

@@ -141,11 +141,13 @@ pub struct Config {
     pub mtu: u16,
     /// What to hide.
     pub privacy: Privacy,
+    /// Cover traffic and timing of a padded cluster.
+    pub cover: privacy::CoverPlan,
 }
 
 impl fmt::Debug for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { cluster, key_seed: _, me, members, relays, listen, mtu, privacy } = self;
+        let Self { cluster, key_seed: _, me, members, relays, listen, mtu, privacy, cover: _ } = self;
         f.debug_struct("Config")
             .field("cluster", cluster)
             .field("me", me)

@@ -7,6 +7,7 @@
 mod control;
 mod receive;
 mod send;
+mod shape;
 
 use std::{
     io::{self, IoSlice},
@@ -31,6 +32,7 @@ use crate::{
         udp::{Inbox, Udp},
     },
     machine::Machine,
+    random::Random,
     seam::{Peer, Table, WayObserved},
     segment::{VIRTIO_BYTES, Virtio},
     wire::{First, first},
@@ -38,6 +40,7 @@ use crate::{
 use control::{Control, Event};
 use receive::{Receiver, Source};
 use send::Sender;
+use shape::Shapers;
 
 /// What waits for control, at most; more is dropped.
 const MOST_EVENTS: usize = 4096;
@@ -81,6 +84,8 @@ pub struct PeerStats {
     pub sent: [u64; 2],
     /// Packets and inner bytes received from it and let through.
     pub received: [u64; 2],
+    /// Packets of cover, sent and received.
+    pub cover: [u64; 2],
     /// Packets dropped, by reason.
     pub dropped: Vec<(Dropped, u64)>,
 }
@@ -108,7 +113,9 @@ impl Overlay {
         let mut seed = [0; 32];
         let random = SystemRandom::new().fill(&mut seed);
         random.map_err(|_| OverlayError::Noise { reason: "the system has no randomness".into() })?;
-        let machine = Machine::new(config, &seed)?;
+        let mut seeds = Random::new(&seed);
+        let cover_seed = seeds.seed();
+        let machine = Machine::new(config, &seeds.seed())?;
         let (events, waiting) = mpsc::sync_channel(MOST_EVENTS);
         let shared = Arc::new(Shared {
             me: config.me,
@@ -127,7 +134,8 @@ impl Overlay {
         shared.links.store(Some(Arc::new(links)));
         let control = Control::new(shared.clone(), machine);
         overlay.spawn("overlay-control", move || control.run(&waiting))?;
-        let sender = Sender::new(shared.clone());
+        let shapers = config.privacy.padded.then(|| Shapers::new(&config.cover, Random::new(&cover_seed)));
+        let sender = Sender::new(shared.clone(), shapers, config.privacy.split_relays);
         overlay.spawn("overlay-send", move || sender.run())?;
         overlay.spawn("overlay-receive", move || receive_all(&shared))?;
         Ok(overlay)
@@ -202,6 +210,7 @@ impl PeerStats {
             handshakes: observed.handshakes,
             sent: peer.counters.sent_until_now(),
             received: peer.counters.received_until_now(),
+            cover: peer.counters.cover_until_now(),
             dropped: by_reason(&peer.counters),
         }
     }

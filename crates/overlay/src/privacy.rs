@@ -43,6 +43,13 @@ pub struct CoverPlan {
     limits: CoverLimits,
 }
 
+/// A plan that costs 50 packets a second to each peer: see [`machines::steady`].
+impl Default for CoverPlan {
+    fn default() -> Self {
+        Self { machines: Arc::new([machines::steady()]), limits: CoverLimits::default() }
+    }
+}
+
 impl CoverPlan {
     /// The plan of these machines: strings of maybenot's, or the name of one of ours. None of them is no cover.
     ///

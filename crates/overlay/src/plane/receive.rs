@@ -8,6 +8,7 @@ use crate::{
     crypt::{NotOpened, Opener, PREFIX_BYTES, TAG_BYTES},
     inner,
     io::udp::{Inbox, Received},
+    privacy::cells,
     seam::{Peer, Receive, Table},
     segment::{Joiner, complete_checksum, is_segment, whole_note},
     wire::{CHANNEL_BYTES, First, Kind, SHIM_BYTES, Shim, first},
@@ -149,14 +150,34 @@ impl Receiver {
                 let (index, way, body) = (held.index, held.way, arena[behind].to_vec());
                 shared.tell(Event::Control { index, way, body, packet_bytes });
             }
-            Kind::Cover => {}
+            Kind::Cover => held.receive.peer.counters.cover_received(),
             Kind::Packet => self.packet(shared, &held.receive.peer, &shim, arena, behind)?,
             Kind::Tcp4 | Kind::Tcp6 | Kind::Udp => {
                 self.segment(shared, &held.receive.peer, &shim, arena, behind)?;
             }
-            Kind::Several => return None,
+            Kind::Several => self.several(shared, &held.receive.peer, arena, behind)?,
         }
         Some(())
+    }
+
+    /// Takes a cell of several packets, or none of them if it is malformed.
+    fn several(
+        &mut self,
+        shared: &Shared,
+        peer: &Arc<Peer>,
+        arena: &mut [u8],
+        cell: Range<usize>,
+    ) -> Option<()> {
+        let mut start = cell.start;
+        let packets: Option<Vec<(Shim, Range<usize>)>> = cells::several(&arena[cell])
+            .map(|next| {
+                let (shim, packet) = next?;
+                let at = start + cells::NOTE_BYTES;
+                start = at + packet.len();
+                Some((shim, at..start))
+            })
+            .collect();
+        packets?.into_iter().try_for_each(|(shim, at)| self.packet(shared, peer, &shim, arena, at))
     }
 
     fn packet(

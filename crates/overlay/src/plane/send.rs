@@ -11,7 +11,12 @@ use std::{
 
 use rustix::event::{PollFd, PollFlags, poll};
 
-use super::{Shared, control::Event, note_bytes};
+use super::{
+    Shared,
+    control::Event,
+    note_bytes,
+    shape::{self, Shapers},
+};
 use crate::{
     Dropped, PeerKey, Way,
     crypt::{PREFIX_BYTES, SendKey, TAG_BYTES},
@@ -33,26 +38,39 @@ const BACK_OFF: Duration = Duration::from_millis(100);
 
 /// How a sealed packet leaves.
 #[derive(Clone, Copy)]
-enum Exit {
+pub(super) enum Exit {
     Udp { to: SocketAddr, channel: Option<u32> },
     Tcp { relay: u8, to: SocketAddr, channel: u32 },
     Introducer(PeerKey),
 }
 
 pub(super) struct Sender {
-    shared: Arc<Shared>,
-    outbox: Outbox,
+    pub(super) shared: Arc<Shared>,
+    pub(super) outbox: Outbox,
     scratch: Vec<u8>,
     train: u16,
     /// What the TUN gave for peers that cannot be reached yet, notes included.
     parked: VecDeque<Vec<u8>>,
     parked_bytes: usize,
+    /// Of a padded cluster.
+    pub(super) shapers: Option<Shapers>,
+    pub(super) is_split: bool,
+    turn: usize,
 }
 
 impl Sender {
-    pub(super) fn new(shared: Arc<Shared>) -> Self {
-        let (scratch, parked) = (Vec::new(), VecDeque::new());
-        Self { shared, outbox: Outbox::default(), scratch, train: 0, parked, parked_bytes: 0 }
+    pub(super) fn new(shared: Arc<Shared>, shapers: Option<Shapers>, is_split: bool) -> Self {
+        Self {
+            shared,
+            outbox: Outbox::default(),
+            scratch: Vec::new(),
+            train: 0,
+            parked: VecDeque::new(),
+            parked_bytes: 0,
+            shapers,
+            is_split,
+            turn: 0,
+        }
     }
 
     /// Sends what the TUN gives until it is over or the device is gone. While packets come, a batch is sent when it is
@@ -65,11 +83,13 @@ impl Sender {
                 Ok(length) => {
                     let table = shared.table.load();
                     self.packet(&table, &buffer[..length]);
+                    self.let_some_go(&table);
                     if self.outbox.is_full() {
                         self.flush();
                     }
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    self.let_go(&shared.table.load());
                     self.flush();
                     self.wait();
                 }
@@ -93,7 +113,8 @@ impl Sender {
             PollFd::from_borrowed_fd(shared.tun.as_fd(), PollFlags::IN),
             PollFd::from_borrowed_fd(shared.bell.fd(), PollFlags::IN),
         ];
-        if poll(&mut fds, None).is_err() {
+        let wait = self.shapers.as_ref().map(Shapers::wait);
+        if poll(&mut fds, wait.as_ref()).is_err() {
             return;
         }
         let [tun, bell] = fds.map(|fd| fd.revents());
@@ -110,7 +131,7 @@ impl Sender {
         }
     }
 
-    fn flush(&mut self) {
+    pub(super) fn flush(&mut self) {
         if self.outbox.is_empty() {
             return;
         }
@@ -132,15 +153,19 @@ impl Sender {
         let Some(route) = to.and_then(|to| table.route(to)) else {
             return self.shared.counters.dropped(Dropped::NoRoute, 1);
         };
-        let (Some(key), Some(hop)) = (&route.send, choose(&route.hops, packet)) else {
+        let hop = if self.is_split { self.next_hop(route) } else { choose(&route.hops, packet) };
+        let (Some(key), Some(hop)) = (&route.send, hop) else {
             return self.park(route, read);
         };
         let Some(exit) = exit(table, route, hop.way) else {
             return route.peer.counters.dropped(Dropped::NoWay, 1);
         };
         self.train = self.train.wrapping_add(1);
-        let room = usize::from(hop.packet_bytes).saturating_sub(OVERHEAD_BYTES);
+        let room = self.shapers.as_ref().map_or(hop.packet_bytes, |_| shape::cell_bytes(route));
+        let room = usize::from(room).saturating_sub(OVERHEAD_BYTES);
         match cut(&virtio, packet, room, self.train) {
+            Cut::Whole(shim) if self.shapers.is_some() => self.queue(route, room, &shim, [packet, &[]]),
+            Cut::Train(train) if self.shapers.is_some() => self.queue_train(route, room, &train, packet),
             Cut::Whole(shim) => self.whole(route, key, exit, &shim, packet),
             Cut::Train(train) => self.segments(route, key, exit, &train, packet),
             Cut::TooBig => {
@@ -194,7 +219,7 @@ impl Sender {
         }
     }
 
-    fn make_room(&mut self, packets: usize, bytes: usize) {
+    pub(super) fn make_room(&mut self, packets: usize, bytes: usize) {
         if !self.outbox.fits(packets, bytes) {
             self.flush();
         }
@@ -203,16 +228,21 @@ impl Sender {
     /// Seals one packet into the outbox, or hands it over where it does not leave by UDP.
     fn seal(&mut self, key: &SendKey, exit: Exit, counter: u64, shim: &Shim, inner: &[&[u8]; 2]) {
         let bytes = OVERHEAD_BYTES + inner[0].len() + inner[1].len();
+        self.put(exit, bytes, |packet| fill(packet, key, counter, shim, inner));
+    }
+
+    /// Has a packet filled in where it leaves from.
+    pub(super) fn put(&mut self, exit: Exit, bytes: usize, fill: impl FnOnce(&mut [u8])) {
         if let Exit::Udp { to, channel } = exit {
             let before = channel.map_or(0, |_| CHANNEL_BYTES);
             let (start, packet) = self.outbox.add(to, before + bytes).split_at_mut(before);
             if let Some(channel) = channel {
                 start.copy_from_slice(&channel.to_be_bytes());
             }
-            return fill(packet, key, counter, shim, inner);
+            return fill(packet);
         }
         self.scratch.resize(bytes, 0);
-        fill(&mut self.scratch, key, counter, shim, inner);
+        fill(&mut self.scratch);
         match exit {
             Exit::Tcp { relay, to, channel } => {
                 if let Some(links) = &*self.shared.links.load() {
@@ -222,6 +252,13 @@ impl Sender {
             Exit::Introducer(to) => (self.shared.introduce)(to, self.scratch.clone()),
             Exit::Udp { .. } => {}
         }
+    }
+
+    /// The ways that share a peer's traffic in turn, whatever the flow.
+    pub(super) fn next_hop<'a>(&mut self, route: &'a Route) -> Option<&'a Hop> {
+        self.turn = self.turn.wrapping_add(1);
+        let used = route.hops.iter().filter(|hop| hop.weight > 0);
+        used.clone().nth(self.turn % used.count().max(1)).or(route.hops.first())
     }
 }
 
@@ -252,7 +289,7 @@ fn choose<'a>(hops: &'a [Hop], packet: &[u8]) -> Option<&'a Hop> {
     Some(first)
 }
 
-fn exit(table: &Table, route: &Route, way: Way) -> Option<Exit> {
+pub(super) fn exit(table: &Table, route: &Route, way: Way) -> Option<Exit> {
     match way {
         Way::Udp(to) => Some(Exit::Udp { to, channel: None }),
         Way::Introducer => Some(Exit::Introducer(route.peer.key)),

@@ -12,7 +12,7 @@ use crate::{
 
 /// Bytes that stand before each packet of several: where its checksum's coverage starts, and where the checksum
 /// stands from there; 0 and 0 for one that is complete.
-const NOTE_BYTES: usize = 2;
+pub const NOTE_BYTES: usize = 2;
 
 /// What waits for one peer, in cells.
 #[derive(Debug)]
@@ -65,7 +65,9 @@ impl Cells {
         let mut plain = self.spare.pop().unwrap_or_default();
         plain.clear();
         plain.extend(shim.write());
-        parts.iter().for_each(|part| plain.extend_from_slice(part));
+        for part in parts {
+            plain.extend_from_slice(part);
+        }
         let holds = if shim.kind == Kind::Packet { Holds::One } else { Holds::Segment };
         self.waiting.push_back(Cell { plain, holds });
         Some(true)
@@ -89,7 +91,9 @@ impl Cells {
             *holds = Holds::Several;
         }
         plain.extend(note(shim));
-        parts.iter().for_each(|part| plain.extend_from_slice(part));
+        for part in parts {
+            plain.extend_from_slice(part);
+        }
         true
     }
 
