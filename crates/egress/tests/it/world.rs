@@ -1,7 +1,7 @@
 //! A host, a box on it and an internet, each a network namespace of its own.
 //!
-//! The host's LAN is 192.168.231.0/24 and 2001:db8:231::/64; the internet's router on it (.254, ::fe) has everything else:
-//! 203.0.113.9 and 2001:db8::9 stand for servers far away, 169.254.169.254 for a cloud's metadata.
+//! The host's LAN is 192.168.231.0/24 and `2001:db8:231::/64`; the internet's router on it (.254, `::fe`) has everything else:
+//! 203.0.113.9 and `2001:db8::9` stand for servers far away, 169.254.169.254 for a cloud's metadata.
 
 use std::fs::File;
 use std::io::{Read, Write};
