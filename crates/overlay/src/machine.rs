@@ -134,6 +134,10 @@ impl Machine {
             Input::Relays(relays) => self.set_relays(relays),
             Input::OwnAddresses(own) => self.set_own(now_us, own),
             Input::Failed { way, .. } => self.failed(now_us, way),
+            Input::Renew => {
+                self.peers.values_mut().for_each(|peer| peer.sessions.renew());
+                self.touch_all();
+            }
             Input::Tick => {}
         }
     }
@@ -186,6 +190,7 @@ impl Machine {
         if is_confirmed {
             peer.handshakes += 1;
             peer.pending = None;
+            peer.is_wanted = false;
             peer.peer.heard();
         }
         match way {
@@ -331,7 +336,9 @@ impl Machine {
             }
             peer.paths.failed(way, now_us);
         }
-        hit.into_iter().for_each(|key| self.touch(key));
+        for key in hit {
+            self.touch(key);
+        }
     }
 
     /// Does what changes at relays ask for.
@@ -417,7 +424,7 @@ impl Machine {
             peer.observe();
             self.is_changed = true;
         }
-        peer.wake_us = peer.next_us(self.candidates.sequence).max(now_us + 1);
+        peer.wake_us = peer.next_us(now_us, self.candidates.sequence).max(now_us + 1);
     }
 
     fn table(&self) -> Table {

@@ -172,11 +172,21 @@ impl Overlay {
         self.shared.tell_surely(Event::Relays(relays));
     }
 
+    /// Makes new keys with everybody now, not when they are due; packets go on meanwhile.
+    pub fn renew(&self) {
+        self.shared.tell_surely(Event::Renew);
+    }
+
     /// Every peer, by its IPv4 address.
     pub fn stats(&self) -> Vec<PeerStats> {
         let table = self.shared.table.load();
         let all = table.v4.values().map(|route| PeerStats::of(&route.peer, route.send.is_some()));
         all.collect()
+    }
+
+    /// The relay of that number, as ways bear it.
+    pub fn relay(&self, number: u8) -> Option<RelayAt> {
+        self.shared.table.load().relays.get(usize::from(number)).cloned().flatten()
     }
 
     /// Packets dropped that belong to no peer, by reason.

@@ -70,6 +70,8 @@ pub enum Input<'a> {
         /// Its reason.
         error: std::io::ErrorKind,
     },
+    /// New keys are wanted with everybody.
+    Renew,
     /// Time has passed.
     Tick,
 }

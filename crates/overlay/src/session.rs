@@ -47,6 +47,7 @@ pub struct Sessions {
     current: Option<Session>,
     previous: Option<(Session, u64)>,
     tentative: Vec<Session>,
+    is_unwanted: bool,
 }
 
 impl Sessions {
@@ -72,6 +73,7 @@ impl Sessions {
     }
 
     fn make_current(&mut self, session: Session, now_ms: u64) {
+        self.is_unwanted = false;
         if let Some(replaced) = self.current.replace(session) {
             self.previous = Some((replaced, now_ms));
         }
@@ -95,12 +97,17 @@ impl Sessions {
         tentative.chain(previous).chain(current).chain(renewal.map(|s| s.begun_ms + REKEY_MS)).min()
     }
 
-    /// Whether it is ours to make a new session now, by age or by volume.
+    /// Asks for a new session, whatever age and volume say; the current one serves until then.
+    pub fn renew(&mut self) {
+        self.is_unwanted = true;
+    }
+
+    /// Whether it is ours to make a new session now, by age, by volume or because somebody asked.
     pub fn needs_renewal(&self, now_ms: u64) -> bool {
         let Some(current) = self.current.as_ref().filter(|session| session.role == Role::Initiator) else {
             return false;
         };
-        now_ms >= current.begun_ms + REKEY_MS || current.send.used()[1] >= REKEY_BYTES
+        self.is_unwanted || now_ms >= current.begun_ms + REKEY_MS || current.send.used()[1] >= REKEY_BYTES
     }
 
     /// The session that data is sealed in.
@@ -167,6 +174,16 @@ mod tests {
         assert_eq!(indexes(&sessions), [2]);
         assert!(sessions.expire(2 * REKEY_MS + EXPIRY_MS));
         assert!(sessions.current().is_none() && sessions.next_ms().is_none());
+    }
+
+    #[test]
+    fn who_asks_gets_a_new_session_once() {
+        let mut sessions = Sessions::default();
+        sessions.add(session(Role::Initiator, 1, 0), 0);
+        sessions.renew();
+        assert!(sessions.needs_renewal(1));
+        sessions.add(session(Role::Initiator, 2, 1), 1);
+        assert!(!sessions.needs_renewal(2));
     }
 
     #[test]

@@ -31,6 +31,8 @@ const OUTPUT_BYTES: usize = 512 << 10;
 const INPUT_BYTES: usize = 256 << 10;
 /// Whoever has something to do rings the bell.
 const LONG_WAIT: Duration = Duration::from_mins(1);
+/// Short, for our address may have changed; making another connection costs little.
+const PATIENCE_MS: u32 = 2_000;
 const CONNECT_WAIT: Duration = Duration::from_secs(3);
 /// Packets that wait for the thread to write them, at most.
 const WAITING_PACKETS: usize = 1024;
@@ -46,13 +48,14 @@ pub struct Framed {
 }
 
 impl Framed {
-    /// Carries packets on this connection.
+    /// Carries packets on this connection, which is broken when the other side confirms nothing for `patience_ms`.
     ///
     /// # Errors
     /// If it cannot be set to wait for nobody.
-    pub fn new(stream: TcpStream) -> io::Result<Self> {
+    pub fn new(stream: TcpStream, patience_ms: u32) -> io::Result<Self> {
         stream.set_nonblocking(true)?;
         stream.set_nodelay(true)?;
+        rustix::net::sockopt::set_tcp_user_timeout(&stream, patience_ms)?;
         Ok(Self { stream, input: Vec::new(), filled: 0, output: Vec::new(), written: 0 })
     }
 
@@ -304,7 +307,7 @@ fn work(link: &mut Link, packet: impl FnMut(&mut [u8])) -> io::Result<()> {
             Err(mpsc::TryRecvError::Empty) => return Ok(()),
             Err(mpsc::TryRecvError::Disconnected) => return Err(io::ErrorKind::ConnectionRefused.into()),
         };
-        let mut framed = Framed::new(stream)?;
+        let mut framed = Framed::new(stream, PATIENCE_MS)?;
         for packet in early {
             framed.push(&[packet]);
         }

@@ -28,6 +28,7 @@ pub(super) const INITIATIONS: Rate = Rate { per_s: 20, burst: 20 };
 const BUSY_US: u64 = 3_000_000;
 /// A pair without traffic for so long is left to fall silent.
 const QUIET_US: u64 = 600_000_000;
+const RENEWAL_LOOK_US: u64 = 1_000_000;
 const TELL_FIRST_US: u64 = 250_000;
 const TELL_TRIES: u32 = 8;
 
@@ -242,8 +243,10 @@ impl PeerState {
     }
 
     /// When something is due.
-    pub(super) fn next_us(&self, sequence: u32) -> u64 {
+    pub(super) fn next_us(&self, now_us: u64, sequence: u32) -> u64 {
         let session_us = self.sessions.next_ms().map_or(u64::MAX, |ms| ms * 1_000);
+        // A renewal that is due is under way, or nobody needs it.
+        let session_us = if session_us > now_us { session_us } else { now_us + RENEWAL_LOOK_US };
         let pending_us = self.pending.as_ref().map_or(u64::MAX, |pending| pending.next_us);
         let paths_us = if self.has_session() { self.paths.wake_us() } else { u64::MAX };
         session_us.min(pending_us).min(paths_us).min(self.tell_us(sequence))

@@ -81,6 +81,8 @@ pub struct Client {
     next_hello_ms: u64,
     seen: Option<SocketAddr>,
     rtt_ms: Option<u64>,
+    /// Connections lost since the last answer.
+    losses: u32,
     bindings: BTreeMap<Tag, Binding>,
 }
 
@@ -88,7 +90,8 @@ impl Client {
     /// Of the relay with that id, which is asked at the next tick.
     pub fn new(id: [u8; 32]) -> Self {
         let bindings = BTreeMap::new();
-        Self { id, cookie: None, hello: None, next_hello_ms: 0, seen: None, rtt_ms: None, bindings }
+        let (cookie, hello, seen, rtt_ms) = (None, None, None, None);
+        Self { id, cookie, hello, next_hello_ms: 0, seen, rtt_ms, losses: 0, bindings }
     }
 
     /// Whether it answers.
@@ -146,11 +149,12 @@ impl Client {
         self.bindings.values_mut().for_each(|binding| (binding.next_ms, binding.asked) = (0, None));
     }
 
-    /// It cannot be reached: the connection ended.
+    /// It cannot be reached: the connection ended. Tried again after a pause that grows.
     pub fn lost(&mut self, now_ms: u64, events: &mut Vec<Event>) {
         self.forget(events);
         self.hello = None;
-        self.next_hello_ms = now_ms + RETRY_MIN_MS;
+        self.next_hello_ms = now_ms + (RETRY_MIN_MS << self.losses.min(8)).min(RETRY_MAX_MS);
+        self.losses += 1;
     }
 
     fn forget(&mut self, events: &mut Vec<Event>) {
@@ -237,7 +241,7 @@ impl Client {
                 let Some(asked) = self.hello.take_if(|asked| asked.token == token) else { return };
                 self.rtt_ms = Some(now_ms.saturating_sub(asked.at_ms));
                 self.next_hello_ms = now_ms + random.around(HELLO_EVERY_MS);
-                self.cookie = Some(cookie);
+                (self.cookie, self.losses) = (Some(cookie), 0);
                 if self.seen.replace(seen) != Some(seen) {
                     events.push(Event::Up(seen));
                 }

@@ -31,8 +31,11 @@ const MOST_CONNECTIONS: usize = 4_096;
 const MOST_CONNECTIONS_PER_ADDRESS: usize = 256;
 /// Bytes that wait for the thread that writes to connections.
 const MOST_WAITING_BYTES: usize = 8 << 20;
+const PATIENCE_MS: u32 = 10_000;
 const SILENT_MS: u64 = 120_000;
 const SWEEP_EVERY_MS: u64 = 5_000;
+/// How long a socket is left alone that gives errors.
+const BACK_OFF: Duration = Duration::from_millis(10);
 const SOCKETS: usize = 2;
 
 /// How to run a forwarder.
@@ -223,6 +226,7 @@ fn serve_udp(shared: &Shared, socket: usize) {
     while !shared.is_over() {
         if let Err(error) = inbox.receive(&shared.udp[socket]) {
             tracing::debug!(%error, "the relay's socket has something to say");
+            std::thread::park_timeout(BACK_OFF);
             continue;
         }
         let (messages, bytes) = inbox.take();
@@ -327,7 +331,7 @@ impl Connections {
             if self.all.len() >= MOST_CONNECTIONS || same >= MOST_CONNECTIONS_PER_ADDRESS {
                 continue;
             }
-            let Ok(framed) = Framed::new(stream) else { continue };
+            let Ok(framed) = Framed::new(stream, PATIENCE_MS) else { continue };
             let seen = SocketAddr::new(seen.ip().to_canonical(), seen.port());
             self.all.insert(self.next, Connection { framed, seen, heard_ms: self.shared.now_ms() });
             self.next += 1;

@@ -348,6 +348,28 @@ fn eager_members_are_direct_before_a_packet_asks() {
 }
 
 #[test]
+fn a_machine_wakes_seldom_and_a_pair_that_fell_silent_talks_again_without_the_introducer() {
+    for kinds in [[CONE, CONE], [SYMMETRIC, SYMMETRIC], [NO_UDP, CONE], [NO_UDP, NO_UDP]] {
+        let mut world = pair(1, kinds.map(Some));
+        first_packet(&mut world, 0, 1);
+        world.is_introducer_on = false;
+        for for_s in [120, 300, 1_500] {
+            world.nodes[0].ticks = 0;
+            world.run_for(for_s * S);
+            assert!(world.nodes[0].ticks < for_s * 5, "{kinds:?}: {} ticks in {for_s} s", world.nodes[0].ticks);
+        }
+        assert!(world.ways(0, 1).is_empty(), "it fell silent");
+        let first_us = first_packet(&mut world, 0, 1);
+        assert!(first_us < S, "{kinds:?}: {first_us} us");
+        // A relay that cannot be reached at all is not asked all the time.
+        world.relays.iter_mut().for_each(|relay| relay.is_on = false);
+        world.nodes[0].ticks = 0;
+        world.run_for(300 * S);
+        assert!(world.nodes[0].ticks < 300 * 8, "{kinds:?}: {} ticks", world.nodes[0].ticks);
+    }
+}
+
+#[test]
 fn an_idle_pair_says_little() {
     let mut world = direct_pair(1, [Some(CONE), Some(CONE)]);
     world.run_for(60 * S);

@@ -71,7 +71,7 @@ impl Line {
     }
 
     fn tcp(port: u16) -> Self {
-        Self::Tcp(Framed::new(TcpStream::connect(at(port)).expect("connect")).expect("framed"))
+        Self::Tcp(Framed::new(TcpStream::connect(at(port)).expect("connect"), 10_000).expect("framed"))
     }
 
     fn send(&mut self, packet: &[u8]) {

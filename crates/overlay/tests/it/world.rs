@@ -84,6 +84,7 @@ pub(crate) struct Node {
     /// Packets that did not open, and those of no session.
     pub(crate) strange: u64,
     pub(crate) sent: u64,
+    pub(crate) ticks: u64,
 }
 
 pub(crate) struct Relay {
@@ -245,6 +246,7 @@ impl World {
             is_on: true,
             strange: 0,
             sent: 0,
+            ticks: 0,
         });
         n
     }
@@ -584,6 +586,7 @@ impl World {
         }
         for n in 0..self.nodes.len() {
             if self.nodes[n].is_on && self.nodes[n].machine.next_us() <= next_us {
+                self.nodes[n].ticks += 1;
                 self.input(n, Input::Tick);
                 return;
             }

@@ -1,0 +1,9 @@
+//! Tests of the crate from outside.
+
+mod crafted;
+mod paths;
+mod plane;
+mod private;
+mod real;
+mod relay;
+mod world;

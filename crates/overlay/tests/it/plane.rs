@@ -1,0 +1,193 @@
+//! Two members in network namespaces with a wire between them: what applications get of it. Needs root.
+
+use std::{
+    io::{Read, Write},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    sync::{Arc, OnceLock, mpsc},
+    time::Duration,
+};
+
+use ionet_overlay::{Config, Overlay, PeerKey, Privacy, Way, privacy::CoverPlan};
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketType, ipproto, recv, sendto, socket, sockopt};
+
+use crate::real::{Space, addresses, identity, member, until, wire};
+
+const PATIENT: Duration = Duration::from_secs(30);
+
+/// Members 1 and 2, who introduce themselves to each other by a call.
+struct Pair {
+    spaces: [Space; 2],
+    overlays: [Arc<OnceLock<Overlay>>; 2],
+}
+
+impl Pair {
+    /// `None` where there are no namespaces.
+    fn new(label: &str, wire_mtu: u16) -> Option<Self> {
+        let spaces = [Space::new(&format!("{label}-a"))?, Space::new(&format!("{label}-b"))?];
+        wire(&spaces, wire_mtu);
+        let overlays: [Arc<OnceLock<Overlay>>; 2] = Default::default();
+        for (at, number) in [(0, 1), (1, 2)] {
+            let device = spaces[at].tun(number, 1400);
+            let other = overlays[1 - at].clone();
+            let me = identity(number).key();
+            let introduce = move |_: PeerKey, bytes: Vec<u8>| {
+                if let Some(other) = other.get() {
+                    other.introduced(me, &bytes);
+                }
+            };
+            let started =
+                spaces[at].run(move || Overlay::start(&config(number), device, Box::new(introduce)));
+            overlays[at].set(started.expect("an overlay")).expect("the first");
+        }
+        let pair = Self { spaces, overlays };
+        until("a straight way", || pair.overlays.iter().all(|overlay| has_way(overlay)));
+        Some(pair)
+    }
+
+    fn overlay(&self, at: usize) -> &Overlay {
+        self.overlays[at].get().expect("started")
+    }
+}
+
+fn has_way(overlay: &OnceLock<Overlay>) -> bool {
+    let peer = overlay.get().expect("started").stats().swap_remove(0);
+    peer.has_session && peer.ways.iter().any(|way| way.up && matches!(way.way, Way::Udp(_)))
+}
+
+fn config(number: u8) -> Config {
+    Config {
+        cluster: "c1".into(),
+        key_seed: [number; 32],
+        me: addresses(number),
+        members: vec![member(1), member(2)],
+        relays: Vec::new(),
+        listen: SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
+        mtu: 1400,
+        privacy: Privacy::default(),
+        cover: CoverPlan::default(),
+    }
+}
+
+fn both(number: u8) -> [IpAddr; 2] {
+    [addresses(number).v4.into(), addresses(number).v6.into()]
+}
+
+/// Sends bytes by TCP from one member to an address of the other, while something else happens.
+fn transfer(pair: &Pair, to: IpAddr, bytes: usize, meanwhile: impl FnOnce()) {
+    let (port, ready) = mpsc::channel();
+    let server = pair.spaces[1].enter(move || {
+        let listener = TcpListener::bind((to, 0)).expect("bind");
+        port.send(listener.local_addr().expect("bound")).expect("send");
+        let (mut stream, _) = listener.accept().expect("accept");
+        stream.set_read_timeout(Some(PATIENT)).expect("timeout");
+        let mut all = Vec::new();
+        stream.read_to_end(&mut all).expect("read");
+        all
+    });
+    let target = ready.recv().expect("a port");
+    let sent: Vec<u8> = (0..bytes).map(|i| u8::try_from(i * 31 % 251).expect("a byte")).collect();
+    let copy = sent.clone();
+    let client = pair.spaces[0].enter(move || {
+        TcpStream::connect(target).expect("connect").write_all(&copy).expect("write");
+    });
+    meanwhile();
+    client.join().expect("the client");
+    assert!(server.join().expect("the server") == sent, "what came is what was sent");
+}
+
+/// Sends datagrams of a size until one is answered. A lone byte says that it is over.
+fn echo(pair: &Pair, to: IpAddr, bytes: usize) -> bool {
+    let (port, ready) = mpsc::channel();
+    let server = pair.spaces[1].enter(move || {
+        let socket = UdpSocket::bind((to, 0)).expect("bind");
+        socket.set_read_timeout(Some(PATIENT)).expect("timeout");
+        port.send(socket.local_addr().expect("bound")).expect("send");
+        let mut buffer = [0; 4096];
+        while let Ok((count @ 2.., sender)) = socket.recv_from(&mut buffer) {
+            // It may be too large for the way back, of which our kernel hears then.
+            let _ = socket.send_to(&buffer[..count], sender);
+        }
+    });
+    let target = ready.recv().expect("a port");
+    let client = pair.spaces[0].enter(move || {
+        let any: IpAddr =
+            if target.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+        let socket = UdpSocket::bind((any, 0)).expect("bind");
+        socket.set_read_timeout(Some(PATIENT / 30)).expect("timeout");
+        let mut buffer = [0; 4096];
+        let is_answered = (0..30).any(|_| {
+            let _ = socket.send_to(&vec![7; bytes], target);
+            socket.recv(&mut buffer).is_ok_and(|count| count == bytes)
+        });
+        socket.send_to(&[0], target).expect("the end");
+        is_answered
+    });
+    let answered = client.join().expect("the client");
+    server.join().expect("the server");
+    answered
+}
+
+/// Answers of the kernel on the other side to three echo requests.
+fn ping(pair: &Pair, to: IpAddr) -> usize {
+    pair.spaces[0].run(move || {
+        let (family, protocol, request, reply, skip) = match to {
+            // For IPv4 we write the checksum and are given the IP header; for IPv6 the kernel does both.
+            IpAddr::V4(_) => (AddressFamily::INET, ipproto::ICMP, [8, 0, 0xf7, 0xff, 0, 0, 0, 0], 0, 20),
+            IpAddr::V6(_) => (AddressFamily::INET6, ipproto::ICMPV6, [128, 0, 0, 0, 0, 0, 0, 0], 129, 0),
+        };
+        let socket = socket(family, SocketType::RAW, Some(protocol)).expect("socket");
+        sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(PATIENT)).expect("timeout");
+        let ask = || {
+            sendto(&socket, &request, SendFlags::empty(), &SocketAddr::new(to, 0)).expect("send");
+            let mut answer = [0; 64];
+            // Others' neighbour discovery comes here too.
+            while recv(&socket, &mut answer, RecvFlags::empty()).is_ok() {
+                if answer[skip] == reply {
+                    return true;
+                }
+            }
+            false
+        };
+        (0..3).filter(|_| ask()).count()
+    })
+}
+
+#[test]
+fn both_families_carry_pings_datagrams_and_streams() {
+    let Some(pair) = Pair::new("cross", 1500) else { return };
+    for to in both(2) {
+        assert_eq!(ping(&pair, to), 3, "{to}");
+        // A full packet of the device, and one that it must fragment.
+        assert!(echo(&pair, to, 1300) && echo(&pair, to, 2000), "{to}");
+        transfer(&pair, to, 32 << 20, || {});
+    }
+    let (sent, received) = (pair.overlay(0).stats()[0].sent, pair.overlay(1).stats()[0].received);
+    assert!(sent[1] > 64 << 20 && received[1] > 64 << 20, "{sent:?} {received:?}");
+}
+
+#[test]
+fn new_keys_interrupt_no_stream() {
+    let Some(pair) = Pair::new("renew", 1500) else { return };
+    let handshakes = || pair.overlay(0).stats()[0].handshakes;
+    let before = handshakes();
+    transfer(&pair, both(2)[0], 64 << 20, || {
+        for more in 1..=3 {
+            (0..2).for_each(|at| pair.overlay(at).renew());
+            until("new keys", || handshakes() >= before + more);
+        }
+    });
+    let dropped = pair.overlay(1).stats()[0].dropped.clone();
+    assert!(dropped.is_empty(), "{dropped:?}");
+}
+
+#[test]
+fn streams_and_small_datagrams_cross_a_narrow_wire() {
+    let Some(pair) = Pair::new("narrow", 1280) else { return };
+    for to in both(2) {
+        assert_eq!(ping(&pair, to), 3, "{to}");
+        assert!(echo(&pair, to, 1000), "{to}");
+        transfer(&pair, to, 8 << 20, || {});
+    }
+    // IPv4 can be told what fits.
+    assert!(echo(&pair, both(2)[0], 1300));
+}
