@@ -247,6 +247,15 @@ impl Client {
         self.post(&format!("/v1/clusters/{cluster}/extend"), request).await
     }
 
+    /// Changes what its boxes may reach outside.
+    pub async fn change_egress(
+        &self,
+        cluster: OrderId,
+        request: &rest::EgressRequest,
+    ) -> Answer<rest::ClusterView> {
+        self.post(&format!("/v1/clusters/{cluster}/egress"), request).await
+    }
+
     /// Closes a cluster.
     pub async fn close(&self, cluster: OrderId) -> Answer<rest::ClusterView> {
         self.send_json(Method::DELETE, &format!("/v1/clusters/{cluster}"), &()).await

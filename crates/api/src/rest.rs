@@ -4,8 +4,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ionet_domain::account::{ActivityKind, Scope};
+use ionet_domain::connectivity::{Bandwidth, RelayMeasure};
 use ionet_domain::device::{DeviceStage, Enrolment, HardwareClass, Measured, OwnerRules, Resources, Tier};
-use ionet_domain::market::{Program, Quote};
+use ionet_domain::market::{Destination, Egress, Program, Quote};
 use ionet_domain::money::{Asset, Rate};
 use ionet_domain::order::{Bill, CloseReason, LeasePhase, ReplaceReason, Stage};
 use ionet_domain::{Address, CommandId, DeviceId, EndpointId, KeyId, LeaseId, OrderId, Refusal, TransferId};
@@ -13,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::secret::Secret;
-use crate::worker::{BoxPhase, Telemetry};
+use crate::worker::{BoxPhase, EgressUse, Telemetry};
 
 /// An error as every endpoint answers it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -275,6 +276,20 @@ pub struct DeviceView {
     /// What the check measured.
     #[schema(value_type = Option<Object>)]
     pub measured: Option<Measured>,
+    /// What relays measured of its links, the last few of each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(value_type = Vec<Object>)]
+    pub measured_links: Vec<RelayMeasure>,
+    /// The bandwidth that counts for the tier: medians of those.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    pub counted_bandwidth: Option<Bandwidth>,
+    /// The region that a tag of its owner's claims.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub claimed_region: Option<String>,
+    /// Why that is not believed, with the numbers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub region_unproven: Option<String>,
     /// The owner's wishes.
     #[schema(value_type = Object)]
     pub rules: OwnerRules,
@@ -401,6 +416,9 @@ pub struct LeaseView {
     pub rate: Rate,
     /// Metered so far.
     pub elapsed_ms: u64,
+    /// What left the cluster from its box, as the device last said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub egress: Option<EgressUse>,
 }
 
 /// A cluster as its renter sees it.
@@ -438,6 +456,10 @@ pub struct ClusterView {
     /// Metered so far, itemised.
     #[schema(value_type = Object)]
     pub bill: Bill,
+    /// With egress `listed`, what its boxes may reach outside.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    #[schema(value_type = Vec<String>)]
+    pub allow: BTreeSet<Destination>,
     /// The secret of its services (Ray's token, the notebook's).
     #[schema(value_type = String)]
     pub token: Secret,
@@ -494,6 +516,22 @@ pub struct ExtendRequest {
     pub id: CommandId,
     /// How much.
     pub added_ms: u64,
+}
+
+/// Change what the boxes may reach outside their cluster, while they run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct EgressRequest {
+    /// A name for the command, so that a retry is found out.
+    #[schema(value_type = String)]
+    pub id: CommandId,
+    /// `on`: every public address; `listed`: what `allow` says; `off`: members only.
+    #[schema(value_type = String)]
+    pub egress: Egress,
+    /// With `listed`: HOST or HOST:PORT each, the host a name, `*.name`, an address or a CIDR.
+    #[serde(default)]
+    #[schema(value_type = Vec<String>)]
+    pub allow: BTreeSet<Destination>,
 }
 
 /// Ask for leave to open tunnels.

@@ -6,6 +6,7 @@
 use std::fmt;
 
 use ed25519_dalek::{Signature, Signer, SigningKey, Verifier, VerifyingKey};
+use ionet_domain::connectivity::Bandwidth;
 use ionet_domain::market::Quote;
 use ionet_domain::{Address, EndpointId, OrderId};
 use serde::{Deserialize, Serialize};
@@ -169,6 +170,27 @@ pub struct Usage {
 
 impl Statement for Usage {
     const PURPOSE: &'static str = "usage";
+}
+
+/// What a relay measured of the way to an endpoint. Relays know no network: it is signed for the network without a
+/// name, and the server knows its relays' keys.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LinkMeasured {
+    /// The relay's measuring key.
+    pub relay: EndpointId,
+    /// Whose link.
+    pub endpoint: EndpointId,
+    /// When, by the relay's clock.
+    pub at_ms: u64,
+    /// Shortest round trip in microseconds, as the relay saw it.
+    pub rtt_us: u32,
+    /// The smaller of both sides' counts, if bandwidth was measured.
+    pub bandwidth: Option<Bandwidth>,
+}
+
+impl Statement for LinkMeasured {
+    const PURPOSE: &'static str = "link";
 }
 
 impl Statement for crate::worker::MemberList {

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 use ionet_domain::device::{Measured, Resources};
-use ionet_domain::market::{EngineKind, Program};
+use ionet_domain::market::{Egress, EngineKind, Program};
 use ionet_domain::meter::Receipt;
 use ionet_domain::order::WipeReceipt;
 use ionet_domain::{Address, DeviceId, EndpointId, LeaseId, OrderId};
@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::secret::Secret;
+use crate::sign::LinkMeasured;
 
 /// Orders what a worker is told: the server's term first, then a number within it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
@@ -94,6 +95,9 @@ pub struct DesiredLease {
     pub members: MemberList,
     /// The server's signature over the list, in hex.
     pub members_signature: String,
+    /// Whether the box may open connections out of the cluster; what is listed is in the program.
+    #[serde(default, skip_serializing_if = "Egress::is_on")]
+    pub egress: Egress,
 }
 
 /// Who belongs to a cluster.
@@ -162,6 +166,8 @@ pub enum FromWorker {
     },
     /// The machine is in its owner's own use, or free again.
     Yielding(bool),
+    /// What relays measured of the machine's links.
+    LinksMeasured(Vec<SignedLink>),
     /// How a lease reaches the other members of its cluster, every few seconds.
     Links {
         /// Which lease.
@@ -169,6 +175,16 @@ pub enum FromWorker {
         /// One entry for each other member.
         links: Vec<PeerLink>,
     },
+}
+
+/// What a relay measured, signed by it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SignedLink {
+    /// What.
+    pub measured: LinkMeasured,
+    /// In hex.
+    pub signature: String,
 }
 
 /// How packets get to a member of the same cluster.
@@ -259,6 +275,30 @@ pub struct ObservedLease {
     pub endpoint: Option<MemberEndpoint>,
     /// Restarts of the engine inside the box.
     pub engine_restarts: u32,
+    /// What left the cluster from its box, as of a few seconds ago.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub egress: Option<EgressUse>,
+}
+
+/// What passed between a box and the world outside its cluster since the box began. Bytes are payload.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct EgressUse {
+    /// What is in force: off where the supplier forbids egress, whatever the order says.
+    #[schema(value_type = String)]
+    pub mode: Egress,
+    /// Out of the box.
+    pub sent_bytes: u64,
+    /// Into the box.
+    pub received_bytes: u64,
+    /// Connections and UDP flows opened.
+    pub opened: u64,
+    /// Connections, flows and names that rules or the protection of the supplier's own network turned away.
+    pub refused: u64,
+    /// Connections and datagrams dropped because the box had too many.
+    pub limited: u64,
+    /// Connections and flows open now.
+    pub open: u64,
 }
 
 /// Where a box stands.

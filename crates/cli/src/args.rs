@@ -5,6 +5,9 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use ionet_domain::account::Scope;
+use ionet_domain::device::Tier;
+use ionet_domain::market::Destination;
+use ionet_domain::market::egress::Net;
 use ionet_domain::money::Asset;
 use ionet_domain::{Address, DeviceId, KeyId, OrderId, Rate};
 
@@ -180,6 +183,21 @@ pub(crate) struct RelayArgs {
     /// UDP port for address discovery, 0 for a free one
     #[arg(long, default_value_t = 0)]
     pub(crate) quic_port: u16,
+    /// UDP port for packets of overlays, 0 for a free one
+    #[arg(long, default_value_t = 0)]
+    pub(crate) forward_port: u16,
+    /// Another UDP port, which shows members what NAT they are behind, 0 for a free one
+    #[arg(long, default_value_t = 0)]
+    pub(crate) second_forward_port: u16,
+    /// TCP port for packets of overlays where UDP is blocked, 0 for a free one
+    #[arg(long, default_value_t = 0)]
+    pub(crate) forward_tcp_port: u16,
+    /// UDP port for measuring links, 0 for a free one
+    #[arg(long, default_value_t = 0)]
+    pub(crate) measure_port: u16,
+    /// The region that it stands in, such as eu-west: devices' claims are checked against it
+    #[arg(long, value_name = "NAME")]
+    pub(crate) region: Option<String>,
     /// End when standard input ends: for whoever starts it as a child
     #[arg(long, hide = true)]
     pub(crate) tied: bool,
@@ -237,9 +255,19 @@ pub(crate) struct WorkerStartArgs {
     /// A word to find the device by; may be given again
     #[arg(long, value_name = "WORD")]
     pub(crate) tag: Vec<String>,
+    /// The region that it stands in, such as eu-west: a claim, checked by the relays' round trips
+    #[arg(long, value_name = "NAME")]
+    pub(crate) region: Option<String>,
     /// Folder of prepared environments, to share between the workers of a machine
     #[arg(long, env = "IONET_ENVIRONMENTS_DIR", value_name = "DIR", hide_env_values = true)]
     pub(crate) environments: Option<PathBuf>,
+    /// Leases here open no connections out of their cluster, whatever the renter says; see also
+    /// 'ionet devices set --egress off', which keeps such orders away
+    #[arg(long)]
+    pub(crate) no_egress: bool,
+    /// A network near this machine that leases may reach all the same, such as 192.0.2.0/24; may be given again
+    #[arg(long, value_name = "CIDR")]
+    pub(crate) open_egress: Vec<Net>,
     /// Never let a lease wait for the owner's own use of the machine
     #[arg(long)]
     pub(crate) never_yield: bool,
@@ -367,6 +395,9 @@ pub(crate) enum DevicesCommand {
         /// Its tags from now on; may be given again
         #[arg(long, value_name = "WORD")]
         tag: Vec<String>,
+        /// Whether leases on it may open connections out of their cluster: on or off
+        #[arg(long, value_name = "on|off", value_parser = parse_switch)]
+        egress: Option<bool>,
         /// Offer it only then (UTC), such as 'mon 08:00-fri 18:00'; may be given again; 'always' ends it
         #[arg(long, value_name = "WINDOW")]
         schedule: Vec<String>,
@@ -419,9 +450,18 @@ pub(crate) struct RequestArgs {
     /// Only devices with this tag; may be given again
     #[arg(long, value_name = "WORD")]
     pub(crate) tag: Vec<String>,
+    /// Only devices that have earned this connectivity or better: low, medium, high or ultra
+    #[arg(long, value_name = "TIER")]
+    pub(crate) tier: Option<Tier>,
     /// Every member on a device of its own
     #[arg(long)]
     pub(crate) spread: bool,
+    /// Whether the boxes may open connections out of the cluster: on (every public address) or off (members only)
+    #[arg(long, value_name = "on|off", value_parser = parse_switch, conflicts_with = "allow_egress")]
+    pub(crate) egress: Option<bool>,
+    /// Only there: HOST or HOST:PORT with a name, *.name, an address or a CIDR; may be given again
+    #[arg(long, value_name = "HOST[:PORT]")]
+    pub(crate) allow_egress: Vec<Destination>,
     /// The most that all members together may cost an hour before fees, in dollars
     #[arg(long, value_name = "USD", value_parser = parse_rate)]
     pub(crate) max_price: Option<Rate>,
@@ -471,6 +511,12 @@ pub(crate) enum ClusterCommand {
         #[arg(long, short)]
         yes: bool,
     },
+    /// What the boxes may reach outside their cluster: show it, or change it while they run
+    #[command(after_help = "Examples:
+  ionet cluster egress clu_...                                        what holds and what passed
+  ionet cluster egress clu_... off
+  ionet cluster egress clu_... --allow '*.pythonhosted.org:443' --allow pypi.org:443")]
+    Egress(EgressArgs),
     /// Open local ports to dashboard, Ray Client, Jobs and notebook
     #[command(after_help = "Examples:
   ionet cluster connect clu_...
@@ -534,6 +580,18 @@ pub(crate) struct CreateArgs {
     /// The program of the command engine, after --
     #[arg(last = true, value_name = "PROGRAM")]
     pub(crate) argv: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct EgressArgs {
+    /// Which
+    pub(crate) cluster: OrderId,
+    /// On: every public address; off: members only
+    #[arg(value_name = "on|off", value_parser = parse_switch, conflicts_with = "allow")]
+    pub(crate) egress: Option<bool>,
+    /// Only there: HOST or HOST:PORT with a name, *.name, an address or a CIDR; may be given again
+    #[arg(long, value_name = "HOST[:PORT]")]
+    pub(crate) allow: Vec<Destination>,
 }
 
 #[derive(Debug, Args)]
@@ -663,6 +721,14 @@ pub(crate) enum JournalCommand {
 pub(crate) struct ActivityArgs {
     #[command(flatten)]
     pub(crate) page: PageArgs,
+}
+
+fn parse_switch(text: &str) -> Result<bool, String> {
+    match text {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err("write on or off".to_owned()),
+    }
 }
 
 fn parse_usd(text: &str) -> Result<u64, String> {

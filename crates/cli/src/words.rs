@@ -68,6 +68,10 @@ fn devices(body: &B) -> Option<String> {
         }
         B::DeviceChecking { device } => format!("device {device} is being measured"),
         B::DevicePooled { device, class, .. } => format!("device {device} passed its check: {class}"),
+        B::DeviceLinksMeasured { device, tier, .. } => match tier {
+            Some(tier) => format!("device {device}: relays measured its links; connectivity {tier}"),
+            None => format!("device {device}: relays measured its round trips"),
+        },
         B::DeviceRefused { device, reason, .. } => format!("device {device} was refused: {reason}"),
         B::DeviceContact { device, contact } => match contact {
             ionet_domain::device::Contact::Connected => format!("device {device} is connected"),
@@ -106,6 +110,7 @@ fn orders(body: &B) -> Option<String> {
         B::OrderExtended { order, duration_ms, transfer } => {
             format!("order {order} extended to {} for {}", span(*duration_ms), usd(transfer.amount))
         }
+        B::OrderEgressChanged { order, egress } => format!("order {order}: egress is {egress} now"),
         B::OrderClosing { order, reason: why } => format!("order {order} closing: {}", reason(why)),
         B::LeaseRemoved { lease, wipe } => match wipe {
             Some(wipe) => format!(

@@ -1,9 +1,12 @@
 //! What can be asked of the state machine, and by whom.
 
+use std::collections::BTreeSet;
+
 use crate::account::{ActivityKind, ApiKey};
+use crate::connectivity::RelayMeasure;
 use crate::device::{Contact, DeviceChange, Enrolment, Measured};
 use crate::id::{Address, CommandId, DeviceId, EndpointId, KeyId, LeaseId, OrderId, PayoutId, TransferId};
-use crate::market::{Program, Quote};
+use crate::market::{Destination, Egress, Program, Quote};
 use crate::meter::{Receipt, Witness};
 use crate::money::Asset;
 use crate::order::{CloseReason, WipeReceipt};
@@ -78,6 +81,8 @@ pub enum CommandBody {
     BeginCheck { device: DeviceId },
     /// Take a check's result.
     ReportCheck { device: DeviceId, measured: Result<Measured, String> },
+    /// Relays measured a device's links.
+    ReportLinks { device: DeviceId, measures: Vec<RelayMeasure> },
     /// Note that a device is heard, or silent.
     NoteContact { device: DeviceId, contact: Contact },
     /// Change a device.
@@ -112,6 +117,8 @@ pub enum CommandBody {
     Disprove { lease: LeaseId, reason: String },
     /// Add time.
     Extend { order: OrderId, added_ms: u64 },
+    /// Change what an order's boxes may reach outside, while it lives.
+    ChangeEgress { order: OrderId, egress: Egress, allow: BTreeSet<Destination> },
     /// End an order.
     Close { order: OrderId, reason: CloseReason },
     /// Give back the rest.

@@ -7,11 +7,12 @@ use std::collections::BTreeSet;
 
 use crate::account::{Activity, ActivityKind, Scope};
 use crate::command::{Actor, Command, CommandBody};
+use crate::connectivity::{self, RelayMeasure};
 use crate::device::{self, Contact, Device, DeviceChange, DeviceStage, Enrolment, Measured};
 use crate::event::{Event, PrivateBody, PublicBody};
 use crate::id::{Address, DeviceId, KeyId, LeaseId, OrderId, PayoutId, TransferId};
 use crate::ledger::{AccountKey, Owner, Step, Transfer};
-use crate::market::{Program, Quote};
+use crate::market::{Destination, Egress, Program, Quote};
 use crate::meter::{self, HeldCharge, Receipt, Witness};
 use crate::money::Asset;
 use crate::order::{self, Acceptance, CloseReason, LeasePhase, Move, Order, Stage};
@@ -75,12 +76,14 @@ impl Decision<'_> {
             | C::Rebind { .. }
             | C::BeginCheck { .. }
             | C::ReportCheck { .. }
+            | C::ReportLinks { .. }
             | C::NoteContact { .. }
             | C::ChangeDevice { .. }
             | C::ReportYield { .. }
             | C::ArchiveDevice { .. } => self.devices(body),
             C::PlaceOrder { order, quote, program } => self.place_order(*order, quote, program),
             C::Extend { order, added_ms } => self.extend(*order, *added_ms),
+            C::ChangeEgress { order, egress, allow } => self.change_egress(*order, *egress, allow),
             C::Close { order, reason } => self.close(*order, reason),
             C::ReportReady { .. }
             | C::ReportExit { .. }
@@ -270,6 +273,7 @@ impl Decision<'_> {
                 only(PublicBody::DeviceChecking { device: *device })
             }
             C::ReportCheck { device, measured } => self.report_check(*device, measured),
+            C::ReportLinks { device, measures } => self.report_links(*device, measures),
             C::NoteContact { device, contact } => self.note_contact(*device, *contact),
             C::ChangeDevice { device, change } => {
                 change.check(self.owner_of(*device, "change the device")?)?;
@@ -333,6 +337,24 @@ impl Decision<'_> {
         }
     }
 
+    /// What relays attest; a measurement that is not newer than what the same relay said before is no news.
+    fn report_links(&self, device: DeviceId, measures: &[RelayMeasure]) -> Result<Vec<Happened>, Refusal> {
+        self.by_server()?;
+        let allowed = |stage: &DeviceStage| *stage != DeviceStage::Archived;
+        let found = self.device_in(device, "report links", allowed)?;
+        let known = |new: &RelayMeasure| {
+            found.links.iter().any(|old| old.relay == new.relay && old.at_ms >= new.at_ms)
+        };
+        let measures: Vec<_> = measures.iter().filter(|new| !known(new)).cloned().collect();
+        if measures.is_empty() {
+            return Err(Refusal::NoChange { what: device.to_string() });
+        }
+        let mut links = found.links.clone();
+        connectivity::keep(&mut links, &measures);
+        let tier = connectivity::earned_tier(&links);
+        only(PublicBody::DeviceLinksMeasured { device, measures, tier })
+    }
+
     fn by_device(&self, device: DeviceId) -> Result<(), Refusal> {
         if matches!(self.actor, Actor::Server) || self.actor == Actor::Device(device) {
             return Ok(());
@@ -394,6 +416,18 @@ impl Decision<'_> {
         let found = self.renter_of(order, "extend a cluster")?;
         let (duration_ms, transfer) = order::extend(self.state, found, added_ms)?;
         only(PublicBody::OrderExtended { order, duration_ms, transfer })
+    }
+
+    fn change_egress(
+        &self,
+        order: OrderId,
+        egress: Egress,
+        allow: &BTreeSet<Destination>,
+    ) -> Result<Vec<Happened>, Refusal> {
+        let found = self.renter_of(order, "change what a cluster may reach")?;
+        order::change_egress(self.state, found, egress, allow)?;
+        let private = PrivateBody::Allow(allow.clone());
+        Ok(vec![(PublicBody::OrderEgressChanged { order, egress }, Some(private))])
     }
 
     fn close(&self, order: OrderId, reason: &CloseReason) -> Result<Vec<Happened>, Refusal> {

@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
+use crate::connectivity::{RelayMeasure, claimed_region, region_doubt};
 use crate::id::{Address, DeviceId, EndpointId};
 use crate::money::Rate;
 use crate::refusal::Refusal;
@@ -140,14 +141,47 @@ pub enum Tier {
     Ultra,
 }
 
+impl std::fmt::Display for Tier {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Basic => "basic",
+            Self::Low => "low",
+            Self::Medium => "medium",
+            Self::High => "high",
+            Self::Ultra => "ultra",
+        })
+    }
+}
+
+impl std::str::FromStr for Tier {
+    type Err = Refusal;
+    fn from_str(text: &str) -> Result<Self, Refusal> {
+        let known = [Self::Basic, Self::Low, Self::Medium, Self::High, Self::Ultra];
+        let value: String = text.chars().take(80).collect();
+        let wrong = || Refusal::out_of_range("tier", value, "basic, low, medium, high, ultra");
+        known.into_iter().find(|tier| tier.to_string() == text).ok_or_else(wrong)
+    }
+}
+
 impl Tier {
+    /// The least that it takes, down and up in Mbit/s.
+    pub fn least(self) -> (u32, u32) {
+        match self {
+            Self::Basic => (0, 0),
+            Self::Low => (100, 75),
+            Self::Medium => (400, 300),
+            Self::High => (800, 600),
+            Self::Ultra => (1600, 1200),
+        }
+    }
+
     /// The highest tier that both directions reach.
     pub fn of(down_mbit_s: u32, up_mbit_s: u32) -> Self {
-        let reaches = |down, up| down_mbit_s >= down && up_mbit_s >= up;
-        [(1600, 1200, Self::Ultra), (800, 600, Self::High), (400, 300, Self::Medium), (100, 75, Self::Low)]
-            .into_iter()
-            .find(|(down, up, _)| reaches(*down, *up))
-            .map_or(Self::Basic, |(_, _, tier)| tier)
+        let reaches = |tier: &Self| {
+            let (down, up) = tier.least();
+            down_mbit_s >= down && up_mbit_s >= up
+        };
+        [Self::Ultra, Self::High, Self::Medium, Self::Low].into_iter().find(reaches).unwrap_or(Self::Basic)
     }
 }
 
@@ -239,6 +273,7 @@ impl Window {
 /// What the owner wants of it; the owner comes first.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a wish of its own")]
 pub struct OwnerRules {
     /// Takes no new leases until resumed.
     pub paused: bool,
@@ -248,6 +283,9 @@ pub struct OwnerRules {
     pub yielding: bool,
     /// Only in these windows, if any are given.
     pub schedule: Vec<Window>,
+    /// Boxes here open no connections out of their cluster: only orders with egress off are placed.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub no_egress: bool,
 }
 
 impl OwnerRules {
@@ -354,6 +392,9 @@ pub struct Device {
     pub class: HardwareClass,
     /// Connectivity as measured.
     pub tier: Option<Tier>,
+    /// What relays measured of its links, oldest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub links: Vec<RelayMeasure>,
     /// The owner's wishes.
     pub rules: OwnerRules,
     /// Whether it is heard.
@@ -373,11 +414,17 @@ impl Device {
             measured: None,
             class: HardwareClass::Cpu,
             tier: None,
+            links: Vec::new(),
             rules: OwnerRules::default(),
             contact: Contact::Unknown { since_ms: now_ms },
             committed: Resources::default(),
             leases: 0,
         }
+    }
+
+    /// Why the region that its tags claim is not believed, if it claims one.
+    pub fn region_doubt(&self) -> Option<String> {
+        region_doubt(claimed_region(&self.enrolment.tags)?, &self.links)
     }
 
     /// What can still be hired. Without enforced limits a second tenant is never let in.

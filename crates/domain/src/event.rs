@@ -4,13 +4,16 @@
 //! of a key's secret) may be erased and the state still folds. Fields are named, never positional; new ones are
 //! optional, so that every old journal still folds.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 
 use crate::account::{Activity, ApiKey};
+use crate::connectivity::RelayMeasure;
 use crate::device::{Contact, DeviceChange, Enrolment, HardwareClass, Measured, Tier};
 use crate::id::{Address, CommandId, DeviceId, EndpointId, KeyId, LeaseId, OrderId, PayoutId};
 use crate::ledger::{Owner, Transfer};
-use crate::market::{Program, Quote};
+use crate::market::{Destination, Egress, Program, Quote};
 use crate::meter::{Charge, Receipt, Witness};
 use crate::order::{Bill, CloseReason, NewLease, ReplaceReason, WipeReceipt};
 use crate::payout::Payout;
@@ -102,6 +105,13 @@ pub enum PublicBody {
     DevicePooled { device: DeviceId, measured: Measured, class: HardwareClass, tier: Tier },
     /// It was turned away.
     DeviceRefused { device: DeviceId, measured: Option<Measured>, reason: String },
+    /// Relays measured its links, and this is the tier that it has earned.
+    DeviceLinksMeasured {
+        device: DeviceId,
+        measures: Vec<RelayMeasure>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        tier: Option<Tier>,
+    },
     /// It was connected or lost contact.
     DeviceContact { device: DeviceId, contact: Contact },
     /// Its owner changed it.
@@ -131,6 +141,8 @@ pub enum PublicBody {
     OrderRunning { order: OrderId },
     /// Time was added.
     OrderExtended { order: OrderId, duration_ms: u64, transfer: Transfer },
+    /// What its boxes may reach outside was changed; the list is private.
+    OrderEgressChanged { order: OrderId, egress: Egress },
     /// A period was charged.
     LeaseMetered { receipt: Receipt, witness: Witness, charge: Charge },
     /// Held charges were proven and posted, the oldest `count` of the lease.
@@ -181,6 +193,8 @@ pub enum PrivateBody {
         /// The hash.
         sha256: String,
     },
+    /// What an order's boxes may reach outside.
+    Allow(BTreeSet<Destination>),
     /// Particulars of an activity: from where, with what.
     Particulars(String),
 }
@@ -213,6 +227,7 @@ impl PublicBody {
             | Self::DeviceChecking { device }
             | Self::DevicePooled { device, .. }
             | Self::DeviceRefused { device, .. }
+            | Self::DeviceLinksMeasured { device, .. }
             | Self::DeviceContact { device, .. }
             | Self::DeviceChanged { device, .. }
             | Self::DeviceArchived { device } => vec![device.to_string()],
@@ -229,6 +244,7 @@ impl PublicBody {
             }
             Self::OrderStarted { order }
             | Self::OrderRunning { order }
+            | Self::OrderEgressChanged { order, .. }
             | Self::OrderClosing { order, .. }
             | Self::OrderPaid { order } => vec![order.to_string()],
             Self::LeaseReady { lease: id, .. }

@@ -10,6 +10,7 @@
 
 pub mod account;
 pub mod command;
+pub mod connectivity;
 pub mod decide;
 pub mod device;
 pub mod event;

@@ -7,7 +7,7 @@
 //! | place | Funded | Placed | reconcile/place |
 //! | start | Placed | Starting | reconcile/lease |
 //! | ready | Starting | Running | reconcile/ready |
-//! | meter, extend, replace | Running (and where [`after`] says) | the same | reconcile/meter, renter, reconcile/place |
+//! | meter, extend, replace, egress | Running (and where [`after`] says) | the same | reconcile/meter, renter, reconcile/place |
 //! | close | anything before Closing | Closing | renter, time, money, failure |
 //! | settle | Closing | Settled | reconcile/settle |
 //! | pay | Settled | Paid | reconcile/payout |
@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use crate::id::{Address, DeviceId, KeyId, LeaseId, OrderId, TransferId, TransferKind};
 use crate::ledger::{AccountKey, Owner, Step, Transfer};
 use crate::market::place::{self, Limits};
-use crate::market::{EngineKind, Program, Quote};
+use crate::market::{Destination, Egress, EngineKind, Program, Quote};
 use crate::meter::HeldCharge;
 use crate::money::{Asset, Rate};
 use crate::refusal::Refusal;
@@ -69,6 +69,8 @@ pub enum Move {
     Extend,
     /// Put a lost member on another device.
     Replace,
+    /// Change what its boxes may reach outside.
+    Egress,
     /// End it.
     Close,
     /// Give back the rest.
@@ -101,6 +103,7 @@ pub fn after(stage: Stage, wanted: Move) -> Option<Stage> {
         (S::Running | S::Closing, M::Meter) => Some(stage),
         (S::Running, M::Extend) => Some(S::Running),
         (S::Placed | S::Starting | S::Running, M::Replace) => Some(stage),
+        (S::Accepted | S::Funded | S::Placed | S::Starting | S::Running, M::Egress) => Some(stage),
         (S::Accepted | S::Funded | S::Placed | S::Starting | S::Running, M::Close) => Some(S::Closing),
         (S::Closing, M::Settle) => Some(S::Settled),
         (S::Settled, M::Pay) => Some(S::Paid),
@@ -478,6 +481,7 @@ pub fn accept(state: &State, order: &Acceptance<'_>, now_ms: u64) -> Result<Tran
         return Err(Refusal::Exists { what: order.order.to_string() });
     }
     order.program.check(quote.request.engine)?;
+    quote.request.egress.check(&order.program.allow)?;
     let fund = escrow(order.order, 0, order.account, quote.request.asset, quote.total_micro_usd);
     state.ledger.check(&[fund])?;
     if let Some(key) = order.key {
@@ -593,6 +597,27 @@ pub fn extend(state: &State, order: &Order, added_ms: u64) -> Result<(u64, Trans
         state.key(order.account, key)?.affords(more)?;
     }
     Ok((longer.request.duration_ms, fund))
+}
+
+/// Whether an order's boxes may be given these rules for what they reach outside.
+pub fn change_egress(
+    state: &State,
+    order: &Order,
+    egress: Egress,
+    allow: &BTreeSet<Destination>,
+) -> Result<(), Refusal> {
+    order.may(Move::Egress)?;
+    egress.check(allow)?;
+    let forbids = |lease: &&Lease| state.device(lease.device).is_ok_and(|device| device.rules.no_egress);
+    let Some(lease) = order.leases.values().filter(|lease| lease.live()).find(forbids) else { return Ok(()) };
+    if egress == Egress::Off {
+        return Ok(());
+    }
+    Err(Refusal::Unsupported {
+        what: format!("egress {egress}"),
+        reason: format!("the supplier of {} (member {}) forbids it", lease.device, lease.slot),
+        available: "off".into(),
+    })
 }
 
 /// What goes back to the renter, once nothing more can be charged. `None` if all was used.

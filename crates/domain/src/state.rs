@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use crate::account::{Account, ApiKey};
+use crate::connectivity;
 use crate::device::{Device, DeviceStage, Resources};
 use crate::event::{Event, PrivateBody, PublicBody};
 use crate::id::{Address, CommandId, DeviceId, KeyId, LeaseId, OrderId, PayoutId};
@@ -157,6 +158,7 @@ impl State {
             | B::DeviceChecking { .. }
             | B::DevicePooled { .. }
             | B::DeviceRefused { .. }
+            | B::DeviceLinksMeasured { .. }
             | B::DeviceContact { .. }
             | B::DeviceChanged { .. }
             | B::DeviceArchived { .. } => self.fold_device(event)?,
@@ -222,7 +224,15 @@ impl State {
                 device.stage = DeviceStage::Pooled;
                 device.measured = Some(measured.clone());
                 device.class = class.clone();
-                device.tier = Some(*tier);
+                // What relays measured is worth more than the check's few pings.
+                if device.links.is_empty() {
+                    device.tier = Some(*tier);
+                }
+            }
+            B::DeviceLinksMeasured { device, measures, tier } => {
+                let device = self.device_mut(*device)?;
+                connectivity::keep(&mut device.links, measures);
+                device.tier = tier.or(device.tier);
             }
             B::DeviceRefused { device, measured, reason } => {
                 let device = self.device_mut(*device)?;
@@ -264,6 +274,17 @@ impl State {
                 let quote = &mut self.order_mut(*order)?.quote;
                 quote.request.duration_ms = *duration_ms;
                 quote.add_up();
+            }
+            B::OrderEgressChanged { order, egress } => {
+                self.order_mut(*order)?.quote.request.egress = *egress;
+                // Where the list was erased nothing is allowed, not everything.
+                let allow = match &event.private {
+                    Some(PrivateBody::Allow(allow)) => allow.clone(),
+                    _ => BTreeSet::new(),
+                };
+                if let Some(program) = self.private.programs.get_mut(order) {
+                    program.allow = allow;
+                }
             }
             B::OrderPlaced { order, leases, reason } => self.fold_placed(*order, leases, *reason)?,
             B::OrderStarted { order } => self.step(*order, Move::Start)?,

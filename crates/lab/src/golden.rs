@@ -9,9 +9,10 @@ use std::path::Path;
 
 use ionet_domain::account::{ActivityKind, ApiKey, Scope as KeyScope};
 use ionet_domain::command::CommandBody as C;
+use ionet_domain::connectivity::{Bandwidth, RelayMeasure};
 use ionet_domain::device::{Contact, DeviceChange, Enrolment, Hardware, Measured, OwnerRules, Resources};
 use ionet_domain::id::{QuoteId, TransferKind};
-use ionet_domain::market::{EngineKind, Program, Request, price};
+use ionet_domain::market::{Egress, EngineKind, Program, Request, price};
 use ionet_domain::meter::{Receipt, Witness};
 use ionet_domain::money::{Asset, HOUR_MS, Rate};
 use ionet_domain::order::{CloseReason, WipeReceipt};
@@ -230,6 +231,10 @@ impl<D: Disk> Script<D> {
             let change = DeviceChange { rules: Some(rules), ..DeviceChange::default() };
             self.ask(Actor::Wallet(SUPPLIER), C::ChangeDevice { device, change })?;
         }
+        let bandwidth = Some(Bandwidth { down_mbit_s: 450, up_mbit_s: 310 });
+        let (relay, region) = ("https://relay.example.org".into(), Some("eu".into()));
+        let measure = RelayMeasure { relay, region, at_ms: 1, rtt_us: 900, bandwidth };
+        self.server(C::ReportLinks { device, measures: vec![measure] })?;
         self.ask(Actor::Device(device), C::ReportYield { device, yielding: true })?;
         self.ask(Actor::Device(device), C::ReportYield { device, yielding: false })?;
         self.ask(Actor::Wallet(SUPPLIER), C::Rebind { device, endpoint: EndpointId([77; 32]) })?;
@@ -249,7 +254,9 @@ impl<D: Disk> Script<D> {
             gpu_model: None,
             network: Some("ionet".into()),
             tags: BTreeSet::from(["lab".to_string()]),
+            tier: None,
             spread,
+            egress: Egress::On,
             max_rate: Some(Rate(10_000_000)),
             asset: Asset::Iosd,
         };
@@ -293,6 +300,8 @@ impl<D: Disk> Script<D> {
         self.meter(lease(0), 60_000, Witness::Heartbeats)?;
         self.meter(lease(1), 61_001, Witness::Heartbeats)?;
         self.ask(Actor::Wallet(RENTER), C::Extend { order, added_ms: HOUR_MS / 2 })?;
+        let allow = ["pypi.org:443", "203.0.113.0/24"].into_iter().filter_map(|text| text.parse().ok()).collect();
+        self.ask(Actor::Wallet(RENTER), C::ChangeEgress { order, egress: Egress::Listed, allow })?;
         self.ask(Actor::Wallet(RENTER), C::Close { order, reason: CloseReason::Renter })?;
         self.meter(lease(0), 90_000, Witness::Heartbeats)?;
         self.remove(lease(0))?;

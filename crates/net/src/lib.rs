@@ -2,7 +2,7 @@
 //!
 //! A [`Node`] is one encrypted endpoint. Over it run the worker's control [`link`], byte [`tunnel`]s to services
 //! inside a cluster, and the private layer-3 [`overlay`] of a cluster. A [`relay`] forwards sealed packets where no
-//! direct path can be found.
+//! direct path can be found, and [`measure`]s the way to itself.
 //!
 //! What always holds: a peer is known by its [`EndpointId`] and nothing else, proven by the handshake; every protocol
 //! asks its own `admit` rule before it reads a byte; no server outside the operator's control is ever contacted.
@@ -15,6 +15,7 @@ mod frame;
 mod homes;
 pub mod key;
 pub mod link;
+pub mod measure;
 pub mod mem_link;
 pub mod node;
 pub mod overlay;

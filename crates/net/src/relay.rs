@@ -1,5 +1,5 @@
 //! Our own relay: forwards sealed packets between endpoints that find no direct path, and tells an endpoint the
-//! address it is seen from.
+//! address it is seen from. Beside the QUIC library's relay runs the overlays' own forwarder (`ionet-overlay`).
 //!
 //! It sees ciphertext only. Its certificate comes from an authority it makes itself and keeps in a folder; clients pin
 //! that authority from [`RelayInfo`], so neither a public name nor the internet is needed. It knows no accounts: who
@@ -9,16 +9,26 @@ use std::{
     fmt, fs,
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
+use ionet_overlay::{
+    RelayAt,
+    relay::{
+        Limits,
+        forwarder::{Forwarder, ForwarderConfig},
+    },
+};
 use iroh_relay::server::{
     self, Access, AccessControl, CertConfig, ClientRequest, QuicConfig, Server, TlsConfig,
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use serde::{Deserialize, Serialize};
 
-use crate::{EndpointId, NetError, key::create_private};
+use crate::{EndpointId, NetError, NodeAddr, key::create_private};
 
 /// Which endpoints may do something.
 pub type Admit = Arc<dyn Fn(EndpointId) -> bool + Send + Sync>;
@@ -41,10 +51,23 @@ pub struct RelayConfig {
     pub http_port: u16,
     /// UDP port for address discovery; 0 takes a free one.
     pub quic_port: u16,
+    /// Ports of the overlays' forwarder; 0 takes a free one.
+    pub forwarder: ForwarderPorts,
     /// Folder of the relay's own certificate authority; made if missing.
     pub dir: PathBuf,
     /// Who may use the relay; asked at every connect.
     pub admit: Admit,
+}
+
+/// Where the overlays' forwarder of a relay listens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ForwarderPorts {
+    /// UDP port for packets.
+    pub udp: u16,
+    /// Another UDP port, by which members learn what NAT they are behind.
+    pub second_udp: u16,
+    /// TCP port, for whom UDP is blocked.
+    pub tcp: u16,
 }
 
 /// What a client needs to use a relay: travels in joining tokens and lists.
@@ -57,6 +80,39 @@ pub struct RelayInfo {
     pub ca_der: Vec<u8>,
     /// UDP port for address discovery.
     pub quic_port: u16,
+    /// Ports of its forwarder for overlays; a relay of an older version has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub forwarder: Option<ForwarderPorts>,
+    /// Where it is, by its operator's word.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub region: Option<String>,
+    /// The node beside it that measures links, if there is one; its key signs what it measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub measure: Option<NodeAddr>,
+}
+
+impl RelayInfo {
+    /// Its forwarder, as an overlay uses it; looks the host up if it is a name. `None` without a forwarder, or where
+    /// the name is not found.
+    pub async fn forwarder_at(&self) -> Option<RelayAt> {
+        let ports = self.forwarder?;
+        let authority = self.url.strip_prefix("https://")?.trim_end_matches('/');
+        let host = authority.rsplit_once(':').map_or(authority, |(host, _)| host);
+        let bare = host.trim_start_matches('[').trim_end_matches(']');
+        let mut found = tokio::net::lookup_host((bare, ports.udp)).await.ok()?;
+        let udp = found.next()?;
+        let at = |port| SocketAddr::new(udp.ip(), port);
+        let (second, tcp) = (Some(at(ports.second_udp)), Some(at(ports.tcp)));
+        Some(RelayAt { id: forwarder_id(&self.ca_der), udp, second, tcp })
+    }
+}
+
+/// What a forwarder is known by: its relay's certificate authority.
+fn forwarder_id(ca_der: &[u8]) -> [u8; 32] {
+    let hash = ring::digest::digest(&ring::digest::SHA256, ca_der);
+    let mut id = [0; 32];
+    id.copy_from_slice(hash.as_ref());
+    id
 }
 
 pub(crate) mod base64 {
@@ -85,12 +141,49 @@ pub struct RelayMetrics {
     pub sent_bytes: u64,
     /// Packets dropped, since their receiver was away.
     pub dropped_packets: u64,
+    /// What the overlays' forwarder did.
+    pub forwarder: ForwarderMetrics,
+}
+
+/// Counters of an overlays' forwarder since its start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ForwarderMetrics {
+    /// Channels that stand now.
+    pub channels: u64,
+    /// TCP connections that stand now.
+    pub connections: u64,
+    /// Ends bound to channels, again and again.
+    pub bound: u64,
+    /// Questions for a channel refused.
+    pub refused: u64,
+    /// Packets passed on.
+    pub packets: u64,
+    /// Bytes of them.
+    pub bytes: u64,
+    /// Packets dropped: over the channel's rate, of no channel, or not taken by the network.
+    pub dropped_packets: u64,
+}
+
+impl ForwarderMetrics {
+    fn of(counters: &ionet_overlay::relay::Counters) -> Self {
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Self {
+            channels: get(&counters.channels),
+            connections: get(&counters.connections),
+            bound: get(&counters.bound),
+            refused: get(&counters.refused),
+            packets: get(&counters.packets),
+            bytes: get(&counters.bytes),
+            dropped_packets: get(&counters.over_rate) + get(&counters.unknown) + get(&counters.unsent),
+        }
+    }
 }
 
 /// A running relay; stops when dropped.
 #[derive(Debug)]
 pub struct Relay {
     server: Server,
+    forwarder: Forwarder,
     info: RelayInfo,
 }
 
@@ -111,17 +204,27 @@ impl Relay {
         let at = |port| SocketAddr::new(config.bind, port);
         let mut relay = server::RelayConfig::new(at(config.http_port));
         relay.tls = Some(TlsConfig::new(at(config.https_port), CertConfig::Manual { server_config: tls }));
-        relay.access = Arc::new(Gate(config.admit));
+        relay.access = Arc::new(Gate(config.admit.clone()));
         let mut all = server::ServerConfig::default();
         all.relay = Some(relay);
         all.quic = Some(QuicConfig::new(at(config.quic_port)));
+        let forwarder = start_forwarder(&config, &ca_der)?;
         let server = Server::spawn(all).await.map_err(|e| failed(format!("{e:#}")))?;
         let https = server.https_addr().ok_or_else(|| failed("no TLS port"))?;
         let quic = server.quic_addr().ok_or_else(|| failed("no address discovery port"))?;
         let host = if host.contains(':') { format!("[{host}]") } else { host };
-        let info =
-            RelayInfo { url: format!("https://{host}:{}", https.port()), ca_der, quic_port: quic.port() };
-        Ok(Self { server, info })
+        let url = format!("https://{host}:{}", https.port());
+        let [udp, second_udp] = forwarder.udp_ports();
+        let ports = ForwarderPorts { udp, second_udp, tcp: forwarder.tcp_port() };
+        let info = RelayInfo {
+            url,
+            ca_der,
+            quic_port: quic.port(),
+            forwarder: Some(ports),
+            region: None,
+            measure: None,
+        };
+        Ok(Self { server, forwarder, info })
     }
 
     /// What clients need to use it.
@@ -138,6 +241,7 @@ impl Relay {
             received_bytes: m.bytes_recv.get(),
             sent_bytes: m.bytes_sent.get(),
             dropped_packets: m.send_packets_dropped.get(),
+            forwarder: ForwarderMetrics::of(&self.forwarder.counters()),
         }
     }
 
@@ -147,6 +251,23 @@ impl Relay {
             tracing::debug!(%error, "relay ended with an error");
         }
     }
+}
+
+fn start_forwarder(config: &RelayConfig, ca_der: &[u8]) -> Result<Forwarder, NetError> {
+    let mut secret = [0; 32];
+    getrandom::fill(&mut secret).map_err(failed)?;
+    let admit = config.admit.clone();
+    let forwarder = ForwarderConfig {
+        id: forwarder_id(ca_der),
+        secret,
+        ip: config.bind,
+        udp_port: config.forwarder.udp,
+        second_udp_port: config.forwarder.second_udp,
+        tcp_port: config.forwarder.tcp,
+        limits: Limits::default(),
+        admit: Box::new(move |key| admit(EndpointId(*key))),
+    };
+    Forwarder::start(forwarder).map_err(failed)
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "made for `map_err`")]

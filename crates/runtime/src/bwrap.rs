@@ -5,6 +5,7 @@
 
 use std::{
     fs,
+    net::Ipv4Addr,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
 };
@@ -46,7 +47,7 @@ pub(crate) struct BoxView {
 
 impl BoxView {
     /// Writes the box's own small files of `/etc` and makes its folders.
-    pub(crate) fn make_files(&self, hosts: &str) -> Result<()> {
+    pub(crate) fn make_files(&self, hosts: &str, resolver: Ipv4Addr) -> Result<()> {
         for folder in ["work", "tmp", "etc"] {
             fs::create_dir_all(self.lease_dir.join(folder))
                 .during(format!("make the box's {folder} folder"))?;
@@ -54,9 +55,9 @@ impl BoxView {
         let files = [
             ("hosts", format!("127.0.0.1 localhost\n{hosts}")),
             ("hostname", format!("{}\n", self.hostname)),
-            // No resolver: a box has no way out, and a name must fail at once rather than time out.
-            ("resolv.conf", "options timeout:1 attempts:1\n".to_owned()),
-            ("nsswitch.conf", "passwd: files\ngroup: files\nhosts: files\n".to_owned()),
+            // The lease's own process answers, with a refusal at once where the rules allow no names.
+            ("resolv.conf", format!("nameserver {resolver}\noptions timeout:5 attempts:2\n")),
+            ("nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n".to_owned()),
             (
                 "passwd",
                 format!(

@@ -62,6 +62,15 @@ pub struct Holder {
 #[derive(Clone)]
 pub struct Connector(Arc<Shared>);
 
+/// The devices of a box's network namespace: whole IP packets, no header.
+#[derive(Debug)]
+pub struct Devices {
+    /// To and from the other members.
+    pub overlay: OwnedFd,
+    /// Everything else that the box sends, and what is answered.
+    pub out: OwnedFd,
+}
+
 /// A program that was started in the box.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RunId(u64);
@@ -94,10 +103,13 @@ impl Holder {
         self.child.id()
     }
 
-    /// Makes the namespaces; gives back the TUN.
-    pub(crate) fn setup(&self, setup: Setup) -> Result<OwnedFd> {
+    /// Makes the namespaces; gives back their devices.
+    pub(crate) fn setup(&self, setup: Setup) -> Result<Devices> {
         let (_, fds) = self.shared.call(Op::Setup(setup), &[], Duration::from_secs(20))?;
-        fds.into_iter().next().ok_or_else(|| helper_error("sent no TUN descriptor"))
+        match <[OwnedFd; 2]>::try_from(fds) {
+            Ok([overlay, out]) => Ok(Devices { overlay, out }),
+            Err(_) => Err(helper_error("sent no descriptors of the devices")),
+        }
     }
 
     /// Starts a program inside the namespaces; `{fdN}` in an argument stands for extra N.

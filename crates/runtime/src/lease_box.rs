@@ -1,6 +1,6 @@
 //! One lease's box from start to wipe, as the lease's own process drives it.
 //!
-//! Always holds: `poll` never blocks; the TUN is handed out before anything of the customer runs; when
+//! Always holds: `poll` never blocks; the devices are handed out before anything of the customer runs; when
 //! this value or its process goes, everything in the box goes; `remove` looks afterwards whether that is
 //! true and says so in the receipt. Not here: packets, paid time, reports to the agent.
 
@@ -8,9 +8,9 @@ use std::{
     collections::BTreeSet,
     fs::{self, File},
     io::{BufRead as _, BufReader, Read, Write as _},
-    net::Ipv4Addr,
+    net::{Ipv4Addr, Ipv6Addr},
     os::{
-        fd::{AsFd as _, OwnedFd},
+        fd::AsFd as _,
         unix::fs::{MetadataExt as _, PermissionsExt as _},
     },
     path::{Path, PathBuf},
@@ -26,7 +26,8 @@ use crate::{
     engine::{Program, Running, command, ray},
     environment::{self, Environment, Stop, Wanted},
     error::{During, Error, Result},
-    holder::{Connector, HelperExe, Holder, RunId},
+    holder::{Connector, Devices, HelperExe, Holder, RunId},
+    iface,
     limits::{BoxGroup, Enforcement, Hierarchy},
     netns::Setup,
     sandbox::{BoxReport, BoxSpec, Engine, Phase, Timeline, WipeReceipt},
@@ -48,6 +49,15 @@ pub struct BoxConfig {
     pub tun_device: PathBuf,
     /// Where limits are enforced.
     pub hierarchy: Hierarchy,
+    /// Whom the box's programs ask for names; whoever holds the device for what leaves the cluster answers there.
+    pub resolver: Ipv4Addr,
+    /// The MTU of that device in bytes.
+    pub out_mtu: u32,
+}
+
+/// The IPv6 address that the traffic out of the cluster of the member with this address comes from, in its box.
+pub fn out_v6(ip: Ipv4Addr) -> Ipv6Addr {
+    iface::out_v6(ip)
 }
 
 /// The kernel's TUN device.
@@ -103,17 +113,17 @@ enum Preparation {
 }
 
 impl LeaseBox {
-    /// Makes the box with its namespaces and TUN and begins to prepare what its engine needs. Gives the
-    /// TUN's descriptor: whole IP packets, no header.
-    pub fn start(config: BoxConfig, now: Instant) -> Result<(Self, OwnedFd)> {
+    /// Makes the box with its namespaces and devices and begins to prepare what its engine needs. Gives the
+    /// devices' descriptors.
+    pub fn start(config: BoxConfig, now: Instant) -> Result<(Self, Devices)> {
         config.spec.check()?;
         let mut view = view_of(&config)?;
-        view.make_files(&format!("{} {}\n", config.spec.ip, view.hostname))?;
+        view.make_files(&format!("{} {}\n", config.spec.ip, view.hostname), config.resolver)?;
         write_files(&config, &mut view)?;
         let uid = give_folders(&config.lease_dir)?;
         let group = BoxGroup::create(&config.hierarchy, &config.spec.lease, &config.spec.limits)?;
         match hold(&config, &view, &group, uid) {
-            Ok((holder, tun)) => Ok((Self::held(config, view, group, holder, now)?, tun)),
+            Ok((holder, devices)) => Ok((Self::held(config, view, group, holder, now)?, devices)),
             Err(error) => {
                 // The helper is gone by now; a group that is still busy is removed by `reap`.
                 group.remove();
@@ -383,18 +393,20 @@ fn spawn_named(name: &str, work: impl FnOnce() + Send + 'static) -> Result<()> {
 }
 
 /// Starts the helper under the box's limits and has it make the namespaces.
-fn hold(config: &BoxConfig, view: &BoxView, group: &BoxGroup, uid: u32) -> Result<(Holder, OwnedFd)> {
+fn hold(config: &BoxConfig, view: &BoxView, group: &BoxGroup, uid: u32) -> Result<(Holder, Devices)> {
     let holder = Holder::spawn(&config.helper)?;
     group.attach(holder.pid())?;
-    let tun = holder.setup(Setup {
+    let devices = holder.setup(Setup {
         tun_device: config.tun_device.clone(),
         ip: config.spec.ip,
+        ip6: config.spec.ip6,
         prefix: config.spec.prefix,
         mtu: config.spec.mtu,
+        out_mtu: config.out_mtu,
         binds: view.binds(),
         uid,
     })?;
-    Ok((holder, tun))
+    Ok((holder, devices))
 }
 
 fn view_of(config: &BoxConfig) -> Result<BoxView> {

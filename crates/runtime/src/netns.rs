@@ -1,4 +1,4 @@
-//! The helper process of one box: makes its namespaces, hands out its TUN, then holds it.
+//! The helper process of one box: makes its namespaces, hands out its devices, then holds it.
 //!
 //! It is single-threaded and talks to its parent over the socket that is its standard input (messages
 //! of the `wire` module). First comes one `setup`; then `run`, `connect` and `kill` in any
@@ -48,8 +48,11 @@ pub(crate) const STAGE: &str = "/tmp";
 pub(crate) struct Setup {
     pub(crate) tun_device: PathBuf,
     pub(crate) ip: std::net::Ipv4Addr,
+    pub(crate) ip6: Option<std::net::Ipv6Addr>,
     pub(crate) prefix: u8,
     pub(crate) mtu: u32,
+    /// The MTU of the device for what leaves the cluster.
+    pub(crate) out_mtu: u32,
     /// Host paths to stage as `STAGE/<name>`, so that they need not be reachable for the box's user.
     pub(crate) binds: Vec<(PathBuf, String)>,
     /// The unprivileged user to become when started as root.
@@ -123,8 +126,11 @@ fn serve() -> Result<()> {
         return Err(Error::Helper { message: "the first request must be the setup".into() });
     };
     match enter(&setup) {
-        Ok(tun) => wire::send(&control, &Reply::Done { id: request.id, pid: None }, &[tun.as_fd()])
-            .during("send the TUN descriptor")?,
+        Ok(devices) => {
+            let fds = [devices[0].as_fd(), devices[1].as_fd()];
+            wire::send(&control, &Reply::Done { id: request.id, pid: None }, &fds)
+                .during("send the devices' descriptors")?;
+        }
         Err(error) => {
             let message = error.full_message();
             return wire::send(&control, &Reply::Failed { id: request.id, message }, &[])
@@ -134,8 +140,8 @@ fn serve() -> Result<()> {
     Holder { control, runs: Vec::new(), connects: Vec::new() }.hold()
 }
 
-/// Enters the new namespaces, stages the mounts, makes the TUN and gives up every privilege.
-fn enter(setup: &Setup) -> Result<OwnedFd> {
+/// Enters the new namespaces, stages the mounts, makes the devices and gives up every privilege.
+fn enter(setup: &Setup) -> Result<[OwnedFd; 2]> {
     let base = UnshareFlags::NEWNET | UnshareFlags::NEWNS;
     // As root the new namespaces belong to the host's user namespace, in which the box will be nobody.
     let as_root = geteuid().is_root() && unshare(base).is_ok();
@@ -143,13 +149,14 @@ fn enter(setup: &Setup) -> Result<OwnedFd> {
         enter_user_namespace(base)?;
     }
     iface::loopback_up()?;
-    let tun = iface::open_tun(&setup.tun_device, setup.ip, setup.prefix, setup.mtu)?;
+    let tun = iface::open_tun(&setup.tun_device, (setup.ip, setup.prefix), setup.ip6, setup.mtu)?;
+    let out = iface::open_out(&setup.tun_device, setup.ip, setup.out_mtu)?;
     stage(&setup.binds)?;
     if as_root {
         drop_to(setup.uid)?;
     }
     set_no_new_privs(true).during("set no_new_privs")?;
-    Ok(tun)
+    Ok([tun, out])
 }
 
 fn unshare(flags: UnshareFlags) -> rustix::io::Result<()> {

@@ -4,7 +4,10 @@
 //! with its wipe receipt until it is forgotten; secrets are masked in every print. The real
 //! implementation (a process per lease) is in the worker; the twin is [`crate::mem::MemSandbox`].
 
-use std::{fmt, net::Ipv4Addr};
+use std::{
+    fmt,
+    net::{Ipv4Addr, Ipv6Addr},
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -30,6 +33,8 @@ pub struct BoxSpec {
     pub engine: Engine,
     /// This member's address in the cluster's overlay.
     pub ip: Ipv4Addr,
+    /// Its IPv6 address there, of a /64 of the cluster's own; `None` for a box without.
+    pub ip6: Option<Ipv6Addr>,
     /// Length of the overlay's network prefix in bits.
     pub prefix: u8,
     /// The overlay's MTU in bytes.

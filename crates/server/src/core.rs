@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use ionet_api::worker::{FromWorker, MemberEndpoint, MemberList, ToWorker, Welcome};
 use ionet_chain::{Deposit, Paid};
 use ionet_domain::command::CommandBody;
+use ionet_domain::connectivity::RelayMeasure;
 use ionet_domain::device::{Contact, DeviceStage};
 use ionet_domain::{Actor, Command, DeviceId, EndpointId, Event, LeaseId, PayoutId, PublicBody, Refusal};
 use ionet_journal::Disk;
@@ -50,6 +51,8 @@ pub enum Input {
     Link(LinkEvent),
     /// A measurement that was asked for with [`Output::Probe`].
     Probed(EndpointId, NetworkMeasured),
+    /// What relays attest of the links of the device at an endpoint; whoever runs the links has checked it.
+    LinksMeasured(EndpointId, Vec<RelayMeasure>),
     /// The answer to [`Output::Pay`]: the payment as the chain has it, or what failed.
     ChainPaid(PayoutId, Result<Paid, String>),
     /// The chain's watcher saw tokens arrive.
@@ -149,6 +152,7 @@ impl Core {
             Input::Submit(ticket, command) => self.submitted(ticket, &command, now_ms),
             Input::Link(event) => self.linked(event, now_ms),
             Input::Probed(endpoint, measured) => self.probed(endpoint, measured),
+            Input::LinksMeasured(endpoint, measures) => self.links_measured(endpoint, measures, now_ms),
             Input::ChainPaid(payout, paid) => self.paid(payout, paid, now_ms),
             Input::ChainDeposit(deposit) => self.deposited(&deposit, now_ms),
             Input::Found(lease, ended) => {
@@ -324,8 +328,11 @@ impl Core {
                 }
                 return;
             }
-            // Pongs belong to the probe of whoever runs the links.
-            FromWorker::Checked(_) | FromWorker::Pong { .. } | FromWorker::Hello { .. } => return,
+            // Pongs and relays' words are for whoever runs the links.
+            FromWorker::Checked(_)
+            | FromWorker::Pong { .. }
+            | FromWorker::LinksMeasured(_)
+            | FromWorker::Hello { .. } => return,
         }
         self.dirty = true;
     }
@@ -358,6 +365,13 @@ impl Core {
             now.check.network = Some(measured);
             self.devices_due_ms = 0;
             self.dirty = true;
+        }
+    }
+
+    fn links_measured(&mut self, endpoint: EndpointId, measures: Vec<RelayMeasure>, now_ms: u64) {
+        let device = self.view.read().fleet.device_on(endpoint);
+        if let Some(device) = device.filter(|device| self.is_device(*device, endpoint)) {
+            self.by_server(CommandBody::ReportLinks { device, measures }, now_ms);
         }
     }
 

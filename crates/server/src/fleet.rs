@@ -321,8 +321,8 @@ impl Fleet {
         self.meters.retain(|lease, _| live.contains(&lease.order));
         self.lists.retain(|order, _| live.contains(order));
         self.exits.retain(|order, _| live.contains(order));
-        let devices = &self.devices;
         self.overlay.retain(|order| live.contains(&order));
+        let devices = &self.devices;
         self.unknown.retain(|lease, _| devices.values().any(|now| now.observed.contains_key(lease)));
     }
 }

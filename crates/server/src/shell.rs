@@ -4,6 +4,7 @@
 //! waits for nobody. A failed commit ends the server with its error. Not here: what follows from what (`core`), batches
 //! (`writer`).
 
+mod attest;
 mod background;
 mod hub;
 mod outlet;
@@ -182,7 +183,7 @@ impl Server {
             spawn("ionet-writer", move || _ = end.send(write(one, &endpoints)))?,
         ];
         let tasks = vec![
-            tokio::spawn(hub::run(link, hub_orders, writer.clone())),
+            tokio::spawn(hub::run(link, hub_orders, writer.clone(), config.relays.clone())),
             tokio::spawn(background::tick(writer)),
         ];
         let (stop_http, stopping) = watch::channel(false);

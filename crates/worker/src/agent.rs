@@ -10,13 +10,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ionet_api::worker::{
-    BoxPhase, Desired, DesiredLease, FromWorker, ObservedLease, PeerLink, Telemetry, ToWorker, Welcome,
+    BoxPhase, Desired, DesiredLease, FromWorker, ObservedLease, PeerLink, SignedLink, Telemetry, ToWorker,
+    Welcome,
 };
 use ionet_domain::device::Measured;
 use ionet_domain::{DeviceId, LeaseId};
 use serde::{Deserialize, Serialize};
 
 use crate::assignment::Assignment;
+use crate::measuring::Measuring;
 
 /// How often everything observed is said anew, in milliseconds.
 pub const OBSERVED_EVERY_MS: u64 = 5_000;
@@ -55,6 +57,7 @@ pub struct Saved {
 
 /// What happened.
 #[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "inputs are handed over one by one and never kept")]
 pub enum Input {
     /// The link to the server is up.
     LinkUp,
@@ -80,6 +83,8 @@ pub enum Input {
         /// Why, for people.
         reason: String,
     },
+    /// Relays have measured the links; what each attests, nothing where none could.
+    LinksMeasured(Vec<SignedLink>),
     /// The measurements are done.
     CheckDone(Result<Measured, String>),
     /// How the machine is.
@@ -105,6 +110,8 @@ pub enum Output {
     ForgetLease(LeaseId),
     /// Measure the machine, then say `CheckDone`.
     RunCheck,
+    /// Have relays measure the links, then say `LinksMeasured`.
+    MeasureLinks,
     /// For the log.
     Warn(String),
 }
@@ -139,6 +146,7 @@ pub struct Agent {
     /// When everything observed was last said; `None` once something has changed since.
     observed_ms: Option<u64>,
     yielding: Yielding,
+    measuring: Measuring,
 }
 
 #[derive(Debug, Default)]
@@ -168,6 +176,7 @@ impl Agent {
             started: false,
             observed_ms: None,
             yielding: Yielding::default(),
+            measuring: Measuring::new(device),
         }
     }
 
@@ -203,14 +212,31 @@ impl Agent {
             Input::LinkDown => self.link_down(),
             Input::FromServer(said) => self.hear(said, &mut todo),
             Input::Observed(observed) => self.observe(observed),
-            Input::Links { lease, links } => todo.push(Output::Send(FromWorker::Links { lease, links })),
+            Input::Links { lease, links } => {
+                self.measuring.take_links(lease, &links);
+                todo.push(Output::Send(FromWorker::Links { lease, links }));
+            }
+            Input::LinksMeasured(measured) => {
+                self.measuring.done(now_ms, !measured.is_empty());
+                if !measured.is_empty() {
+                    todo.push(Output::Send(FromWorker::LinksMeasured(measured)));
+                }
+            }
             Input::Gone { lease, last, reason } => self.supervisor_gone(lease, last, reason),
             Input::CheckDone(result) => {
                 self.checking = false;
                 todo.push(Output::Send(FromWorker::Checked(result)));
             }
             Input::Telemetry(telemetry) => self.take_telemetry(now_ms, telemetry, &mut todo),
-            Input::Tick => self.remind(&mut todo),
+            Input::Tick => {
+                self.remind(&mut todo);
+                let live = |lease: &LeaseId| {
+                    self.held.get(lease).is_some_and(|held| !held.gone && !held.is_removed())
+                };
+                if self.linked && self.measuring.is_due(now_ms, live) {
+                    todo.push(Output::MeasureLinks);
+                }
+            }
         }
         self.say_observed(now_ms, &mut todo);
         self.forget(now_ms, &mut todo);
@@ -222,6 +248,7 @@ impl Agent {
 
     fn link_up(&mut self, now_ms: u64, todo: &mut Vec<Output>) {
         self.linked = true;
+        self.measuring.link_up(now_ms);
         self.observed_ms = Some(now_ms);
         todo.push(Output::Send(FromWorker::Hello {
             device: self.device,
@@ -401,6 +428,7 @@ impl Agent {
     }
 
     fn take_telemetry(&mut self, now_ms: u64, telemetry: Telemetry, todo: &mut Vec<Output>) {
+        self.measuring.take_cpu(telemetry.cpu_percent);
         let busy = self.config.yield_cpu_percent.is_some_and(|most| telemetry.foreign_cpu_percent > most);
         if self.yielding.take(now_ms, busy) {
             todo.push(Output::Send(FromWorker::Yielding(self.yielding.on)));
@@ -467,5 +495,6 @@ fn lost(lease: LeaseId, reason: String) -> ObservedLease {
         receipt: None,
         endpoint: None,
         engine_restarts: 0,
+        egress: None,
     }
 }

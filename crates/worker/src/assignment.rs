@@ -16,6 +16,9 @@ use crate::error::{Result, WorkerError};
 
 /// Length of the overlay's network prefix: every cluster is `10.77.0.0/16` to itself.
 const OVERLAY_PREFIX_BITS: u8 = 16;
+/// In a cluster of at most so many members every pair is made ready at once, in a larger one those with the head; the
+/// others are with their first packet.
+const ALL_EAGER_MEMBERS: usize = 16;
 /// Logs and the engine's own files need some room even where no disk was hired.
 const LEAST_DISK_BYTES: u64 = 1 << 30;
 /// Processes and threads that every box may have, and more for each CPU thread that it hires.
@@ -60,9 +63,16 @@ impl Assignment {
         self.lease.members.members.iter().find(|member| member.lease == lease)
     }
 
+    /// The cluster's name on the overlay.
+    pub fn cluster(&self) -> String {
+        self.lease.lease.order.to_string()
+    }
+
     /// The other members that have said how they are reached, as the overlay takes them.
     pub fn peers(&self) -> Vec<overlay::Member> {
-        self.others().filter_map(peer).collect()
+        let head = self.me().is_ok_and(|me| me.slot == 0);
+        let few = self.lease.members.members.len() <= ALL_EAGER_MEMBERS;
+        self.others().filter_map(|member| peer(member, few || head || member.slot == 0)).collect()
     }
 
     /// Every member but this one.
@@ -79,6 +89,7 @@ impl Assignment {
             lease: box_name(self.lease.lease),
             engine: self.engine(me.slot == 0)?,
             ip: me.ip,
+            ip6: Some(overlay::ipv6(&self.cluster(), me.ip)),
             prefix: OVERLAY_PREFIX_BITS,
             mtu: overlay::MTU_BYTES.into(),
             head_ip: head.ip,
@@ -128,7 +139,7 @@ pub fn box_name(lease: LeaseId) -> String {
     lease.to_string().replace('.', "-")
 }
 
-fn peer(member: &Member) -> Option<overlay::Member> {
+fn peer(member: &Member, eager: bool) -> Option<overlay::Member> {
     let said = member.endpoint.as_ref()?;
     let endpoint = ionet_net::EndpointId(said.id.0);
     // An address that cannot be read is no address: the peer may still dial us.
@@ -136,5 +147,5 @@ fn peer(member: &Member) -> Option<overlay::Member> {
         .ok()
         .filter(|addr| addr.id == endpoint)
         .unwrap_or_else(|| NodeAddr::direct(endpoint, []));
-    Some(overlay::Member { endpoint, ip: member.ip, addr })
+    Some(overlay::Member { endpoint, ip: member.ip, addr, eager })
 }

@@ -13,6 +13,7 @@ use ionet_net::{NodeAddr, RelayInfo};
 use ionet_runtime::holder::HelperExe;
 use serde::{Deserialize, Serialize};
 
+use crate::egress::EgressPolicy;
 use crate::error::{Result, WorkerError};
 use crate::inventory::Places;
 
@@ -36,6 +37,8 @@ pub struct WorkerConfig {
     /// Folder of prepared environments, to share it between the workers of one machine; `None` keeps them in the data
     /// directory.
     pub environments_dir: Option<PathBuf>,
+    /// What boxes here may reach outside their clusters.
+    pub egress: EgressPolicy,
     /// UDP addresses of the agent's endpoint; empty means every interface on a free port.
     pub bind: Vec<SocketAddr>,
     /// The executable with the hidden sub-commands `supervisor`, `box-init` and `box-launch`.
@@ -56,6 +59,7 @@ impl WorkerConfig {
             tags: BTreeSet::new(),
             yield_cpu_percent: None,
             environments_dir: None,
+            egress: EgressPolicy::default(),
             bind: Vec::new(),
             helper,
             places: Places::default(),

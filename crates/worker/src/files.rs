@@ -19,6 +19,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::assignment::Assignment;
+use crate::egress::EgressPolicy;
 use crate::error::{During as _, Result, WorkerError};
 use crate::supervision::Progress;
 
@@ -94,6 +95,9 @@ pub struct Brief {
     pub relays: Vec<RelayInfo>,
     /// The worker's folder of prepared environments.
     pub environments_dir: PathBuf,
+    /// What the operator says of what boxes may reach.
+    #[serde(default)]
+    pub egress: EgressPolicy,
 }
 
 /// The folder of one lease.
@@ -168,6 +172,7 @@ impl LeaseDir {
             receipt: progress.receipt,
             endpoint: None,
             engine_restarts: progress.engine_restarts,
+            egress: None,
         }
     }
 

@@ -26,7 +26,7 @@ use crate::control::Word;
 use crate::error::{Result, WorkerError};
 use crate::files::{Brief, DirLock, LeaseDir, make_dir, read_json, write_json, write_json_loosely};
 use crate::telemetry::Sampler;
-use crate::{check, inventory, supervisor};
+use crate::{check, inventory, measuring, supervisor};
 
 const TICK: Duration = Duration::from_secs(1);
 const TELEMETRY_EVERY: Duration = Duration::from_secs(5);
@@ -94,7 +94,7 @@ impl Worker {
     ) -> Result<Self> {
         let (tell, events) = mpsc::unbounded_channel();
         let (stop, stopped) = watch::channel(false);
-        let (shell, status) = Shell::open(config, device, &home, &network, tell)?;
+        let (shell, status) = Shell::open(config, device, &home, (&network, &node), tell)?;
         let task = tokio::spawn(async move {
             let linking = tokio::spawn(keep_link(node.clone(), home, network, shell.tell.clone()));
             shell.run(events, stopped).await;
@@ -300,6 +300,7 @@ struct Shell {
     tell: Tell,
     environments_dir: PathBuf,
     network: Network,
+    node: Node,
     link: Option<LinkSender>,
     attendants: BTreeMap<LeaseId, Attendant>,
     reaping: BTreeSet<LeaseId>,
@@ -314,7 +315,7 @@ impl Shell {
         config: WorkerConfig,
         device: DeviceId,
         home: &Home,
-        network: &Network,
+        (network, node): (&Network, &Node),
         tell: Tell,
     ) -> Result<(Self, watch::Receiver<Status>)> {
         let saved = read_json(&config.data_dir.join("desired.json"))?.unwrap_or_default();
@@ -349,6 +350,7 @@ impl Shell {
             began: Instant::now(),
             tell,
             network: network.clone(),
+            node: node.clone(),
             link: None,
             attendants: BTreeMap::new(),
             reaping: BTreeSet::new(),
@@ -496,6 +498,7 @@ impl Shell {
                 }
             }
             Output::RunCheck => self.check(),
+            Output::MeasureLinks => self.measure_links(),
             Output::Warn(text) => tracing::warn!("{text}"),
         }
     }
@@ -518,6 +521,7 @@ impl Shell {
             assignment,
             relays: self.network.relays.clone(),
             environments_dir: self.environments_dir.clone(),
+            egress: self.config.egress.clone(),
         }
     }
 
@@ -567,6 +571,15 @@ impl Shell {
             let measured: std::result::Result<Measured, String> =
                 check::measure(&places, &data_dir, threads).map_err(|error| error.full_message());
             let _ = tell.send(Event::Agent(Input::CheckDone(measured)));
+        });
+    }
+
+    /// Where no relay measures, nothing comes of it.
+    fn measure_links(&self) {
+        let (tell, node, relays) = (self.tell.clone(), self.node.clone(), self.network.relays.clone());
+        tokio::spawn(async move {
+            let measured = measuring::measure(&node, &relays).await;
+            let _ = tell.send(Event::Agent(Input::LinksMeasured(measured)));
         });
     }
 

@@ -11,7 +11,7 @@ use std::collections::BTreeSet;
 
 use ionet_api::WalletKey;
 use ionet_api::sign::Usage;
-use ionet_api::worker::{BoxPhase, MemberEndpoint, ObservedLease};
+use ionet_api::worker::{BoxPhase, EgressUse, MemberEndpoint, ObservedLease};
 use ionet_domain::market::EngineKind;
 use ionet_domain::meter::Receipt;
 use ionet_domain::order::WipeReceipt;
@@ -123,6 +123,9 @@ pub struct Supervision {
     heard: BTreeSet<u32>,
     parts_ms: Vec<(String, u64)>,
     endpoint: Option<MemberEndpoint>,
+    /// What left the cluster: as it is, and as it is told, which is every few seconds.
+    egress_now: Option<EgressUse>,
+    egress_told: Option<EgressUse>,
     reported: Option<ObservedLease>,
     reported_ms: u64,
 }
@@ -143,6 +146,8 @@ impl Supervision {
             heard: BTreeSet::new(),
             parts_ms: Vec::new(),
             endpoint: None,
+            egress_now: None,
+            egress_told: None,
             reported: None,
             reported_ms: now_ms,
         }
@@ -156,6 +161,11 @@ impl Supervision {
     /// Paid time used so far, in milliseconds.
     pub fn elapsed_ms(&self) -> u64 {
         self.progress.elapsed_ms
+    }
+
+    /// What left the cluster so far; told with the next regular report.
+    pub fn note_egress(&mut self, used: EgressUse) {
+        self.egress_now = Some(used);
     }
 
     /// One step: what happened at `now_ms`, and what is to be done.
@@ -352,6 +362,7 @@ impl Supervision {
         let new_phase = self.reported.as_ref().is_none_or(|before| before.phase != observed.phase);
         if due || new_phase {
             self.make_receipt();
+            self.egress_told = self.egress_now;
             self.reported_ms = self.last_ms;
             todo.push(Output::Save(Box::new(self.progress.clone())));
         }
@@ -372,6 +383,7 @@ impl Supervision {
             receipt: self.progress.receipt.clone(),
             endpoint: self.endpoint.clone(),
             engine_restarts: self.progress.engine_restarts,
+            egress: self.egress_told,
         }
     }
 

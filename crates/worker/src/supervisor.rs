@@ -15,7 +15,7 @@ use ionet_api::WalletKey;
 use ionet_api::worker::{BoxPhase, MemberEndpoint, ObservedLease, PeerLink};
 use ionet_domain::EndpointId;
 use ionet_domain::order::WipeReceipt;
-use ionet_net::overlay::{Overlay, OverlayConfig, PeerPath};
+use ionet_net::overlay::{Overlay, OverlayConfig, PeerPath, Privacy};
 use ionet_net::{EndpointKey, Node, NodeConfig, tunnel};
 use ionet_runtime::holder::{Connector, HelperExe};
 use ionet_runtime::lease_box::{self, BoxConfig, LeaseBox, TUN_DEVICE};
@@ -26,6 +26,7 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use crate::assignment::box_name;
 use crate::control::{self, Word};
+use crate::egress::WayOut;
 use crate::error::{During as _, Result, WorkerError};
 use crate::files::{Brief, CappedLog, DirLock, LeaseDir, read_json, write_json};
 use crate::footprint;
@@ -93,6 +94,7 @@ struct Supervisor {
     node: Node,
     the_box: Option<LeaseBox>,
     overlay: Option<Overlay>,
+    out: Option<WayOut>,
     overlay_is_up: bool,
     states: Option<watch::Sender<ObservedLease>>,
     watched: LinkWatch,
@@ -129,6 +131,7 @@ impl Supervisor {
             node,
             the_box: None,
             overlay: None,
+            out: None,
             overlay_is_up: false,
             connector: watch::Sender::new(None),
             over: watch::Sender::new(false),
@@ -163,7 +166,10 @@ impl Supervisor {
                 Some(word) = words.recv() => self.hear(word).await,
                 Some(wiped) = self.wiped.recv() => self.take_wiped(wiped),
                 Ok(()) = addr.changed() => self.tell_endpoint(),
-                _ = peers.tick() => self.look_at_peers(),
+                _ = peers.tick() => {
+                    self.note_egress();
+                    self.look_at_peers();
+                }
                 _ = poll.tick() => {
                     let before = self.is_steady();
                     self.poll();
@@ -226,6 +232,9 @@ impl Supervisor {
             Output::Save(progress) => self.keep(write_json(&self.dir.progress(), &*progress)),
             Output::SaveAssignment(assignment) => {
                 self.brief.assignment = *assignment;
+                if let Some(out) = &mut self.out {
+                    out.follow(&self.brief.assignment.lease);
+                }
                 self.keep(write_json(&self.dir.brief(), &self.brief))
             }
             Output::Warn(text) => {
@@ -255,14 +264,19 @@ impl Supervisor {
             helper: self.helper.clone(),
             tun_device: TUN_DEVICE.into(),
             hierarchy: self.hierarchy.clone(),
+            resolver: ionet_egress::RESOLVER,
+            out_mtu: ionet_egress::MTU_BYTES.into(),
             spec,
         };
         let ip = config.spec.ip;
         let made = LeaseBox::start(config, self.began).map_err(WorkerError::from);
-        let started = made.and_then(|(the_box, tun)| {
+        let started = made.and_then(|(the_box, devices)| {
             self.connector.send_replace(Some(the_box.connector()));
             self.the_box = Some(the_box);
-            self.start_overlay(ip, tun)
+            let lease = &self.logic.assignment().lease;
+            self.out = Some(WayOut::start(lease, self.brief.egress.clone(), ip, devices.out)?);
+            self.tell_own_addresses();
+            self.start_overlay(ip, devices.overlay)
         });
         let error = started.err()?;
         tracing::error!("{}", error.full_message());
@@ -272,10 +286,12 @@ impl Supervisor {
     fn start_overlay(&mut self, me: std::net::Ipv4Addr, tun: OwnedFd) -> Result<()> {
         let assignment = self.logic.assignment();
         let config = OverlayConfig {
-            cluster: assignment.lease.lease.order.to_string(),
+            cluster: assignment.cluster(),
             me,
             members: assignment.peers(),
+            relays: self.brief.relays.clone(),
             mtu: ionet_net::overlay::MTU_BYTES,
+            privacy: Privacy::default(),
         };
         self.overlay = Some(Overlay::start(&self.node, config, tun)?);
         Ok(())
@@ -294,6 +310,8 @@ impl Supervisor {
         self.over.send_replace(true);
         self.connector.send_replace(None);
         self.overlay = None;
+        self.note_egress();
+        self.out = None;
         let the_box = self.the_box.take();
         let (name, dir) = (box_name(self.brief.assignment.lease.lease), self.dir.box_dir());
         let (tell, hierarchy) = (self.tell_wiped.clone(), self.hierarchy.clone());
@@ -347,6 +365,9 @@ impl Supervisor {
                     if let Err(error) = self.node.set_relays(&brief.relays).await {
                         tracing::warn!(%error, "the new relays are not used");
                     } else {
+                        if let Some(overlay) = &self.overlay {
+                            overlay.set_relays(brief.relays.clone());
+                        }
                         self.brief.relays.clone_from(&brief.relays);
                     }
                 }
@@ -356,7 +377,21 @@ impl Supervisor {
         }
     }
 
+    fn note_egress(&mut self) {
+        if let Some(out) = &self.out {
+            self.logic.note_egress(out.used());
+        }
+    }
+
+    /// Where others see this host: boxes reach it by no such address either.
+    fn tell_own_addresses(&self) {
+        if let Some(out) = &self.out {
+            out.set_own_addresses(self.node.addr().direct.iter().map(std::net::SocketAddr::ip).collect());
+        }
+    }
+
     fn tell_endpoint(&mut self) {
+        self.tell_own_addresses();
         let Ok(addr) = serde_json::to_value(self.node.addr()) else { return };
         self.step(Input::Endpoint(MemberEndpoint { id: EndpointId(self.node.id().0), addr }));
     }

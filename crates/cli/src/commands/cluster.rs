@@ -15,7 +15,7 @@ use serde_json::json;
 use tokio::io::AsyncReadExt;
 
 use crate::args::{ClusterCommand, CreateArgs};
-use crate::commands::{connect, journal, network, quote};
+use crate::commands::{connect, egress, journal, network, quote};
 use crate::context::{Context, now_ms, random};
 use crate::error::{CliError, Result};
 use crate::out::{Out, Progress};
@@ -38,6 +38,7 @@ pub(crate) async fn cluster(context: &Context, command: &ClusterCommand) -> Resu
         ClusterCommand::Extend { cluster, added_ms, yes } => {
             extend(context, *cluster, *added_ms, *yes).await?;
         }
+        ClusterCommand::Egress(args) => egress::egress(context, args).await?,
         ClusterCommand::Connect(args) => return connect::connect(context, args).await,
         ClusterCommand::Logs { cluster, member, follow } => logs(context, *cluster, *member, *follow).await?,
         ClusterCommand::Rm { cluster, yes, no_wait } => remove(context, *cluster, *yes, !*no_wait).await?,
@@ -57,8 +58,10 @@ async fn create(context: &Context, args: &CreateArgs) -> Result {
         env: args.env.iter().cloned().collect(),
         environment: args.environment.clone().map(EnvironmentRef),
         jupyter: args.jupyter,
+        allow: args.request.allow_egress.iter().cloned().collect(),
     };
     program.check(request.engine)?;
+    request.egress.check(&program.allow)?;
     let client = context.session().await?.client;
     let signed = client.quote(&request).await?;
     quote::show(context.out, &signed);
@@ -210,6 +213,7 @@ pub(crate) fn show(out: Out, view: &ClusterView) {
     let why = view.reason.as_ref().map(|reason| format!(": {}", words::reason(reason))).unwrap_or_default();
     out.line(format!("{}  {}{why}", view.id, view.stage));
     out.line(quote::sentence(&view.quote.request));
+    out.line(quote::network_rules(view.quote.request.egress, &view.allow));
     let moments =
         [("ordered", Some(view.accepted_ms)), ("up", view.running_since_ms), ("closed", view.closed_ms)];
     for (name, at) in moments {
@@ -224,6 +228,7 @@ pub(crate) fn show(out: Out, view: &ClusterView) {
         out.line(format!("replaced {}", words::replaced(reason)));
     }
     out.table(&["MEMBER", "PHASE", "CONTACT", "ADDRESS", "DEVICE", "START"], &[], lease_rows(view));
+    egress::show_used(out, view);
     show_bill(out, &view.bill);
 }
 

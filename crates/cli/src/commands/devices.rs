@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use ionet_api::rest::{DeviceFilter, DeviceView};
+use ionet_domain::connectivity::{Bandwidth, RelayMeasure};
 use ionet_domain::device::{DeviceChange, DeviceStage, Measured, OwnerRules, Resources, Window};
 use ionet_domain::{DeviceId, Rate};
 use serde_json::json;
@@ -11,7 +12,7 @@ use crate::args::{DevicesArgs, DevicesCommand};
 use crate::context::Context;
 use crate::error::{CliError, Result};
 use crate::out::Out;
-use crate::units::{bytes, cpus};
+use crate::units::{bytes, cpus, moment};
 
 /// `ionet devices`
 pub(crate) async fn devices(context: &Context, args: &DevicesArgs) -> Result {
@@ -22,8 +23,8 @@ pub(crate) async fn devices(context: &Context, args: &DevicesArgs) -> Result {
             context.out.answer(&device, |out| show(out, &device));
             Ok(())
         }
-        Some(DevicesCommand::Set { device, ask, tag, schedule }) => {
-            set(context, *device, *ask, tag, schedule).await
+        Some(DevicesCommand::Set { device, ask, tag, schedule, egress }) => {
+            set(context, *device, *ask, tag, schedule, *egress).await
         }
         Some(DevicesCommand::Archive { device }) => {
             context.session().await?.client.archive_device(*device).await?;
@@ -74,7 +75,7 @@ fn row(device: &DeviceView) -> Vec<String> {
 }
 
 fn tier(device: &DeviceView) -> String {
-    device.tier.map_or_else(|| "-".to_owned(), |tier| format!("{tier:?}").to_lowercase())
+    device.tier.map_or_else(|| "-".to_owned(), |tier| tier.to_string())
 }
 
 fn resources(resources: Resources) -> String {
@@ -100,7 +101,13 @@ pub(crate) fn show(out: Out, device: &DeviceView) {
     if let Some(name) = &device.machine_name {
         lines.push(("name", name.clone()));
     }
-    lines.extend(device.measured.iter().flat_map(|measured| measured_lines(device, measured)));
+    lines.extend(device.measured.iter().flat_map(|measured| measured_lines(measured)));
+    lines.push(("tier", earned(device)));
+    lines.extend(device.measured_links.iter().rev().map(|measure| ("relay's word", relays_word(measure))));
+    lines.extend(device.claimed_region.iter().map(|claimed| ("region", region(device, claimed))));
+    if device.rules.no_egress {
+        lines.push(("egress", "forbidden by its owner".to_owned()));
+    }
     lines.extend(device.rules.schedule.iter().map(|window| ("schedule", window_text(*window))));
     let rows = lines.into_iter().filter(|(_, value)| !value.is_empty());
     out.table(&[], &[], rows.map(|(name, value)| vec![name.to_owned(), value]).collect());
@@ -117,7 +124,33 @@ fn unit(device: &DeviceView) -> &'static str {
     if device.offered.gpus > 0 { "GPU" } else { "CPU thread" }
 }
 
-fn measured_lines(device: &DeviceView, measured: &Measured) -> Vec<(&'static str, String)> {
+/// What connectivity it has earned, and by what.
+fn earned(device: &DeviceView) -> String {
+    let by = match (device.counted_bandwidth, device.tier) {
+        (Some(Bandwidth { down_mbit_s, up_mbit_s }), _) => {
+            format!(" (measured with relays: {down_mbit_s} Mbit/s down, {up_mbit_s} up)")
+        }
+        (None, Some(_)) => " (by the server's pings alone; relays have not measured it yet)".into(),
+        (None, None) => " (not measured yet)".into(),
+    };
+    format!("{}{by}", tier(device))
+}
+
+fn relays_word(measure: &RelayMeasure) -> String {
+    let RelayMeasure { relay, region, at_ms, rtt_us, bandwidth } = measure;
+    let region = region.as_ref().map(|region| format!(" in {region}")).unwrap_or_default();
+    let bandwidth = bandwidth.map(|one| format!(", {} Mbit/s down, {} up", one.down_mbit_s, one.up_mbit_s));
+    format!("{relay}{region}: round trip {rtt_us} us{}, {}", bandwidth.unwrap_or_default(), moment(*at_ms))
+}
+
+fn region(device: &DeviceView, claimed: &str) -> String {
+    match &device.region_unproven {
+        Some(why) => format!("{claimed} (claimed) region_unproven: {why}"),
+        None => format!("{claimed} (claimed, and borne out by round trips)"),
+    }
+}
+
+fn measured_lines(measured: &Measured) -> Vec<(&'static str, String)> {
     let enforced = measured.enforcement.as_deref().unwrap_or("no limits enforced: one tenant at a time");
     vec![
         (
@@ -132,11 +165,8 @@ fn measured_lines(device: &DeviceView, measured: &Measured) -> Vec<(&'static str
         (
             "measured network",
             format!(
-                "{} Mbit/s down, {} up, round trip {} us, tier {}",
-                measured.network_down_mbit_s,
-                measured.network_up_mbit_s,
-                measured.rtt_us,
-                tier(device)
+                "{} Mbit/s down, {} up, round trip {} us (the server's pings)",
+                measured.network_down_mbit_s, measured.network_up_mbit_s, measured.rtt_us,
             ),
         ),
         ("box limits", enforced.to_owned()),
@@ -149,19 +179,20 @@ async fn set(
     ask: Option<Rate>,
     tags: &[String],
     schedule: &[String],
+    egress: Option<bool>,
 ) -> Result {
     let client = context.session().await?.client;
-    let rules = match schedule {
-        [] => None,
-        windows => {
-            let schedule = read_schedule(windows)?;
-            Some(OwnerRules { schedule, ..client.device(id).await?.rules })
-        }
-    };
+    let mut rules = None;
+    if !schedule.is_empty() || egress.is_some() {
+        let now: OwnerRules = client.device(id).await?.rules;
+        let schedule = if schedule.is_empty() { now.schedule.clone() } else { read_schedule(schedule)? };
+        let no_egress = egress.map_or(now.no_egress, |on| !on);
+        rules = Some(OwnerRules { schedule, no_egress, ..now });
+    }
     let tags = (!tags.is_empty()).then(|| tags.iter().cloned().collect::<BTreeSet<_>>());
     let change = DeviceChange { ask_per_unit: ask, tags, rules };
     if change == DeviceChange::default() {
-        return Err(CliError::usage("nothing to change").help("say --ask, --tag or --schedule"));
+        return Err(CliError::usage("nothing to change").help("say --ask, --tag, --egress or --schedule"));
     }
     let device = client.change_device(id, &change).await?;
     context.out.answer(&device, |out| show(out, &device));

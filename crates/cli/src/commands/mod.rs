@@ -5,6 +5,7 @@ pub(crate) mod cluster;
 pub(crate) mod connect;
 pub(crate) mod devices;
 pub(crate) mod doctor;
+pub(crate) mod egress;
 pub(crate) mod job;
 pub(crate) mod journal;
 pub(crate) mod network;

@@ -196,7 +196,9 @@ async fn request(client: &Client) -> Result<Request> {
         gpu_model: None,
         network: None,
         tags: std::collections::BTreeSet::new(),
+        tier: None,
         spread: true,
+        egress: ionet_domain::market::Egress::On,
         max_rate: None,
         asset: Asset::Iosd,
     };

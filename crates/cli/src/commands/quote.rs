@@ -2,7 +2,7 @@
 
 use ionet_api::rest::SignedQuote;
 use ionet_domain::device::Resources;
-use ionet_domain::market::{Quote, Request};
+use ionet_domain::market::{Destination, Egress, Quote, Request};
 use ionet_domain::money::{Asset, HOUR_MS};
 
 use crate::args::{QuoteArgs, RequestArgs};
@@ -26,12 +26,33 @@ pub(crate) fn request(args: &RequestArgs) -> Result<Request> {
         gpu_model: args.gpu_model.clone(),
         network: args.network.clone(),
         tags: args.tag.iter().cloned().collect(),
+        tier: args.tier,
         spread: args.spread,
+        egress: mode(args.egress, &args.allow_egress),
         max_rate: args.max_price,
         asset: Asset::Iosd,
     };
     request.check()?;
     Ok(request)
+}
+
+/// The mode that a switch and a list make.
+pub(crate) fn mode(switch: Option<bool>, allow: &[Destination]) -> Egress {
+    match switch {
+        Some(false) => Egress::Off,
+        _ if !allow.is_empty() => Egress::Listed,
+        _ => Egress::On,
+    }
+}
+
+/// What the boxes may reach, in one line.
+pub(crate) fn network_rules<'a>(egress: Egress, allow: impl IntoIterator<Item = &'a Destination>) -> String {
+    let listed: Vec<_> = allow.into_iter().map(ToString::to_string).collect();
+    match (egress, listed.as_slice()) {
+        (Egress::On | Egress::Off, _) => format!("network rules: members only + egress {egress}"),
+        (Egress::Listed, []) => "network rules: members only + egress to what the order lists".to_owned(),
+        (Egress::Listed, listed) => format!("network rules: members only + egress to {}", listed.join(", ")),
+    }
 }
 
 /// `ionet quote`
@@ -46,6 +67,7 @@ pub(crate) async fn quote(context: &Context, args: &QuoteArgs) -> Result {
 pub(crate) fn show(out: Out, signed: &SignedQuote) {
     let quote = &signed.quote;
     out.line(sentence(&quote.request));
+    out.line(network_rules(quote.request.egress, []));
     out.table(&["MEMBER", "CLASS", "DEVICE", "RATE", "COMPUTE"], &[3, 4], rows(quote));
     let factor = match quote.duration_factor_percent {
         100 => String::new(),

@@ -1,9 +1,19 @@
 //! `ionet relay`: forwards sealed packets for endpoints that find no direct path.
 
-use ionet_net::relay::{Relay, RelayConfig, RelayInfo, admit_all};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use ionet_api::WalletKey;
+use ionet_api::sign::LinkMeasured;
+use ionet_api::worker::SignedLink;
+use ionet_domain::EndpointId;
+use ionet_domain::connectivity::Bandwidth;
+use ionet_net::measure::{Attest, MeasureServer};
+use ionet_net::relay::{ForwarderPorts, Relay, RelayConfig, RelayInfo, admit_all};
+use ionet_net::{EndpointKey, Node, NodeAddr, NodeConfig};
 
 use crate::args::RelayArgs;
-use crate::context::{Context, read_json, write_json};
+use crate::context::{Context, now_ms, read_json, write_json};
 use crate::error::{CliError, Result};
 use crate::process::Ending;
 
@@ -21,34 +31,103 @@ pub(crate) async fn relay(context: &Context, args: &RelayArgs) -> Result {
     }
     let mut ending = Ending::listen(args.tied)?;
     let relay = spawn(context, args).await?;
-    let info = relay.info();
+    let node = measuring_node(context, args, &relay.info()).await?;
+    let _measuring = MeasureServer::start(&node, admit_all(), attest(context)?);
+    let info = RelayInfo {
+        region: args.region.clone(),
+        measure: Some(measuring_address(args, &node, &relay.info())),
+        ..relay.info()
+    };
     write_json(&context.path(LAST), &info)?;
     context.out.value(&info);
     ending.told().await;
+    node.close().await;
     relay.shutdown().await;
     Ok(())
 }
 
+/// The key that says who measured, kept with the relay's own files.
+fn measuring_key(context: &Context) -> Result<EndpointKey> {
+    Ok(EndpointKey::load_or_create(&context.path("relay/measure.key"))?)
+}
+
+/// The node that measures links: at home on this very relay, so that whoever gets no UDP through is measured too.
+async fn measuring_node(context: &Context, args: &RelayArgs, relay: &RelayInfo) -> Result<Node> {
+    let last: Option<RelayInfo> = read_json(&context.path(LAST)).ok().flatten();
+    let last = last.and_then(|info| info.measure?.direct.first().map(SocketAddr::port));
+    let key = measuring_key(context)?;
+    let config = |port| NodeConfig {
+        relays: vec![relay.clone()],
+        bind: vec![SocketAddr::new(args.bind, port)],
+        ..NodeConfig::default()
+    };
+    if let (0, Some(port)) = (args.measure_port, last)
+        && let Ok(node) = Node::bind(&key, config(port)).await
+    {
+        return Ok(node);
+    }
+    Ok(Node::bind(&key, config(args.measure_port)).await?)
+}
+
+/// Where it is reached: at the relay's host if that is an address, and through the relay itself.
+fn measuring_address(args: &RelayArgs, node: &Node, relay: &RelayInfo) -> NodeAddr {
+    let host = args.host.as_ref().and_then(|host| host.parse::<IpAddr>().ok());
+    let port = node.bound().first().map_or(0, SocketAddr::port);
+    let mut at = node.addr();
+    if let Some(host) = host {
+        at.direct = [SocketAddr::new(host, port)].into();
+    }
+    at.relays = [relay.url.clone()].into();
+    at
+}
+
+/// Signs what was measured, for the device to carry to its server.
+fn attest(context: &Context) -> Result<Attest> {
+    let key = WalletKey::from_seed(&measuring_key(context)?.seed());
+    let relay = EndpointId(key.address().0);
+    Ok(Arc::new(move |endpoint, figures| {
+        let bandwidth = |(down_mbit_s, up_mbit_s)| Bandwidth { down_mbit_s, up_mbit_s };
+        let measured = LinkMeasured {
+            relay,
+            endpoint: EndpointId(endpoint.0),
+            at_ms: now_ms(),
+            rtt_us: figures.rtt_us,
+            bandwidth: figures.bandwidth.map(bandwidth),
+        };
+        let signature = key.sign("", &measured);
+        serde_json::to_vec(&SignedLink { measured, signature }).unwrap_or_default()
+    }))
+}
+
 /// Free ports are those of the last start where they can be had, so that who was told of the relay finds it again.
 async fn spawn(context: &Context, args: &RelayArgs) -> Result<Relay> {
-    let config = |https_port, quic_port| RelayConfig {
+    let config = |https_port, quic_port, forwarder| RelayConfig {
         bind: args.bind,
         host: args.host.clone(),
         https_port,
         http_port: 0,
         quic_port,
+        forwarder,
         dir: context.path("relay"),
         admit: admit_all(),
     };
-    if let (0, 0, Some((https_port, quic_port))) = (args.https_port, args.quic_port, last_ports(context))
-        && let Ok(relay) = Relay::spawn(config(https_port, quic_port)).await
-    {
-        return Ok(relay);
+    let said = ForwarderPorts {
+        udp: args.forward_port,
+        second_udp: args.second_forward_port,
+        tcp: args.forward_tcp_port,
+    };
+    let is_free = args.https_port == 0 && args.quic_port == 0 && said == ForwarderPorts::default();
+    if let (true, Some((https_port, last))) = (is_free, last_ports(context)) {
+        let kept = config(https_port, last.quic_port, last.forwarder.unwrap_or_default());
+        if let Ok(relay) = Relay::spawn(kept).await {
+            return Ok(relay);
+        }
     }
-    Ok(Relay::spawn(config(args.https_port, args.quic_port)).await?)
+    Ok(Relay::spawn(config(args.https_port, args.quic_port, said)).await?)
 }
 
-fn last_ports(context: &Context) -> Option<(u16, u16)> {
+/// The port for sealed traffic, and what else was said at the last start.
+fn last_ports(context: &Context) -> Option<(u16, RelayInfo)> {
     let last: RelayInfo = read_json(&context.path(LAST)).ok()??;
-    Some((last.url.rsplit(':').next()?.parse().ok()?, last.quic_port))
+    Some((last.url.rsplit(':').next()?.parse().ok()?, last))
 }

@@ -9,7 +9,9 @@ use ionet_api::rest::{JoinToken, NewKey};
 use ionet_api::worker::ObservedLease;
 use ionet_domain::DeviceId;
 use ionet_domain::account::Scope;
+use ionet_domain::connectivity::REGION_TAG;
 use ionet_domain::device::{DeviceChange, OwnerRules, Resources};
+use ionet_worker::egress::EgressPolicy;
 use ionet_worker::{HelperExe, Status, Worker, WorkerConfig};
 use serde_json::json;
 
@@ -56,9 +58,12 @@ async fn start(context: &Context, args: &WorkerStartArgs) -> Result {
     let join = join(context, args)?;
     let helper = HelperExe::current().map_err(|error| CliError::internal("helper", error.to_string()))?;
     let mut config = WorkerConfig::new(dir(context), join, args.ask, helper);
-    config.tags = args.tag.iter().cloned().collect();
+    let region = args.region.iter().map(|region| format!("{REGION_TAG}{region}"));
+    config.tags = args.tag.iter().cloned().chain(region).collect();
     config.yield_cpu_percent = (!args.never_yield).then_some(YIELD_ABOVE_CPU_PERCENT);
     config.environments_dir.clone_from(&args.environments);
+    config.egress =
+        EgressPolicy { forbidden: args.no_egress, open: args.open_egress.iter().copied().collect() };
     if let Some(name) = &args.name {
         config.machine_name.clone_from(name);
     }

@@ -8,8 +8,10 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::egress::Egress;
 use super::price::member_rate;
 use super::request::Request;
+use crate::connectivity::claimed_region;
 use crate::device::{Contact, Device, DeviceStage, HardwareClass, Resources};
 use crate::id::DeviceId;
 use crate::money::Rate;
@@ -170,6 +172,12 @@ impl Sieve<'_> {
             (2, format!("supply network {network}"))
         } else if let Some(tag) = tag {
             (3, format!("tag {tag}"))
+        } else if let Some(doubt) = self.unproven_region(device) {
+            (3, doubt)
+        } else if let Some(low) = self.below_tier(device) {
+            (4, low)
+        } else if device.rules.no_egress && r.egress != Egress::Off {
+            (4, format!("egress {}, which their suppliers forbid (ask with egress off)", r.egress))
         } else if !enrolment.offered.holds(wanted) {
             (4, format!("size ({})", size(enrolment.offered, wanted)))
         } else if self.limits.avoid.contains(&id) {
@@ -184,6 +192,23 @@ impl Sieve<'_> {
             return self.too_dear(device);
         };
         Some(missing)
+    }
+
+    /// A tag that claims a region counts only as long as round trips bear it out.
+    fn unproven_region(&self, device: &Device) -> Option<String> {
+        let claimed = claimed_region(&self.request.tags)?;
+        device.region_doubt()?;
+        Some(format!("region {claimed}, which they claim and measurements do not bear out"))
+    }
+
+    fn below_tier(&self, device: &Device) -> Option<String> {
+        let least = self.request.tier.filter(|least| device.tier.is_none_or(|tier| tier < *least))?;
+        let (down, up) = least.least();
+        let earned = match device.tier {
+            Some(tier) => format!("measured {tier}"),
+            None => "not measured yet".into(),
+        };
+        Some(format!("connectivity {least} ({down}/{up} Mbit/s down/up): {earned}"))
     }
 
     fn too_dear(&self, device: &Device) -> Option<(u8, String)> {

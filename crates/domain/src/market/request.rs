@@ -7,7 +7,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::device::Resources;
+use crate::device::{Resources, Tier};
+use crate::market::egress::{Destination, Egress};
 use crate::money::{Asset, HOUR_MS, Rate};
 use crate::refusal::Refusal;
 
@@ -71,9 +72,15 @@ pub struct Request {
     /// Only devices with all of these tags.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub tags: BTreeSet<String>,
+    /// Only devices that have earned this connectivity or a better one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tier: Option<Tier>,
     /// Every member on a device of its own.
     #[serde(default)]
     pub spread: bool,
+    /// Whether the boxes may open connections out of the cluster; what is listed is in the private [`Program`].
+    #[serde(default, skip_serializing_if = "Egress::is_on")]
+    pub egress: Egress,
     /// The most that all members together may cost an hour, before fees.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_rate: Option<Rate>,
@@ -135,6 +142,9 @@ pub struct Program {
     pub environment: Option<EnvironmentRef>,
     /// Ray engine: also start `JupyterLab`.
     pub jupyter: bool,
+    /// With egress `listed`, what the boxes may reach.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    pub allow: BTreeSet<Destination>,
 }
 
 impl Program {

@@ -1,9 +1,15 @@
 //! How a device enters, is changed and leaves.
 
+use std::collections::BTreeSet;
+
 use ionet_domain::Refusal;
 use ionet_domain::command::{Actor, CommandBody};
-use ionet_domain::device::{DeviceChange, DeviceStage, Gpu, GpuCheck, HardwareClass, Measured, OwnerRules};
+use ionet_domain::connectivity::{Bandwidth, RelayMeasure};
+use ionet_domain::device::{
+    DeviceChange, DeviceStage, Gpu, GpuCheck, HardwareClass, Measured, OwnerRules, Tier,
+};
 use ionet_domain::ledger::Owner;
+use ionet_domain::market::Request;
 use ionet_domain::money::Rate;
 
 use crate::world::{GIB, OTHER, SUPPLIER, World, good_measures, request};
@@ -134,4 +140,49 @@ fn a_change_of_ask_is_the_next_price() {
     assert_eq!(world.quote(&request(1)).unwrap().rate, Rate(7));
     assert_eq!(world.state.device(device).unwrap().class, HardwareClass::Cpu);
     assert_eq!(world.state.ledger.balance(Owner::Fees, ionet_domain::Asset::Iosd).available(), 0);
+}
+
+fn measure(relay: &str, at_ms: u64, rtt_us: u32, bandwidth: Option<(u32, u32)>) -> RelayMeasure {
+    let bandwidth = bandwidth.map(|(down_mbit_s, up_mbit_s)| Bandwidth { down_mbit_s, up_mbit_s });
+    RelayMeasure { relay: relay.into(), region: Some(relay.into()), at_ms, rtt_us, bandwidth }
+}
+
+#[test]
+fn connectivity_is_earned_and_may_be_asked_for() {
+    let mut world = World::new();
+    world.fund(crate::world::RENTER, 1_000_000_000);
+    let device = world.device(SUPPLIER, 10_000);
+    let report = |measures: Vec<RelayMeasure>| CommandBody::ReportLinks { device, measures };
+    let asked = Request { tier: Some(Tier::Medium), ..request(1) };
+    world.must(Actor::Server, report(vec![measure("eu", 5, 900, Some((210, 95)))]));
+    let code =
+        world.refused(Actor::Device(device), report(vec![measure("eu", 6, 900, Some((9_000, 9_000)))]));
+    assert_eq!(code, "not_allowed", "nobody is believed about itself");
+    assert_eq!(
+        world.refused(Actor::Server, report(vec![measure("eu", 5, 1, Some((2_000, 2_000)))])),
+        "no_change"
+    );
+    let refusal = world.quote(&asked).unwrap_err().to_string();
+    assert!(
+        refusal.contains("1 removed by: connectivity medium (400/300 Mbit/s down/up): measured low"),
+        "{refusal}"
+    );
+    world.must(Actor::Server, report(vec![measure("us", 7, 90_000, Some((450, 310)))]));
+    assert_eq!(world.state.device(device).unwrap().tier, Some(Tier::Medium));
+    world.quote(&asked).unwrap();
+    // Another check's pings change nothing that relays have measured.
+    world.must(Actor::Server, CommandBody::BeginCheck { device });
+    world.must(Actor::Device(device), CommandBody::ReportCheck { device, measured: Ok(good_measures()) });
+    assert_eq!(world.state.device(device).unwrap().tier, Some(Tier::Medium));
+    // The region that it claims is that of the relay far away.
+    let claim = |region: &str| {
+        let tags = Some(BTreeSet::from([format!("region.{region}")]));
+        CommandBody::ChangeDevice { device, change: DeviceChange { tags, ..DeviceChange::default() } }
+    };
+    let wanted = |region: &str| Request { tags: BTreeSet::from([format!("region.{region}")]), ..request(1) };
+    world.must(Actor::Wallet(SUPPLIER), claim("us"));
+    let refusal = world.quote(&wanted("us")).unwrap_err().to_string();
+    assert!(refusal.contains("region us, which they claim and measurements do not bear out"), "{refusal}");
+    world.must(Actor::Wallet(SUPPLIER), claim("eu"));
+    world.quote(&wanted("eu")).unwrap();
 }

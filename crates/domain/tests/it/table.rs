@@ -8,18 +8,29 @@ fn every_stage_and_move() {
     use Stage as S;
     let stages =
         [S::Accepted, S::Funded, S::Placed, S::Starting, S::Running, S::Closing, S::Settled, S::Paid];
-    let moves =
-        [M::Fund, M::Place, M::Start, M::Ready, M::Meter, M::Extend, M::Replace, M::Close, M::Settle, M::Pay];
+    let moves = [
+        M::Fund,
+        M::Place,
+        M::Start,
+        M::Ready,
+        M::Meter,
+        M::Extend,
+        M::Replace,
+        M::Egress,
+        M::Close,
+        M::Settle,
+        M::Pay,
+    ];
     // A row a stage, a letter a move in the order above; the letter is the stage after, '.' is refused.
     let expected = [
-        ("accepted", "F......C.."),
-        ("funded", ".P.....C.."),
-        ("placed", "..S...PC.."),
-        ("starting", "...R..SC.."),
-        ("running", "....RRRC.."),
-        ("closing", "....C...s."),
-        ("settled", ".........p"),
-        ("paid", ".........."),
+        ("accepted", "F......AC.."),
+        ("funded", ".P.....FC.."),
+        ("placed", "..S...PPC.."),
+        ("starting", "...R..SSC.."),
+        ("running", "....RRRRC.."),
+        ("closing", "....C....s."),
+        ("settled", "..........p"),
+        ("paid", "..........."),
     ];
     let letter = |stage: Option<Stage>| match stage {
         None => '.',

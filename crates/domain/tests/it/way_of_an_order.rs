@@ -468,3 +468,46 @@ proptest! {
         prop_assert_eq!(found.refund_micro_usd + bill.total_micro_usd, found.escrow_micro_usd);
     }
 }
+
+#[test]
+fn what_boxes_may_reach_changes_while_they_run_and_a_supplier_may_forbid_it() {
+    use std::collections::BTreeSet;
+
+    use ionet_domain::device::{DeviceChange, OwnerRules};
+    use ionet_domain::event::PrivateBody;
+    use ionet_domain::market::{Egress, Request};
+
+    let mut world = World::new();
+    world.fund(RENTER, 1_000_000_000);
+    let device = world.device(SUPPLIER, 10_000);
+    let order = world.running(&request(1));
+    let listed = BTreeSet::from(["pypi.org:443".parse().unwrap()]);
+    let change =
+        |egress, allow: &BTreeSet<_>| CommandBody::ChangeEgress { order, egress, allow: allow.clone() };
+    for (mode, list) in [(Egress::On, &listed), (Egress::Off, &listed), (Egress::Listed, &BTreeSet::new())] {
+        assert_eq!(world.refused(Actor::Wallet(RENTER), change(mode, list)), "out_of_range");
+    }
+    assert_eq!(world.refused(Actor::Wallet(OTHER), change(Egress::Off, &BTreeSet::new())), "unknown_order");
+    let events = world.must(Actor::Wallet(RENTER), change(Egress::Listed, &listed));
+    assert_eq!(
+        events[0].private,
+        Some(PrivateBody::Allow(listed.clone())),
+        "the list is nobody else's business"
+    );
+    let program = |world: &World| world.state.private.programs[&order].allow.clone();
+    assert_eq!(
+        (world.state.order(order).unwrap().quote.request.egress, program(&world)),
+        (Egress::Listed, listed.clone())
+    );
+    // A supplier who forbids it keeps such orders away, and a running one cannot be opened any more.
+    let rules = Some(OwnerRules { no_egress: true, ..OwnerRules::default() });
+    let forbid =
+        CommandBody::ChangeDevice { device, change: DeviceChange { rules, ..DeviceChange::default() } };
+    world.must(Actor::Wallet(SUPPLIER), forbid);
+    assert_eq!(world.refused(Actor::Wallet(RENTER), change(Egress::On, &BTreeSet::new())), "unsupported");
+    world.must(Actor::Wallet(RENTER), change(Egress::Off, &BTreeSet::new()));
+    assert_eq!(program(&world), BTreeSet::new());
+    let open = world.quote(&request(1)).unwrap_err();
+    assert!(open.to_string().contains("1 removed by: egress on, which their suppliers forbid"), "{open}");
+    world.quote(&Request { egress: Egress::Off, ..request(1) }).unwrap();
+}

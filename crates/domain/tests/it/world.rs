@@ -196,7 +196,9 @@ pub(crate) fn request(members: u32) -> Request {
         gpu_model: None,
         network: None,
         tags: BTreeSet::new(),
+        tier: None,
         spread: false,
+        egress: ionet_domain::market::Egress::On,
         max_rate: None,
         asset: Asset::Iosd,
     }

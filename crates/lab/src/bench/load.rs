@@ -170,7 +170,9 @@ fn running(engine: &mut Engine, n: u64) -> Result<OrderId> {
         gpu_model: None,
         network: None,
         tags: BTreeSet::new(),
+        tier: None,
         spread: false,
+        egress: ionet_domain::market::Egress::On,
         max_rate: None,
         asset: Asset::Iosd,
     };

@@ -251,6 +251,7 @@ impl Folder {
             receipt: self.progress.receipt.clone(),
             endpoint: Some(MemberEndpoint { id, addr: serde_json::Value::Null }),
             engine_restarts: self.progress.engine_restarts,
+            egress: None,
         })
     }
 }

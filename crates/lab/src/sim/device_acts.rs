@@ -121,7 +121,8 @@ impl World {
                 let measures = device.measures.clone();
                 device.inbox.push_back(agent::Input::CheckDone(measures));
             }
-            O::Warn(_) => {}
+            // Nothing stands between the machines of the simulation: there is no link to measure.
+            O::MeasureLinks | O::Warn(_) => {}
         }
         Ok(())
     }
@@ -184,6 +185,7 @@ impl World {
                 receipt: device.folders.get(&lease).and_then(|folder| folder.progress.receipt.clone()),
                 endpoint: None,
                 engine_restarts: 0,
+                egress: None,
             },
         };
         let wipe = WipeReceipt { method: "folder".into(), ..Default::default() };

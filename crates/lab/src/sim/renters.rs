@@ -257,7 +257,9 @@ impl World {
             gpu_model: None,
             network: None,
             tags: BTreeSet::new(),
+            tier: None,
             spread: true,
+            egress: ionet_domain::market::Egress::On,
             max_rate: None,
             asset: Asset::Iosd,
         };

@@ -7,7 +7,7 @@ use ionet_journal::FileDisk;
 use ionet_lab::golden;
 
 /// Every kind of event there is.
-const KINDS: [&str; 35] = [
+const KINDS: [&str; 37] = [
     "active",
     "charges_proven",
     "charges_voided",
@@ -17,6 +17,7 @@ const KINDS: [&str; 35] = [
     "device_checking",
     "device_contact",
     "device_enrolled",
+    "device_links_measured",
     "device_pooled",
     "device_rebound",
     "device_refused",
@@ -30,6 +31,7 @@ const KINDS: [&str; 35] = [
     "lease_removed",
     "order_accepted",
     "order_closing",
+    "order_egress_changed",
     "order_extended",
     "order_funded",
     "order_paid",

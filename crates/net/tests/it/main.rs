@@ -1,6 +1,7 @@
 //! The network crate from outside: links, relays, tunnels, overlays and the in-memory twin.
 
 mod link;
+mod measure;
 mod mem_link;
 mod memory;
 mod overlay;

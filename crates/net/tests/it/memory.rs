@@ -8,7 +8,7 @@ use std::{
 
 use ionet_net::{
     Node, NodeAddr,
-    overlay::{MTU_BYTES, Member, Overlay, OverlayConfig, PeerPath},
+    overlay::{MTU_BYTES, Member, Overlay, OverlayConfig, PeerPath, Privacy},
 };
 
 use crate::{node, until};
@@ -34,7 +34,7 @@ fn status_kb(name: &str) -> u64 {
 
 fn member(node: &Node, number: u8) -> Member {
     let addr = NodeAddr::direct(node.id(), node.bound());
-    Member { endpoint: node.id(), ip: [10, 0, 0, number].into(), addr }
+    Member { endpoint: node.id(), ip: [10, 0, 0, number].into(), addr, eager: true }
 }
 
 /// An overlay whose device is one end of a packet socket.
@@ -42,12 +42,20 @@ fn overlay(node: &Node, me: &Member, members: &[Member]) -> (Overlay, OwnedFd) {
     use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
     let (device, kernel) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
         .expect("socketpair");
-    let config = OverlayConfig { cluster: "c".into(), me: me.ip, members: members.to_vec(), mtu: MTU_BYTES };
+    let config = OverlayConfig {
+        cluster: "c".into(),
+        me: me.ip,
+        members: members.to_vec(),
+        relays: Vec::new(),
+        mtu: MTU_BYTES,
+        privacy: Privacy::default(),
+    };
     (Overlay::start(node, config, device).expect("overlay"), kernel)
 }
 
 async fn up(overlay: &Overlay) {
-    until("the overlay is up", || overlay.stats()[0].path != PeerPath::Down).await;
+    until("the overlay is up", || overlay.stats().first().is_some_and(|peer| peer.path != PeerPath::Down))
+        .await;
 }
 
 #[test]

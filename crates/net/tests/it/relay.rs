@@ -17,6 +17,7 @@ pub(crate) async fn relay(dir: &tempfile::TempDir, admit: Admit) -> Relay {
         https_port: 0,
         http_port: 0,
         quic_port: 0,
+        forwarder: Default::default(),
         dir: dir.path().to_path_buf(),
         admit,
     };
@@ -127,4 +128,76 @@ fn a_node_is_at_home_on_two_relays_and_on_a_third_when_both_are_lost() {
         node.set_relays(&[relay.info()]).await.expect("set relays");
         until("one home", || node.addr().relays == [third.clone()].into()).await;
     });
+}
+
+#[test]
+fn a_relay_names_its_forwarder_and_one_of_an_older_version_has_none() {
+    run(async {
+        let dir = tempfile::tempdir().expect("dir");
+        let relay = relay(&dir, admit_all()).await;
+        let info = relay.info();
+        let ports = info.forwarder.expect("a forwarder");
+        let at = info.forwarder_at().await.expect("found");
+        assert_eq!(at.udp, (Ipv4Addr::LOCALHOST, ports.udp).into());
+        assert_eq!(at.second, Some((Ipv4Addr::LOCALHOST, ports.second_udp).into()));
+        assert_eq!(at.tcp, Some((Ipv4Addr::LOCALHOST, ports.tcp).into()));
+        assert_eq!(relay.metrics().forwarder, ionet_net::relay::ForwarderMetrics::default());
+        let mut json = serde_json::to_value(&info).expect("json");
+        json.as_object_mut().expect("object").remove("forwarder");
+        let older: RelayInfo = serde_json::from_value(json).expect("an older relay's");
+        assert!(older.forwarder_at().await.is_none());
+    });
+}
+
+/// CPU time of this process's threads of that name, in milliseconds.
+fn cpu_ms_of(name: &str) -> u64 {
+    let tasks = std::fs::read_dir("/proc/self/task").expect("proc").flatten();
+    let of = |task: std::fs::DirEntry| -> Option<u64> {
+        let stat = std::fs::read_to_string(task.path().join("stat")).ok()?;
+        let (head, rest) = stat.split_once(')')?;
+        let fields: Vec<&str> = rest.split_whitespace().collect();
+        let ticks = fields[11].parse::<u64>().ok()? + fields[12].parse::<u64>().ok()?;
+        head.ends_with(name).then_some(ticks * 10)
+    };
+    tasks.filter_map(of).sum()
+}
+
+/// What the QUIC library's relay takes for a Gbit, to be set against the forwarder's `cost_of_a_gbit`.
+#[test]
+#[ignore = "a measurement, to be asked for by name"]
+fn cost_of_a_gbit_by_the_library_s_relay() {
+    let dir = tempfile::tempdir().expect("dir");
+    let beside = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .thread_name("relay-alone")
+        .enable_all()
+        .build()
+        .expect("runtime");
+    let (told, info) = std::sync::mpsc::channel();
+    let _relay = beside.spawn(async move {
+        let relay = relay(&dir, admit_all()).await;
+        told.send(relay.info()).expect("told");
+        std::future::pending::<()>().await;
+        drop(relay);
+    });
+    let info = info.recv().expect("info");
+    run(async {
+        let (server, worker) = (behind(1, info.clone()).await, behind(2, info).await);
+        soon("online", server.online()).await;
+        soon("online", worker.online()).await;
+        let mut listener = LinkListener::start(&server, admit_all());
+        let addr = server.addr();
+        let (ours, theirs) = tokio::join!(connect_link(&worker, &addr), soon("link", listener.accept()));
+        let (ours, mut theirs) = (ours.expect("link"), theirs.expect("link"));
+        let (before_ms, began) = (cpu_ms_of("relay-alone"), std::time::Instant::now());
+        let sending = tokio::spawn(async move { while ours.send(vec![7; 64 << 10]).await.is_ok() {} });
+        let mut bytes = 0;
+        while began.elapsed() < Duration::from_secs(4) {
+            bytes += theirs.recv().await.expect("recv").len();
+        }
+        sending.abort();
+        let (cpu_ms, mbit) = (cpu_ms_of("relay-alone") - before_ms, bytes * 8 / 1_000_000);
+        println!("the library's relay: {mbit} Mbit passed on in 4 s, {cpu_ms} CPU-ms");
+    });
+    beside.shutdown_background();
 }

@@ -51,6 +51,7 @@ fn ray_spec(lease: &str, role: Role, fast_start: bool) -> BoxSpec {
             fast_start,
         },
         ip: if role == Role::Head { HEAD } else { MEMBER },
+        ip6: None,
         prefix: 24,
         mtu: 1280,
         head_ip: HEAD,
@@ -99,7 +100,7 @@ impl Cluster {
         site.environments = environments.into();
         let (head, head_tun) = site.start(ray_spec("head", Role::Head, fast_start));
         let (member, member_tun) = site.start(ray_spec("member", Role::Member, fast_start));
-        wire_together(head_tun, member_tun);
+        wire_together(head_tun.overlay, member_tun.overlay);
         Self { head, member, _site: site, _alone: alone }
     }
 

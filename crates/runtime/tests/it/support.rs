@@ -3,13 +3,12 @@
 use std::{
     fs,
     net::Ipv4Addr,
-    os::fd::OwnedFd,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
 use ionet_runtime::{
-    holder::HelperExe,
+    holder::{Devices, HelperExe},
     lease_box::{BoxConfig, LeaseBox, TUN_DEVICE},
     limits::Hierarchy,
     sandbox::{BoxReport, BoxSpec, Engine, Limits, Phase},
@@ -35,6 +34,8 @@ impl Site {
             helper: HelperExe(from_env("IONET_TEST_HELPER", env!("CARGO_BIN_EXE_ionet-box")), Vec::new()),
             tun_device: from_env("IONET_TEST_TUN", TUN_DEVICE),
             hierarchy: Hierarchy::detect(),
+            resolver: Ipv4Addr::new(192, 0, 0, 1),
+            out_mtu: 32_768,
         }
     }
 
@@ -42,7 +43,7 @@ impl Site {
         self.folder.path().join(lease)
     }
 
-    pub(crate) fn start(&self, spec: BoxSpec) -> (LeaseBox, OwnedFd) {
+    pub(crate) fn start(&self, spec: BoxSpec) -> (LeaseBox, Devices) {
         LeaseBox::start(self.config(spec), Instant::now()).unwrap()
     }
 }
@@ -62,6 +63,7 @@ pub(crate) fn spec(lease: &str, engine: Engine) -> BoxSpec {
         lease: unique(lease),
         engine,
         ip: Ipv4Addr::new(10, 77, 0, 1),
+        ip6: None,
         prefix: 24,
         mtu: 1280,
         head_ip: Ipv4Addr::new(10, 77, 0, 1),

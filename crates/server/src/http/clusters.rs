@@ -3,8 +3,8 @@
 use axum::Json;
 use axum::extract::State;
 use ionet_api::rest::{
-    ClusterFilter, ClusterNetwork, ClusterView, ExtendRequest, OrderRequest, SignedQuote, TunnelGrant,
-    TunnelGrantRequest,
+    ClusterFilter, ClusterNetwork, ClusterView, EgressRequest, ExtendRequest, OrderRequest, SignedQuote,
+    TunnelGrant, TunnelGrantRequest,
 };
 use ionet_api::sign::Grant;
 use ionet_domain::account::{ActivityKind, Scope};
@@ -127,6 +127,19 @@ pub(super) async fn extend(
     Body(ExtendRequest { id, added_ms }): Body<ExtendRequest>,
 ) -> Result<Json<ClusterView>, Error> {
     api.ask(caller, Some(id), CommandBody::Extend { order, added_ms }).await?;
+    api.cluster(caller, order)
+}
+
+/// Changes what the boxes may reach outside their cluster; it takes effect while they run, and cuts what it forbids.
+#[utoipa::path(post, path = "/v1/clusters/{cluster}/egress", tag = "clusters", params(("cluster" = String, Path, description = "Its id")),
+    request_body = EgressRequest, responses((status = 200, body = ClusterView)), security(("token" = [])))]
+pub(super) async fn change_egress(
+    State(api): State<Api>,
+    caller: Caller,
+    Named(order): Named<OrderId>,
+    Body(EgressRequest { id, egress, allow }): Body<EgressRequest>,
+) -> Result<Json<ClusterView>, Error> {
+    api.ask(caller, Some(id), CommandBody::ChangeEgress { order, egress, allow }).await?;
     api.cluster(caller, order)
 }
 

@@ -50,6 +50,7 @@ pub(super) fn routes() -> OpenApiRouter<Api> {
         .routes(routes!(clusters::cluster, clusters::close))
         .routes(routes!(clusters::cluster_network))
         .routes(routes!(clusters::extend))
+        .routes(routes!(clusters::change_egress))
         .routes(routes!(clusters::grant))
         .routes(routes!(journal::books))
         .route_layer(from_fn(layers::no_query));

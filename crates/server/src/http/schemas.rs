@@ -101,6 +101,8 @@ fn mentions() -> Vec<(&'static str, &'static str, Value)> {
         ("DeviceView", "offered", of("Resources")),
         ("DeviceView", "free", of("Resources")),
         ("DeviceView", "measured", maybe(&of("Measured"))),
+        ("DeviceView", "measured_links", list(&of("RelayMeasure"))),
+        ("DeviceView", "counted_bandwidth", maybe(&of("Bandwidth"))),
         ("DeviceView", "rules", of("OwnerRules")),
         ("DeviceView", "telemetry", maybe(&of("Telemetry"))),
         ("SignedQuote", "quote", of("Quote")),
@@ -165,7 +167,9 @@ fn market() -> Named {
         ("gpu_model?", maybe(&text())),
         ("network?", maybe(&text())),
         ("tags?", list(&text())),
+        ("tier?", maybe(&of("Tier"))),
         ("spread?", truth()),
+        ("egress?", text()),
         ("max_rate?", maybe(&count())),
         ("asset", of("Asset")),
     ];
@@ -174,6 +178,7 @@ fn market() -> Named {
         ("env?", json!({ "type": "object", "additionalProperties": { "type": "string" } })),
         ("environment?", maybe(&text())),
         ("jupyter?", truth()),
+        ("allow?", list(&text())),
     ];
     let item = [
         ("device", text()),
@@ -226,12 +231,20 @@ fn devices() -> Named {
         ("gpus", list(&of("GpuCheck"))),
         ("enforcement?", maybe(&text())),
     ];
+    let relay_measure = [
+        ("relay", text()),
+        ("region?", maybe(&text())),
+        ("at_ms", count()),
+        ("rtt_us", number()),
+        ("bandwidth?", maybe(&of("Bandwidth"))),
+    ];
     let gpu_check = [("uuid", text()), ("kernel_sees", truth()), ("driver_memory_bytes?", maybe(&count()))];
     let rules = [
         ("paused?", truth()),
         ("draining?", truth()),
         ("yielding?", truth()),
         ("schedule?", list(&of("Window"))),
+        ("no_egress?", truth()),
     ];
     let change = [
         ("ask_per_unit?", maybe(&count())),
@@ -255,6 +268,8 @@ fn devices() -> Named {
         ("Hardware", object(&hardware)),
         ("GpuCheck", object(&gpu_check)),
         ("Measured", object(&measured)),
+        ("Bandwidth", object(&[("down_mbit_s", number()), ("up_mbit_s", number())])),
+        ("RelayMeasure", object(&relay_measure)),
         ("Window", object(&[("from_minute", number()), ("to_minute", number())])),
         ("OwnerRules", object(&rules)),
         ("DeviceChange", object(&change)),
@@ -353,9 +368,10 @@ mod tests {
     use super::*;
     use ionet_api::sign::Grant;
     use ionet_api::worker::{BoxPhase, GpuTelemetry, MemberEndpoint, Telemetry};
+    use ionet_domain::connectivity::{Bandwidth, RelayMeasure};
     use ionet_domain::device::{
         DeviceChange, DeviceStage, Enrolment, Gpu, GpuCheck, Hardware, HardwareClass, Measured, OwnerRules,
-        Resources, Window,
+        Resources, Tier, Window,
     };
     use ionet_domain::id::{QuoteId, TransferKind};
     use ionet_domain::ledger::{AccountKey, Owner, Step, Transfer};
@@ -440,7 +456,9 @@ mod tests {
             gpu_model: Some("A".into()),
             network: Some("n".into()),
             tags: BTreeSet::from(["t".into()]),
+            tier: Some(Tier::Low),
             spread: true,
+            egress: ionet_domain::market::Egress::Off,
             max_rate: Some(Rate(4)),
             asset: Asset::Iosd,
         }
@@ -479,7 +497,8 @@ mod tests {
         check.full("Quote", quote());
         let environment = Some(EnvironmentRef("ray@sha256:0".into()));
         let env = BTreeMap::from([("A".to_owned(), "b".to_owned())]);
-        check.full("Program", Program { argv: vec!["x".into()], env, environment, jupyter: true });
+        let allow = BTreeSet::from(["pypi.org:443".parse().unwrap()]);
+        check.full("Program", Program { argv: vec!["x".into()], env, environment, jupyter: true, allow });
         check.each("Asset", &[Asset::Io, Asset::Iosd, Asset::Usdc]);
         check.each("Scope", &ionet_domain::account::Scope::ALL);
     }
@@ -490,8 +509,15 @@ mod tests {
         let gpu = Gpu { uuid: "u".into(), model: "m".into(), memory_bytes: 1 };
         let hardware = Hardware { gpus: vec![gpu], unsupported: vec!["x".into()], ..Hardware::default() };
         let seen = GpuCheck { uuid: "u".into(), kernel_sees: true, driver_memory_bytes: Some(1) };
-        let rules =
-            OwnerRules { schedule: vec![Window { from_minute: 1, to_minute: 2 }], ..OwnerRules::default() };
+        let rules = OwnerRules {
+            schedule: vec![Window { from_minute: 1, to_minute: 2 }],
+            no_egress: true,
+            ..OwnerRules::default()
+        };
+        let bandwidth = Some(Bandwidth { down_mbit_s: 1, up_mbit_s: 2 });
+        let measure =
+            RelayMeasure { relay: "r".into(), region: Some("e".into()), at_ms: 1, rtt_us: 2, bandwidth };
+        check.full("RelayMeasure", measure);
         check.full("Measured", Measured { gpus: vec![seen], enforcement: None, ..Measured::default() });
         let (ask_per_unit, tags) = (Some(Rate(1)), Some(BTreeSet::from(["t".to_owned()])));
         check.full("DeviceChange", DeviceChange { ask_per_unit, tags, rules: Some(rules) });

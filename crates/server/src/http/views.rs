@@ -9,6 +9,7 @@ use ionet_api::rest::{
     ClusterNetwork, ClusterView, DeviceFilter, DeviceView, Holding, KeyView, LeaseView, LinkView,
     NetworkMember, TunnelMember, Wallet,
 };
+use ionet_domain::connectivity;
 use ionet_domain::device::{Contact, Device, DeviceStage, HardwareClass, Tier};
 use ionet_domain::ledger::Owner;
 use ionet_domain::order::{Lease, overlay_ip};
@@ -83,6 +84,10 @@ pub(super) fn device(
         claimed_cpu_model: enrolment.hardware.cpu_model.clone(),
         claimed_gpus: enrolment.hardware.gpus.iter().map(gpu).collect(),
         measured: found.measured.clone(),
+        measured_links: found.links.clone(),
+        counted_bandwidth: connectivity::bandwidth(&found.links),
+        claimed_region: connectivity::claimed_region(&enrolment.tags).map(str::to_owned),
+        region_unproven: found.region_doubt(),
         rules: found.rules.clone(),
         telemetry: own.then(|| fleet.device(id).and_then(|now| now.telemetry.back().cloned())).flatten(),
     })
@@ -116,7 +121,7 @@ impl DeviceSieve {
     /// Refuses words that name no tier or stage.
     pub(super) fn new(filter: DeviceFilter, caller: Option<Address>) -> Result<Self, Refusal> {
         const STAGES: [&str; 5] = ["registered", "checking", "pooled", "refused", "archived"];
-        let tier = filter.tier.as_deref().map(read_tier).transpose()?;
+        let tier = filter.tier.as_deref().map(str::parse).transpose()?;
         if let Some(stage) = filter.stage.as_deref().filter(|stage| !STAGES.contains(stage)) {
             return Err(out_of_range("stage", stage, &STAGES.join(", ")));
         }
@@ -138,18 +143,6 @@ impl DeviceSieve {
             && self.owner.is_none_or(|owner| owner == device.enrolment.owner)
             && (f.archived || f.stage.is_some() || device.stage != DeviceStage::Archived)
     }
-}
-
-fn read_tier(text: &str) -> Result<Tier, Refusal> {
-    const TIERS: [(&str, Tier); 5] = [
-        ("basic", Tier::Basic),
-        ("low", Tier::Low),
-        ("medium", Tier::Medium),
-        ("high", Tier::High),
-        ("ultra", Tier::Ultra),
-    ];
-    let found = TIERS.into_iter().find(|(name, _)| *name == text);
-    found.map(|(_, tier)| tier).ok_or_else(|| out_of_range("tier", text, "basic, low, medium, high, ultra"))
 }
 
 /// A value outside what a field takes.
@@ -174,6 +167,7 @@ pub(super) fn cluster(state: &State, fleet: &Fleet, order: &Order, token: Secret
         ends_ms: order.ends_ms(),
         closed_ms: order.closed_ms,
         bill: order.bill(),
+        allow: state.private.programs.get(&order.id).map(|program| program.allow.clone()).unwrap_or_default(),
         token,
     }
 }
@@ -195,6 +189,7 @@ fn lease_view(state: &State, fleet: &Fleet, order: &Order, n: u32, lease: &Lease
         parts_ms: observed.map(|observed| observed.parts_ms.clone()).unwrap_or_default(),
         rate: lease.rate,
         elapsed_ms: lease.elapsed_ms,
+        egress: observed.and_then(|observed| observed.egress),
     }
 }
 

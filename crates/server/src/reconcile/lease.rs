@@ -119,11 +119,12 @@ impl Wanted<'_> {
     }
 
     /// Whether a device that was told this knows all. A signature stands for the list under it; engine and size of an
-    /// order never change.
+    /// order never change. What may be reached outside does, in its mode and in the program's list.
     fn is(&self, view: &View, told: &DesiredLease) -> bool {
         let program = view.state.private.programs.get(&self.order.id);
         (told.lease, told.engine_epoch, told.running, told.paid_ms)
             == (self.id(), self.order.engine_epoch, self.running(), self.paid_ms())
+            && told.egress == self.order.quote.request.egress
             && told.members_signature == self.signed.signature
             && program.map_or_else(|| told.program == Program::default(), |program| told.program == *program)
     }
@@ -142,6 +143,7 @@ impl Wanted<'_> {
             grace_ms: LEASE_GRACE_MS,
             members: self.signed.list.clone(),
             members_signature: self.signed.signature.clone(),
+            egress: request.egress,
         }
     }
 }

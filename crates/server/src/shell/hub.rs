@@ -7,11 +7,14 @@ use std::time::{Duration, Instant};
 
 use ionet_api::worker::{FromWorker, ToWorker};
 use ionet_domain::EndpointId;
+use ionet_net::RelayInfo;
 use ionet_net::link::{IrohLink, Link, LinkEvent};
 use tokio::sync::mpsc;
 
+use super::attest;
 use crate::core::Input;
 use crate::fleet::NetworkMeasured;
+use crate::handle::now_ms;
 use crate::writer::Message;
 
 /// Events that may wait for the writer here; beyond that the links themselves are slowed down.
@@ -37,6 +40,7 @@ pub(super) async fn run(
     mut link: IrohLink,
     mut orders: mpsc::Receiver<HubOrder>,
     writer: mpsc::Sender<Message>,
+    relays: Vec<RelayInfo>,
 ) {
     let mut probes = BTreeMap::new();
     let mut pending: VecDeque<Input> = VecDeque::new();
@@ -59,16 +63,27 @@ pub(super) async fn run(
                     return;
                 }
                 while let Some(event) = (pending.len() < PENDING_MOST).then(|| link.poll()).flatten() {
-                    pending.extend(take(event, &mut probes, &mut link));
+                    pending.extend(take(event, &mut probes, &mut link, &relays));
                 }
             }
         }
     }
 }
 
-/// Probes take their own echoes; everything else is the core's.
-fn take(event: LinkEvent, probes: &mut BTreeMap<EndpointId, Probe>, link: &mut IrohLink) -> Option<Input> {
+/// Probes take their own echoes, relays' words are checked; everything else is the core's.
+fn take(
+    event: LinkEvent,
+    probes: &mut BTreeMap<EndpointId, Probe>,
+    link: &mut IrohLink,
+    relays: &[RelayInfo],
+) -> Option<Input> {
     match &event {
+        LinkEvent::Frame(from, frame) if frame.starts_with(b"{\"links_measured\"") => {
+            let FromWorker::LinksMeasured(signed) = serde_json::from_slice(frame).ok()? else { return None };
+            let endpoint = EndpointId(from.0);
+            let believed = attest::believed(relays, endpoint, &signed, now_ms());
+            (!believed.is_empty()).then_some(Input::LinksMeasured(endpoint, believed))
+        }
         LinkEvent::Frame(from, frame) if frame.starts_with(b"{\"pong\"") => {
             let at = Instant::now();
             let (from, endpoint) = (*from, EndpointId(from.0));

@@ -2,10 +2,13 @@
 
 use std::collections::BTreeSet;
 
-use ionet_api::rest::{EnrolRequest, ExtendRequest, OrderRequest, SendRequest, TunnelGrantRequest};
+use ionet_api::rest::{
+    EgressRequest, EnrolRequest, ExtendRequest, OrderRequest, SendRequest, TunnelGrantRequest,
+};
 use ionet_domain::account::Scope;
 use ionet_domain::device::DeviceChange;
 use ionet_domain::id::TransferKind;
+use ionet_domain::market::Egress;
 use ionet_domain::{Asset, CommandId, DeviceId, EndpointId, OrderId, Rate};
 use serde_json::{Value, json};
 
@@ -67,6 +70,7 @@ const TABLE: &[Line] = &[
     ("get", "/v1/clusters/{cluster}", none, [401, 404, 403, 200]),
     ("get", "/v1/clusters/{cluster}/network", none, [401, 404, 403, 200]),
     ("post", "/v1/clusters/{cluster}/extend", extend, [401, 404, 403, 200]),
+    ("post", "/v1/clusters/{cluster}/egress", egress, [401, 404, 403, 200]),
     ("post", "/v1/clusters/{cluster}/tunnels", tunnel, [401, 404, 403, 200]),
     ("delete", "/v1/clusters/{cluster}", none, [401, 404, 403, 200]),
     ("get", "/v1/books", none, [200; 4]),
@@ -92,6 +96,11 @@ fn change(_: &Scene) -> Value {
 fn extend(scene: &Scene) -> Value {
     let id = CommandId::from_bits(scene.network.order_id().bits());
     json_of(ExtendRequest { id, added_ms: 60_000 })
+}
+
+fn egress(scene: &Scene) -> Value {
+    let id = CommandId::from_bits(scene.network.order_id().bits());
+    json_of(EgressRequest { id, egress: Egress::Off, allow: std::collections::BTreeSet::new() })
 }
 
 fn tunnel(_: &Scene) -> Value {

@@ -188,7 +188,9 @@ pub(crate) fn request() -> Request {
         gpu_model: None,
         network: None,
         tags: BTreeSet::new(),
+        tier: None,
         spread: false,
+        egress: ionet_domain::market::Egress::On,
         max_rate: None,
         asset: Asset::Iosd,
     }
@@ -298,6 +300,7 @@ fn observed(lease: LeaseId, phase: BoxPhase, id: EndpointId, addr: &serde_json::
         receipt: None,
         endpoint: Some(MemberEndpoint { id, addr: addr.clone() }),
         engine_restarts: 0,
+        egress: None,
     }
 }
 

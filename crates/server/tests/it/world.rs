@@ -393,7 +393,9 @@ pub(crate) fn request(members: u32) -> Request {
         gpu_model: None,
         network: None,
         tags: BTreeSet::new(),
+        tier: None,
         spread: false,
+        egress: ionet_domain::market::Egress::On,
         max_rate: None,
         asset: Asset::Iosd,
     }
@@ -483,6 +485,7 @@ impl LeaseBox {
             receipt: Some(Receipt { lease, elapsed_ms, heard, signature }),
             endpoint: Some(MemberEndpoint { id, addr: serde_json::json!({ "of": lease }) }),
             engine_restarts: 0,
+            egress: None,
         }
     }
 }

@@ -60,6 +60,7 @@ pub(crate) fn wanted(lease: LeaseId) -> DesiredLease {
         grace_ms: 10_000,
         members: MemberList { cluster: lease.order, generation: 0, members: Vec::new() },
         members_signature: String::new(),
+        egress: ionet_domain::market::Egress::On,
     };
     with_members(bare, 1, vec![member(lease, None)])
 }
@@ -79,5 +80,13 @@ pub(crate) fn desired(term: u64, n: u64, leases: Vec<DesiredLease>, ended: Vec<L
 }
 
 pub(crate) fn observed(lease: LeaseId, phase: ionet_api::worker::BoxPhase) -> ObservedLease {
-    ObservedLease { lease, phase, parts_ms: Vec::new(), receipt: None, endpoint: None, engine_restarts: 0 }
+    ObservedLease {
+        lease,
+        phase,
+        parts_ms: Vec::new(),
+        receipt: None,
+        endpoint: None,
+        engine_restarts: 0,
+        egress: None,
+    }
 }

@@ -292,6 +292,10 @@ fn view(request: &EnrolRequest) -> DeviceView {
         claimed_cpu_model: String::new(),
         claimed_gpus: Vec::new(),
         measured: None,
+        measured_links: Vec::new(),
+        counted_bandwidth: None,
+        claimed_region: None,
+        region_unproven: None,
         rules: OwnerRules::default(),
         telemetry: None,
     }
