@@ -66,6 +66,7 @@ fn a_node_with_an_overlay_peer_stays_small() {
         let mut child = Command::new(std::env::current_exe().expect("this binary"))
             .args(["--exact", "memory::measured", "--ignored", "--nocapture"])
             .env(PEER, serde_json::to_string(&me).expect("json"))
+            .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
             .expect("child");
@@ -82,6 +83,8 @@ fn a_node_with_an_overlay_peer_stays_small() {
             "resident kB at the start, as a bare node, with one overlay peer, of that its own: {figures}"
         );
         let worst = figures.split(' ').map(|kb| kb.parse::<u64>().expect("a number")).max();
+        // It stays until we have seen it.
+        drop(child.stdin.take());
         assert!(child.wait().expect("child").success());
         assert!(worst.is_some_and(|kb| kb < LIMIT_KB), "{figures}");
     });
@@ -104,5 +107,7 @@ fn measured() {
         rustix::io::write(&kernel, b"wakes the reader").expect("write");
         until("the reader ran", || overlay.unrouted() > 0).await;
         println!("rss_kb {start} {bare} {} {}", rss_kb(), own_kb());
+        let until_told = || std::io::read_to_string(std::io::stdin());
+        tokio::task::spawn_blocking(until_told).await.expect("task").expect("told");
     });
 }
