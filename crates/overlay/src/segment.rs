@@ -23,6 +23,8 @@ pub const MOST_BYTES: usize = 65_535;
 const MOST_HEADER_BYTES: usize = 120;
 /// A train's segments are counted in a byte.
 const MOST_SEGMENTS: usize = 255;
+/// The kernel takes so many datagrams in one packet.
+const MOST_DATAGRAMS: usize = 64;
 
 const NEEDS_CHECKSUM: u8 = 1;
 const GSO_TCP4: u8 = 1;
@@ -337,13 +339,19 @@ impl Default for Joiner {
 }
 
 impl Joiner {
-    /// Whether a segment continues the present run. Ask [`is_segment`] first.
+    /// Whether a segment continues the present run. Ask [`is_segment`] or [`datagram`] first.
     pub fn continues(&self, shim: &Shim, segment: &[u8]) -> bool {
-        let Shim { index, .. } = *shim;
-        self.running
-            && usize::from(index) == self.next
+        let Shim { index, count, .. } = *shim;
+        if !self.running {
+            return false;
+        }
+        let is_next = if count == 0 {
+            self.parts.len() < MOST_DATAGRAMS && is_sibling(self.header.get(), segment)
+        } else {
+            usize::from(index) == self.next && segment.starts_with(self.header.get())
+        };
+        is_next
             && *shim == Shim { index, ..self.shim }
-            && segment.starts_with(self.header.get())
             && self.bytes() + segment.len() - self.header.length <= MOST_BYTES
     }
 
@@ -389,6 +397,29 @@ impl Joiner {
         self.parts.clear();
         self.payload_bytes = 0;
     }
+}
+
+/// Whether a datagram is of the same flow and size as the one with this header: all but the number of an IPv4 packet,
+/// and the checksum with it, is the same.
+fn is_sibling(header: &[u8], datagram: &[u8]) -> bool {
+    let Some(other) = datagram.get(..header.len()) else { return false };
+    if header[0] >> 4 != 4 {
+        return header == other;
+    }
+    header[..4] == other[..4] && header[6..10] == other[6..10] && header[12..] == other[12..]
+}
+
+/// The shim under which a lone datagram joins others of its flow and size: that of a train without end. `None` for
+/// what is no datagram, or whose checksum is done already. Ask [`whole_note`] first.
+pub fn datagram(shim: &Shim, packet: &[u8]) -> Option<Shim> {
+    let headers = Headers::find(Kind::Udp, packet).filter(|headers| headers.bytes < packet.len())?;
+    let length = u16::from_be_bytes([packet[headers.transport + 4], packet[headers.transport + 5]]);
+    let is_whole = usize::from(length) == packet.len() - headers.transport;
+    let is_partial = shim.partial
+        && usize::from(shim.checksum_start) == headers.transport
+        && shim.checksum_offset == UDP_CHECKSUM_OFFSET;
+    let payload_bytes = u16::try_from(packet.len() - headers.bytes).ok()?;
+    (is_whole && is_partial).then(|| headers.shim(Kind::Udp, 0, payload_bytes))
 }
 
 /// Checks what a shim says of one received segment: headers and payload.

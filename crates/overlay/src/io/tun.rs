@@ -65,6 +65,7 @@ pub fn create(name: &str) -> Result<OwnedFd> {
 pub struct Tun {
     device: OwnedFd,
     offload: bool,
+    datagrams: bool,
 }
 
 impl Tun {
@@ -76,6 +77,7 @@ impl Tun {
         let failed = || OverlayError::io("set the TUN device up");
         rustix::io::ioctl_fionbio(&device, true).map_err(io::Error::from).map_err(failed())?;
         let offload = has_notes(device.as_fd());
+        let mut datagrams = false;
         if offload {
             let bytes = libc::c_int::try_from(VIRTIO_BYTES).unwrap_or(0);
             // SAFETY: TUNSETVNETHDRSZ reads an int.
@@ -85,14 +87,22 @@ impl Tun {
                 // SAFETY: TUNSETOFFLOAD takes its flags by value.
                 check_int(unsafe { libc::ioctl(device.as_raw_fd(), TUNSETOFFLOAD, flags) })
             };
-            set(CHECKSUM | TCP | UDP).or_else(|_| set(CHECKSUM | TCP)).map_err(failed())?;
+            datagrams = set(CHECKSUM | TCP | UDP).is_ok();
+            if !datagrams {
+                set(CHECKSUM | TCP).map_err(failed())?;
+            }
         }
-        Ok(Self { device, offload })
+        Ok(Self { device, offload, datagrams })
     }
 
     /// Whether packets have the kernel's note before them, and may be large or lack their checksum.
     pub fn has_offload(&self) -> bool {
         self.offload
+    }
+
+    /// Whether many datagrams may be handed over as one large packet.
+    pub fn joins_datagrams(&self) -> bool {
+        self.datagrams
     }
 
     /// Reads one packet, the note included if there is one.

@@ -10,7 +10,7 @@ use crate::{
     io::udp::{Inbox, Received},
     privacy::cells,
     seam::{Peer, Receive, Table},
-    segment::{Joiner, complete_checksum, is_segment, whole_note},
+    segment::{Joiner, complete_checksum, datagram, is_segment, whole_note},
     wire::{CHANNEL_BYTES, First, Kind, SHIM_BYTES, Shim, first},
 };
 
@@ -189,6 +189,12 @@ impl Receiver {
         at: Range<usize>,
     ) -> Option<()> {
         let note = whole_note(shim, &arena[at.clone()])?;
+        if shared.tun.joins_datagrams()
+            && let Some(shim) = datagram(shim, &arena[at.clone()])
+        {
+            self.join(shared, peer, &shim, arena, at);
+            return Some(());
+        }
         self.flush(shared, arena);
         let packet = &mut arena[at];
         if !is_allowed(shared, peer, packet) {
@@ -209,15 +215,17 @@ impl Receiver {
         arena: &mut [u8],
         at: Range<usize>,
     ) -> Option<()> {
+        is_segment(shim, &arena[at.clone()]).then(|| self.join(shared, peer, shim, arena, at))
+    }
+
+    /// Takes something that may be part of a larger packet.
+    fn join(&mut self, shared: &Shared, peer: &Arc<Peer>, shim: &Shim, arena: &mut [u8], at: Range<usize>) {
         let segment = &arena[at.clone()];
-        if !is_segment(shim, segment) {
-            return None;
-        }
         let is_same = self.joining.as_ref().is_some_and(|(joining, _)| Arc::ptr_eq(joining, peer));
         if !is_same || !self.joiner.continues(shim, segment) {
             self.flush(shared, arena);
             if !is_allowed(shared, peer, &arena[at.clone()]) {
-                return Some(());
+                return;
             }
             self.joining = Some((peer.clone(), 0));
         }
@@ -229,14 +237,13 @@ impl Receiver {
         if !shared.tun.has_offload() {
             self.flush(shared, arena);
         }
-        Some(())
     }
 
     /// Writes what was joined, whose payload lies in the arena.
     fn flush(&mut self, shared: &Shared, arena: &[u8]) {
         let Some((peer, segments)) = self.joining.take() else { return };
         let Some(joined) = self.joiner.finish() else { return };
-        let bytes = joined.bytes;
+        let bytes = joined.bytes + joined.header.len() * (segments - 1);
         let is_written = if shared.tun.has_offload() {
             let note = joined.note.write();
             let mut pieces = [IoSlice::new(&[]); MOST_PIECES];

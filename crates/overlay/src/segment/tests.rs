@@ -208,6 +208,42 @@ fn a_gap_makes_two_packets_and_doubles_are_harmless() {
 }
 
 #[test]
+fn lone_datagrams_of_a_flow_and_size_join() {
+    for sort in [Sort::Udp4, Sort::Udp6] {
+        let one = |bytes: usize, number: u8| {
+            let (virtio, mut packet) = large(sort, &payload(bytes), 0, 0);
+            if packet[0] >> 4 == 4 {
+                packet[5] = number;
+            }
+            let Cut::Whole(shim) = cut(&Virtio { kind: 0, ..virtio }, &packet, 1400, 1) else { panic!() };
+            (datagram(&shim, &packet).unwrap(), packet)
+        };
+        let mut arrived: Vec<_> = (0..70).map(|number| one(200, number)).collect();
+        arrived.push(one(100, 70));
+        arrived.push(one(200, 71));
+        let mut other = one(200, 72);
+        other.1[20] ^= 1;
+        arrived.push(other);
+        let (mut joiner, mut runs) = (Joiner::default(), Vec::new());
+        for (shim, packet) in &arrived {
+            if !joiner.continues(shim, packet) {
+                runs.extend(joiner.finish().map(|joined| (joined.parts.len(), joined.note.segment_bytes)));
+                joiner.clear();
+            }
+            joiner.add(shim, packet, 0..packet.len() - usize::from(shim.header_bytes));
+        }
+        let last = joiner.finish().unwrap();
+        assert_eq!((last.parts.len(), last.note.kind), (1, 0));
+        assert_eq!(runs, [(64, 200), (6, 200), (1, 0), (1, 0)], "{sort:?}");
+    }
+    let (virtio, tcp) = large(Sort::Tcp4, &payload(100), 0, 0);
+    let Cut::Whole(shim) = cut(&Virtio { kind: 0, ..virtio }, &tcp, 1400, 1) else { panic!() };
+    assert_eq!(datagram(&shim, &tcp), None);
+    let (_, done) = large(Sort::Udp4, &payload(100), 0, 0);
+    assert_eq!(datagram(&Shim::plain(Kind::Packet), &done), None, "its checksum is done");
+}
+
+#[test]
 fn shims_that_do_not_fit_their_segment_are_refused() {
     let (virtio, packet) = large(Sort::Tcp6, &payload(6000), 1300, 0);
     let (shim, segment) = segments(&train(&virtio, &packet, 1060), &packet).swap_remove(1);

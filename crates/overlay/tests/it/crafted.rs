@@ -107,7 +107,7 @@ impl Played {
 
     /// The next packet that the kernel gets.
     fn kernel_gets(&self) -> Vec<u8> {
-        let (mut buffer, mut got) = ([0; 70_000], None);
+        let (mut buffer, mut got) = (vec![0; 70_000], None);
         until("a packet for the kernel", || {
             got = rustix::io::read(&self.kernel, &mut buffer).ok();
             got.is_some()
