@@ -134,6 +134,7 @@ impl Machine {
             Input::Relays(relays) => self.set_relays(relays),
             Input::OwnAddresses(own) => self.set_own(now_us, own),
             Input::Failed { way, .. } => self.failed(now_us, way),
+            Input::TooLarge { way } => self.too_large(now_us, way),
             Input::Renew => {
                 self.peers.values_mut().for_each(|peer| peer.sessions.renew());
                 self.touch_all();
@@ -321,6 +322,20 @@ impl Machine {
         self.relays.check_all();
         self.peers.values_mut().for_each(|peer| peer.paths.urge(now_us));
         self.refresh_candidates();
+    }
+
+    /// All channels of a relay share the way to it.
+    fn too_large(&mut self, now_us: u64, way: Way) {
+        let is_hit = |known: Way| match (known, way) {
+            (Way::Relay { relay, tcp: false, .. }, Way::Relay { relay: hit, tcp: false, .. }) => relay == hit,
+            _ => known == way,
+        };
+        let peers = self.peers.iter_mut();
+        let hit: Vec<PeerKey> =
+            peers.filter_map(|(key, peer)| peer.paths.shrink(is_hit, now_us).then_some(*key)).collect();
+        for key in hit {
+            self.touch(key);
+        }
     }
 
     fn failed(&mut self, now_us: u64, way: Way) {

@@ -98,6 +98,14 @@ impl Paths {
         self.ways.iter_mut().filter(|known| known.way == way).for_each(|known| known.fail(now_us));
     }
 
+    /// The system takes only smaller packets for these ways than it did; whether it is one of ours.
+    pub(crate) fn shrink(&mut self, is_hit: impl Fn(Way) -> bool, now_us: u64) -> bool {
+        let mut hit = self.ways.iter_mut().filter(|known| is_hit(known.way)).peekable();
+        let is_ours = hit.peek().is_some();
+        hit.for_each(|known| known.shrink(now_us));
+        is_ours
+    }
+
     /// Something has changed: asks all ways now.
     pub(crate) fn urge(&mut self, now_us: u64) {
         self.ways.iter_mut().for_each(|way| way.urge(now_us));

@@ -70,6 +70,11 @@ pub enum Input<'a> {
         /// Its reason.
         error: std::io::ErrorKind,
     },
+    /// The system does not send packets this way that are as large as the table says.
+    TooLarge {
+        /// The way.
+        way: Way,
+    },
     /// New keys are wanted with everybody.
     Renew,
     /// Time has passed.

@@ -212,6 +212,15 @@ impl WayState {
         self.tries = BURST_TRIES;
     }
 
+    /// The system takes nothing as large as what passed until now: only the least is sure until more was tried.
+    pub(crate) fn shrink(&mut self, now_us: u64) {
+        let least = self.full_bytes.min(LEAST_PACKET_BYTES);
+        if self.is_up() && self.packet_bytes > least {
+            (self.packet_bytes, self.padded_lost) = (least, 0);
+            self.find_size(State::Up, now_us);
+        }
+    }
+
     fn go_down(&mut self, now_us: u64) {
         self.state = State::Down;
         (self.tries, self.lost, self.next_us) = (0, 0, now_us + BURST_FIRST_US);

@@ -33,6 +33,7 @@ pub(super) enum Event {
     Members(Vec<Member>),
     Relays(Vec<RelayAt>),
     Failed { way: Way, error: ErrorKind },
+    TooLarge { way: Way },
     Renew,
     Over,
 }
@@ -87,6 +88,7 @@ impl Control {
             Event::Members(members) => self.step(Input::Members(members.clone())),
             Event::Relays(relays) => self.step(Input::Relays(relays.clone())),
             Event::Failed { way, error } => self.step(Input::Failed { way: *way, error: *error }),
+            Event::TooLarge { way } => self.step(Input::TooLarge { way: *way }),
             Event::Renew => self.step(Input::Renew),
             Event::Over => {}
         }

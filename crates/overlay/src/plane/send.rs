@@ -140,7 +140,10 @@ impl Sender {
             shared.counters.dropped(Dropped::Refused, packets);
             let table = shared.table.load();
             let way = super::Source::Udp(to).way(&table);
-            shared.tell(Event::Failed { way, error: error.kind() });
+            shared.tell(match error.raw_os_error() {
+                Some(libc::EMSGSIZE) => Event::TooLarge { way },
+                _ => Event::Failed { way, error: error.kind() },
+            });
         });
     }
 
