@@ -14,8 +14,10 @@ use std::{
 };
 
 use ionet_overlay::{
-    Addresses, Config, Member, Overlay, PeerKey, PeerStats, Privacy, RelayAt, handshake::Identity, io::tun,
-    privacy::CoverPlan,
+    Addresses, Config, Member, Overlay, PeerKey, PeerStats, Privacy, RelayAt,
+    handshake::Identity,
+    io::tun,
+    privacy::{CoverLimits, CoverPlan},
 };
 use serde::Deserialize;
 
@@ -31,6 +33,12 @@ struct Settings {
     members: Vec<Entry>,
     #[serde(default)]
     relays: Vec<Relay>,
+    /// All packets of one size.
+    #[serde(default)]
+    padded: bool,
+    /// The cover of a padded cluster: maybenot machines, or `steady`.
+    #[serde(default)]
+    machines: Vec<String>,
 }
 
 /// The key is made of a number: the same number is the same key.
@@ -75,7 +83,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let file: Settings = serde_json::from_reader(File::open(path)?)?;
     let device = tun::create(&file.tun)?;
     set_up(&file)?;
-    let config = config(&file);
+    let config = config(&file)?;
     let introducer = Arc::new(UdpSocket::bind(file.me.introducer)?);
     let others: Vec<(PeerKey, SocketAddr)> =
         file.members.iter().map(|member| (member.key(&file.cluster), member.introducer)).collect();
@@ -105,7 +113,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-fn config(file: &Settings) -> Config {
+fn config(file: &Settings) -> Result<Config, Box<dyn Error>> {
     let member = |entry: &Entry| Member {
         key: entry.key(&file.cluster),
         addresses: entry.addresses(),
@@ -117,7 +125,7 @@ fn config(file: &Settings) -> Config {
         second: relay.second,
         tcp: relay.tcp,
     };
-    Config {
+    Ok(Config {
         cluster: file.cluster.clone(),
         key_seed: [file.me.number; 32],
         me: file.me.addresses(),
@@ -125,9 +133,9 @@ fn config(file: &Settings) -> Config {
         relays: file.relays.iter().map(relay).collect(),
         listen: file.listen,
         mtu: file.mtu,
-        privacy: Privacy::default(),
-        cover: CoverPlan::default(),
-    }
+        privacy: Privacy { padded: file.padded, ..Privacy::default() },
+        cover: CoverPlan::new(&file.machines, CoverLimits::default())?,
+    })
 }
 
 fn set_up(file: &Settings) -> Result<(), Box<dyn Error>> {
@@ -150,6 +158,6 @@ fn shown(peer: &PeerStats) -> serde_json::Value {
     let dropped: Vec<_> = peer.dropped.iter().map(|(why, n)| (why.code(), *n)).collect();
     serde_json::json!({
         "v4": peer.addresses.v4, "session": peer.has_session, "handshakes": peer.handshakes, "ways": ways,
-        "sent": peer.sent, "received": peer.received, "dropped": dropped,
+        "sent": peer.sent, "received": peer.received, "cover": peer.cover, "dropped": dropped,
     })
 }
