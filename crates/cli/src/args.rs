@@ -480,7 +480,7 @@ pub(crate) enum ClusterCommand {
   ionet cluster create -n 2 --for 2h
   ionet cluster create -n 2 --spread --cpus 4 --memory 16GiB --jupyter --yes
   ionet cluster create --engine command --memory 64MiB --for 5m --yes --follow -- /bin/echo hello")]
-    Create(CreateArgs),
+    Create(Box<CreateArgs>),
     /// My clusters
     Ls {
         /// Also those that ended

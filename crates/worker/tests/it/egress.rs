@@ -196,7 +196,7 @@ async fn the_operators_word_comes_first() {
     site.want(vec![wanted], vec![]).await;
     site.until(id, 60, |o| matches!(o.phase, BoxPhase::Exited { exit_code: 0 })).await;
     assert_eq!(line(&output(&site, id), "answer "), "113", "no route to host");
-    let told = site.until(id, 60, |o| o.egress.is_some()).await.egress.unwrap();
+    let told = site.until(id, 60, |o| o.egress.is_some_and(|used| used.refused > 0)).await.egress.unwrap();
     assert_eq!((told.mode, told.refused, told.sent_bytes), (Egress::Off, 1, 0));
     site.want(vec![], vec![id]).await;
     site.until_removed(id).await;
