@@ -15,7 +15,7 @@ use std::{
     os::fd::OwnedFd,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
         mpsc::{self, SyncSender},
     },
     thread::JoinHandle,
@@ -44,6 +44,10 @@ use shape::Shapers;
 
 /// What waits for control, at most; more is dropped.
 const MOST_EVENTS: usize = 4096;
+/// Of those, messages that nobody has verified yet, so that a stranger's flood leaves room for members.
+const MOST_UNVERIFIED: usize = 256;
+/// The longest message, and as much of a sealed control message as means something; the rest of it is padding.
+const MOST_MESSAGE_BYTES: usize = 1500;
 /// Stacks of our threads: their frames hold the headers of a batch, not packets.
 const STACK_BYTES: usize = 512 << 10;
 
@@ -62,6 +66,8 @@ struct Shared {
     /// Of packets that belong to no peer.
     counters: Counters,
     events: SyncSender<Event>,
+    /// Messages that wait for control to verify them.
+    unverified: AtomicUsize,
     /// Wakes the sender, who waits for the TUN otherwise.
     bell: Bell,
     is_over: AtomicBool,
@@ -126,6 +132,7 @@ impl Overlay {
             table: ArcSwap::default(),
             counters: Counters::default(),
             events,
+            unverified: AtomicUsize::new(0),
             bell: Bell::new().map_err(OverlayError::io("make an eventfd"))?,
             is_over: AtomicBool::new(false),
         });
@@ -265,6 +272,21 @@ impl Shared {
         if self.events.try_send(event).is_err() {
             self.counters.dropped(Dropped::Busy, 1);
         }
+    }
+
+    /// Tells control of a message that anybody may have sent.
+    fn tell_unverified(&self, way: Way, message: &[u8]) {
+        if message.len() > MOST_MESSAGE_BYTES {
+            return self.counters.dropped(Dropped::Malformed, 1);
+        }
+        if self.unverified.fetch_add(1, Ordering::Relaxed) < MOST_UNVERIFIED {
+            let event = Event::Packet { way, bytes: message.to_vec() };
+            if self.events.try_send(event).is_ok() {
+                return;
+            }
+        }
+        self.unverified.fetch_sub(1, Ordering::Relaxed);
+        self.counters.dropped(Dropped::Busy, 1);
     }
 
     /// Tells control, and waits if it is behind.

@@ -5,6 +5,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     sync::{
         Arc,
+        atomic::Ordering,
         mpsc::{Receiver, RecvTimeoutError},
     },
     time::{Duration, Instant},
@@ -77,7 +78,10 @@ impl Control {
 
     fn take(&mut self, event: &Event) {
         match event {
-            Event::Packet { way, bytes } => self.step(Input::Packet { way: *way, bytes }),
+            Event::Packet { way, bytes } => {
+                self.shared.unverified.fetch_sub(1, Ordering::Relaxed);
+                self.step(Input::Packet { way: *way, bytes });
+            }
             Event::Control { index, way, body, packet_bytes } => {
                 let (index, way, packet_bytes) = (*index, *way, *packet_bytes);
                 self.step(Input::Control { index, way, body, packet_bytes });

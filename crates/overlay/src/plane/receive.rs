@@ -2,7 +2,7 @@
 
 use std::{io::IoSlice, net::SocketAddr, ops::Range, sync::Arc};
 
-use super::{Shared, control::Event};
+use super::{MOST_MESSAGE_BYTES, Shared, control::Event};
 use crate::{
     Dropped, PeerKey, Way,
     crypt::{NotOpened, Opener, PREFIX_BYTES, TAG_BYTES},
@@ -110,7 +110,7 @@ impl Receiver {
                     }
                 }
                 Some(First::Message) => {
-                    shared.tell(Event::Packet { way, bytes: arena[range].to_vec() });
+                    shared.tell_unverified(way, &arena[range]);
                 }
                 _ => shared.counters.dropped(Dropped::Malformed, 1),
             }
@@ -147,7 +147,8 @@ impl Receiver {
         let behind = start..start + shim.trim(&arena[start..plain.end])?.len();
         match shim.kind {
             Kind::Control => {
-                let (index, way, body) = (held.index, held.way, arena[behind].to_vec());
+                let body = arena[behind].iter().copied().take(MOST_MESSAGE_BYTES).collect();
+                let (index, way) = (held.index, held.way);
                 shared.tell(Event::Control { index, way, body, packet_bytes });
             }
             Kind::Cover => held.receive.peer.counters.cover_received(),

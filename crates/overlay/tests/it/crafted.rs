@@ -4,7 +4,10 @@
 use std::{
     net::{SocketAddr, UdpSocket},
     os::fd::OwnedFd,
-    sync::mpsc,
+    sync::{
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
     time::{Duration, Instant},
 };
 
@@ -272,6 +275,38 @@ fn a_thousand_malformed_packets_do_nothing() {
     played.send_sealed(&session, PLAIN, &last);
     assert_eq!(played.kernel_gets(), last, "and it still works");
     assert_eq!(last.len(), INNER_BYTES);
+}
+
+#[test]
+fn a_strangers_flood_keeps_nobody_out() {
+    let played = Played::new();
+    let (target, is_over) = (played.overlay.local(), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        let flood = scope.spawn(|| {
+            let socket = UdpSocket::bind("127.0.0.1:0").expect("a socket");
+            let mut message = vec![7; 1200];
+            while !is_over.load(Ordering::Relaxed) {
+                for kind in [1, 2, 0x10, 0x20] {
+                    message[..4].copy_from_slice(&[0, 0, 0, kind]);
+                    let _ = socket.send_to(&message, target);
+                }
+            }
+        });
+        let session = played.meet();
+        let mut number = 0_u8;
+        until("a packet passes", || {
+            number = number.wrapping_add(1);
+            let mut packet = inner(1, 2);
+            packet[5] = number;
+            played.send_sealed(&session, PLAIN, &packet);
+            played.received() > 0
+        });
+        is_over.store(true, Ordering::Relaxed);
+        flood.join().expect("the flood");
+    });
+    let long = [&[0, 0, 0, 1][..], &[0; 3000]].concat();
+    played.send(&long);
+    until("a message too long", || count(&played.overlay.dropped(), Dropped::Malformed) > 0);
 }
 
 #[test]
