@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 use ionet_domain::device::{Measured, Resources};
-use ionet_domain::market::{Egress, EngineKind, Program};
+use ionet_domain::market::{Egress, EngineKind, Hiding, Program};
 use ionet_domain::meter::Receipt;
 use ionet_domain::order::WipeReceipt;
 use ionet_domain::{Address, DeviceId, EndpointId, LeaseId, OrderId};
@@ -98,6 +98,9 @@ pub struct DesiredLease {
     /// Whether the box may open connections out of the cluster; what is listed is in the program.
     #[serde(default, skip_serializing_if = "Egress::is_on")]
     pub egress: Egress,
+    /// What the cluster's network hides.
+    #[serde(default, skip_serializing_if = "Hiding::is_none")]
+    pub hiding: Hiding,
 }
 
 /// Who belongs to a cluster.

@@ -462,6 +462,16 @@ pub(crate) struct RequestArgs {
     /// Only there: HOST or HOST:PORT with a name, *.name, an address or a CIDR; may be given again
     #[arg(long, value_name = "HOST[:PORT]")]
     pub(crate) allow_egress: Vec<Destination>,
+    /// Packets between members are all of one size, with cover traffic between them: onlookers do not see sizes, nor
+    /// when little is sent; costs 0.6 Mbit/s to each peer and up to 20 ms
+    #[arg(long)]
+    pub(crate) private: bool,
+    /// Members do not see each other's addresses: everything goes over relays, at their pace
+    #[arg(long)]
+    pub(crate) via_relay: bool,
+    /// And over two relays in turn, so that neither sees all of it
+    #[arg(long)]
+    pub(crate) split_relays: bool,
     /// The most that all members together may cost an hour before fees, in dollars
     #[arg(long, value_name = "USD", value_parser = parse_rate)]
     pub(crate) max_price: Option<Rate>,

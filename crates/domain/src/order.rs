@@ -482,6 +482,7 @@ pub fn accept(state: &State, order: &Acceptance<'_>, now_ms: u64) -> Result<Tran
     }
     order.program.check(quote.request.engine)?;
     quote.request.egress.check(&order.program.allow)?;
+    quote.request.hiding.check()?;
     let fund = escrow(order.order, 0, order.account, quote.request.asset, quote.total_micro_usd);
     state.ledger.check(&[fund])?;
     if let Some(key) = order.key {

@@ -257,6 +257,7 @@ impl<D: Disk> Script<D> {
             tier: None,
             spread,
             egress: Egress::On,
+            hiding: ionet_domain::market::Hiding::default(),
             max_rate: Some(Rate(10_000_000)),
             asset: Asset::Iosd,
         };

@@ -116,7 +116,8 @@ impl Supervisor {
         let own_group = OwnGroup::enter(&hierarchy, &box_name(brief.assignment.lease.lease));
         let progress = read_json(&dir.progress())?.unwrap_or_default();
         let key = EndpointKey::load_or_create(&dir.key())?;
-        let config = NodeConfig { relays: brief.relays.clone(), ..NodeConfig::default() };
+        let relay_only = brief.assignment.lease.hiding.via_relay;
+        let config = NodeConfig { relays: brief.relays.clone(), relay_only, ..NodeConfig::default() };
         let node = Node::bind(&key, config).await?;
         // The endpoint's key is an Ed25519 key too: receipts are signed with it.
         let signer = WalletKey::from_seed(&key.seed());
@@ -291,7 +292,7 @@ impl Supervisor {
             members: assignment.peers(),
             relays: self.brief.relays.clone(),
             mtu: ionet_net::overlay::MTU_BYTES,
-            privacy: Privacy::default(),
+            privacy: privacy(assignment.lease.hiding),
         };
         self.overlay = Some(Overlay::start(&self.node, config, tun)?);
         Ok(())
@@ -488,4 +489,10 @@ pub(crate) fn reap(dir: &LeaseDir, lease: ionet_domain::LeaseId) -> Result<Obser
 pub(crate) fn forget(dir: &LeaseDir, lease: ionet_domain::LeaseId) -> Result<()> {
     OwnGroup::clear(&Hierarchy::detect(), &box_name(lease));
     dir.remove()
+}
+
+/// What the overlay hides of what the order asks to be hidden.
+fn privacy(hiding: ionet_domain::market::Hiding) -> Privacy {
+    let ionet_domain::market::Hiding { private, via_relay, split_relays } = hiding;
+    Privacy { padded: private, via_relay, split_relays }
 }

@@ -214,6 +214,7 @@ pub(crate) fn show(out: Out, view: &ClusterView) {
     out.line(format!("{}  {}{why}", view.id, view.stage));
     out.line(quote::sentence(&view.quote.request));
     out.line(quote::network_rules(view.quote.request.egress, &view.allow));
+    view.quote.request.hiding.explained().for_each(|line| out.line(line));
     let moments =
         [("ordered", Some(view.accepted_ms)), ("up", view.running_since_ms), ("closed", view.closed_ms)];
     for (name, at) in moments {

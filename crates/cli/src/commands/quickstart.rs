@@ -199,6 +199,7 @@ async fn request(client: &Client) -> Result<Request> {
         tier: None,
         spread: true,
         egress: ionet_domain::market::Egress::On,
+        hiding: ionet_domain::market::Hiding::default(),
         max_rate: None,
         asset: Asset::Iosd,
     };

@@ -2,7 +2,7 @@
 
 use ionet_api::rest::SignedQuote;
 use ionet_domain::device::Resources;
-use ionet_domain::market::{Destination, Egress, Quote, Request};
+use ionet_domain::market::{Destination, Egress, Hiding, Quote, Request};
 use ionet_domain::money::{Asset, HOUR_MS};
 
 use crate::args::{QuoteArgs, RequestArgs};
@@ -29,6 +29,11 @@ pub(crate) fn request(args: &RequestArgs) -> Result<Request> {
         tier: args.tier,
         spread: args.spread,
         egress: mode(args.egress, &args.allow_egress),
+        hiding: Hiding {
+            private: args.private,
+            via_relay: args.via_relay || args.split_relays,
+            split_relays: args.split_relays,
+        },
         max_rate: args.max_price,
         asset: Asset::Iosd,
     };
@@ -68,6 +73,7 @@ pub(crate) fn show(out: Out, signed: &SignedQuote) {
     let quote = &signed.quote;
     out.line(sentence(&quote.request));
     out.line(network_rules(quote.request.egress, []));
+    quote.request.hiding.explained().for_each(|line| out.line(line));
     out.table(&["MEMBER", "CLASS", "DEVICE", "RATE", "COMPUTE"], &[3, 4], rows(quote));
     let factor = match quote.duration_factor_percent {
         100 => String::new(),

@@ -45,8 +45,10 @@ impl Hiding {
 
 impl fmt::Display for Hiding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let words = [(self.private, "private"), (self.via_relay, "via-relay"), (self.split_relays, "split-relays")];
-        let chosen: Vec<_> = words.into_iter().filter_map(|(is_chosen, word)| is_chosen.then_some(word)).collect();
+        let words =
+            [(self.private, "private"), (self.via_relay, "via-relay"), (self.split_relays, "split-relays")];
+        let chosen: Vec<_> =
+            words.into_iter().filter_map(|(is_chosen, word)| is_chosen.then_some(word)).collect();
         if chosen.is_empty() { f.write_str("none") } else { f.write_str(&chosen.join("+")) }
     }
 }

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::device::{Resources, Tier};
 use crate::market::egress::{Destination, Egress};
+use crate::market::hiding::Hiding;
 use crate::money::{Asset, HOUR_MS, Rate};
 use crate::refusal::Refusal;
 
@@ -81,6 +82,9 @@ pub struct Request {
     /// Whether the boxes may open connections out of the cluster; what is listed is in the private [`Program`].
     #[serde(default, skip_serializing_if = "Egress::is_on")]
     pub egress: Egress,
+    /// What the cluster's network hides.
+    #[serde(default, skip_serializing_if = "Hiding::is_none")]
+    pub hiding: Hiding,
     /// The most that all members together may cost an hour, before fees.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_rate: Option<Rate>,

@@ -173,6 +173,7 @@ fn running(engine: &mut Engine, n: u64) -> Result<OrderId> {
         tier: None,
         spread: false,
         egress: ionet_domain::market::Egress::On,
+        hiding: ionet_domain::market::Hiding::default(),
         max_rate: None,
         asset: Asset::Iosd,
     };

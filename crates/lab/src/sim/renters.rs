@@ -260,6 +260,7 @@ impl World {
             tier: None,
             spread: true,
             egress: ionet_domain::market::Egress::On,
+            hiding: ionet_domain::market::Hiding::default(),
             max_rate: None,
             asset: Asset::Iosd,
         };

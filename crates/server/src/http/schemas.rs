@@ -170,6 +170,7 @@ fn market() -> Named {
         ("tier?", maybe(&of("Tier"))),
         ("spread?", truth()),
         ("egress?", text()),
+        ("hiding?", text()),
         ("max_rate?", maybe(&count())),
         ("asset", of("Asset")),
     ];
@@ -459,6 +460,7 @@ mod tests {
             tier: Some(Tier::Low),
             spread: true,
             egress: ionet_domain::market::Egress::Off,
+            hiding: ionet_domain::market::Hiding { private: true, ..Default::default() },
             max_rate: Some(Rate(4)),
             asset: Asset::Iosd,
         }

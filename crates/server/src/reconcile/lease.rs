@@ -144,6 +144,7 @@ impl Wanted<'_> {
             members: self.signed.list.clone(),
             members_signature: self.signed.signature.clone(),
             egress: request.egress,
+            hiding: request.hiding,
         }
     }
 }

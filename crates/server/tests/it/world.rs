@@ -396,6 +396,7 @@ pub(crate) fn request(members: u32) -> Request {
         tier: None,
         spread: false,
         egress: ionet_domain::market::Egress::On,
+        hiding: ionet_domain::market::Hiding::default(),
         max_rate: None,
         asset: Asset::Iosd,
     }
