@@ -134,10 +134,12 @@ impl Watched {
                 self.inside.len(),
                 sizes.len()
             );
-            if Instant::now() >= next
-                && let Some(bytes) = left.next()
+            // What is due comes together, as far as the device takes it.
+            while Instant::now() >= next
+                && let Some(bytes) = left.as_slice().first()
+                && rustix::io::write(&self.kernel, &inner([2, 1], *bytes)).is_ok()
             {
-                rustix::io::write(&self.kernel, &inner([2, 1], *bytes)).expect("write");
+                left.next();
                 next += every;
             }
             self.listen();
