@@ -17,9 +17,11 @@ pub const SLOT_US: u32 = 20_000;
 const WINDOW_US: u32 = 200_000;
 /// More packets than a window has slots are a bulk transfer.
 const BULK_PACKETS: u32 = WINDOW_US / SLOT_US;
-/// After the last packet of a bulk transfer, slots begin again.
+/// It is no bulk transfer any more when less than [`STILL_BULK_PACKETS`] came in such a time.
 const HOLD_US: [u32; 2] = [1_000_000, 2_000_000];
 const DAY_US: u32 = u32::MAX;
+
+const STILL_BULK_PACKETS: u32 = 60;
 
 // The states of [`steady`].
 const START: usize = 0;
@@ -31,10 +33,11 @@ const WAIT: usize = 5;
 const WINDOW: usize = 6;
 const OPEN: usize = 7;
 const HOLD: usize = 8;
-const FLOOR: usize = 9;
+const GAP: usize = 9;
+const FLOOR: usize = 10;
 
 /// One packet leaves every [`SLOT_US`], with what waits in it or with nothing. When more comes than slots can take,
-/// everything may pass until there was nothing for a second or two; slots still fill the gaps. So of little traffic
+/// everything may pass until there was little for a second or two; slots still fill the gaps. So of little traffic
 /// nobody sees times or amount; of a bulk transfer, that it is one, and how much.
 pub fn steady() -> Machine {
     let slot = || Action::SendPadding { bypass: true, replace: true, timeout: exactly(SLOT_US), limit: None };
@@ -75,16 +78,19 @@ pub fn steady() -> Machine {
     states[OPEN] = acting(block(0), enum_map! { Event::BlockingBegin => to(HOLD), _ => vec![] });
     let hold =
         Dist::new(DistType::Uniform { low: f64::from(HOLD_US[0]), high: f64::from(HOLD_US[1]) }, 0.0, 0.0);
-    states[HOLD] = acting(timer(hold), enum_map! { Event::TimerBegin => to(FLOOR), _ => vec![] });
-    states[FLOOR] = acting(
-        slot(),
+    let hold = acting(timer(hold), enum_map! { Event::TimerBegin => to(GAP), _ => vec![] });
+    states[HOLD] = counting(hold, Operation::Set, STILL_BULK_PACKETS);
+    let open = || {
         enum_map! {
-            Event::PaddingSent => to(FLOOR),
-            Event::NormalSent => to(HOLD),
+            Event::PaddingSent => to(GAP),
+            Event::NormalSent => to(FLOOR),
+            Event::CounterZero => to(HOLD),
             Event::TimerEnd => to(BLOCK),
             _ => vec![],
-        },
-    );
+        }
+    };
+    states[GAP] = acting(slot(), open());
+    states[FLOOR] = counting(acting(slot(), open()), Operation::Decrement, 1);
     Machine {
         allowed_padding_packets: 0,
         max_padding_frac: 0.0,

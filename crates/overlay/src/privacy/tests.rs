@@ -122,6 +122,16 @@ fn a_bulk_transfer_passes_and_slots_begin_again() {
 }
 
 #[test]
+fn little_traffic_after_a_bulk_transfer_is_hidden_again() {
+    let bulk = (0..5_000).map(|n| (n * 100, 1400));
+    let little = (0..100).map(|n| (S + n * 100_000, 200));
+    let (seen, delays) = watch(&steady(), &bulk.chain(little).collect::<Vec<_>>(), 12 * S);
+    assert_eq!(delays.len(), 5_100);
+    let seconds = per_second(&seen, 11);
+    assert!(seconds[5..].iter().all(|count| count.abs_diff(50) <= 1), "{seconds:?}");
+}
+
+#[test]
 fn a_busy_link_below_bulk_does_not_starve() {
     for per_s in [10, 45, 49, 50, 60, 200] {
         let packets: Vec<_> = (0..20 * per_s).map(|n| (n * S / per_s, 1400)).collect();
