@@ -129,6 +129,24 @@ fn check(note: &Virtio, packet: &[u8]) {
 }
 
 #[test]
+fn a_checksum_is_not_completed_in_the_ip_header() {
+    let packet = |version: u8| {
+        let mut packet = vec![0; 80];
+        packet[0] = if version == 4 { 0x45 } else { 0x60 };
+        let at = if version == 4 { 2 } else { 4 };
+        packet[at + 1] = if version == 4 { 80 } else { 40 };
+        packet
+    };
+    for (version, start, fits) in
+        [(4, 20, true), (4, 19, false), (6, 20, false), (6, 39, false), (6, 40, true)]
+    {
+        let shim =
+            Shim { partial: true, checksum_start: start, checksum_offset: 16, ..Shim::plain(Kind::Packet) };
+        assert_eq!(whole_note(&shim, &packet(version)).is_some(), fits, "IPv{version} from {start}");
+    }
+}
+
+#[test]
 fn cut_and_joined_is_as_it_was() {
     for sort in SORTS {
         for (bytes, options) in [(60_000, 12), (1401, 0), (2000, 40), (65_000, 0)] {
