@@ -416,6 +416,7 @@ pub(crate) enum DevicesCommand {
 
 /// What is asked for, as price and placement read it.
 #[derive(Debug, Clone, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a word of its own on the command line")]
 pub(crate) struct RequestArgs {
     /// What runs in the boxes: ray or command
     #[arg(long, default_value = "ray")]

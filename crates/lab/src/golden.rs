@@ -301,7 +301,8 @@ impl<D: Disk> Script<D> {
         self.meter(lease(0), 60_000, Witness::Heartbeats)?;
         self.meter(lease(1), 61_001, Witness::Heartbeats)?;
         self.ask(Actor::Wallet(RENTER), C::Extend { order, added_ms: HOUR_MS / 2 })?;
-        let allow = ["pypi.org:443", "203.0.113.0/24"].into_iter().filter_map(|text| text.parse().ok()).collect();
+        let allow =
+            ["pypi.org:443", "203.0.113.0/24"].into_iter().filter_map(|text| text.parse().ok()).collect();
         self.ask(Actor::Wallet(RENTER), C::ChangeEgress { order, egress: Egress::Listed, allow })?;
         self.ask(Actor::Wallet(RENTER), C::Close { order, reason: CloseReason::Renter })?;
         self.meter(lease(0), 90_000, Witness::Heartbeats)?;

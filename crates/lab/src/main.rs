@@ -1,5 +1,6 @@
 //! `ionet-lab`: simulations under a seed, benchmarks, golden journals. Not shipped.
 
+mod fuzz_commands;
 mod simulate;
 mod testbed_commands;
 
@@ -30,6 +31,9 @@ enum Command {
     Bench(Bench),
     #[command(flatten)]
     Testbed(testbed_commands::Command),
+    /// Try inputs that no honest member sends.
+    #[command(subcommand)]
+    Fuzz(fuzz_commands::Command),
     /// Write this release's golden journal into an empty folder; never over an old one.
     Golden {
         /// The folder.
@@ -61,8 +65,31 @@ enum Bench {
         #[command(flatten)]
         show: Show,
     },
+    /// The overlay beside the bare wire, nebula and gotatun, in turn, between two network namespaces. Needs root, iperf3,
+    /// ethtool and nft.
+    Overlay {
+        /// Turns of everybody in each condition.
+        #[arg(long, default_value_t = 5)]
+        rounds: usize,
+        /// How long each stream is.
+        #[arg(long, default_value_t = 2)]
+        seconds: u32,
+        #[command(flatten)]
+        show: Show,
+    },
     /// From order to work: a Ray cluster through ionet, and in turn one started by hand with `ray start`.
     Ray {
+        /// How many of each.
+        #[arg(long, default_value_t = 3)]
+        rounds: usize,
+        /// The binary; the one beside this by default.
+        #[arg(long)]
+        binary: Option<PathBuf>,
+        #[command(flatten)]
+        show: Show,
+    },
+    /// A Ray object of 1 GiB between two members, beside one plain TCP stream over the same overlay.
+    Object {
         /// How many of each.
         #[arg(long, default_value_t = 3)]
         rounds: usize,
@@ -114,6 +141,7 @@ fn run(command: Command) -> Result<bool> {
         Command::Replay(replay) => simulate::replay(&replay),
         Command::Bench(bench) => run_bench(bench),
         Command::Testbed(command) => testbed_commands::run(command),
+        Command::Fuzz(command) => fuzz_commands::run(command),
         Command::Golden { dir } => {
             let empty = std::fs::read_dir(&dir).map_or(true, |mut files| files.next().is_none());
             if !empty {
@@ -137,6 +165,14 @@ fn run_bench(bench: Bench) -> Result<bool> {
         Bench::Ray { rounds, binary, show } => {
             let binary = binary.map_or_else(beside, Ok)?;
             shown(&show, |dir| bench::ray::run(dir, &binary, rounds))
+        }
+        Bench::Overlay { rounds, seconds, show } => {
+            let size = bench::overlay::Size { rounds, seconds: seconds.max(1) };
+            shown(&show, |dir| bench::overlay::run(dir, size))
+        }
+        Bench::Object { rounds, binary, show } => {
+            let binary = binary.map_or_else(beside, Ok)?;
+            shown(&show, |dir| bench::object::run(dir, &binary, rounds))
         }
         Bench::Start { events, runs, show } => shown(&show, |dir| bench::start::run(dir, events, runs)),
     }

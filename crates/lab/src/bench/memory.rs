@@ -1,17 +1,14 @@
 //! Resident memory of the server, an agent and a supervisor of the real binary, idle: a network on this machine with one
 //! worker, and one lease that does nothing.
 
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::path::Path;
+use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process};
-
+use super::network::Network;
 use super::plot::{Plot, Series};
 use super::{Figure, Report, Target};
 use crate::{LabError, Result};
 
-const PATIENCE: Duration = Duration::from_mins(1);
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 const LOOKS: usize = 25;
 
@@ -26,7 +23,7 @@ const PARTS: [(&str, &str, f64); 3] = [
 pub fn run(dir: &Path, binary: &Path) -> Result<Report> {
     // Processes are told by this folder's name, and children name it in full.
     let dir = &dir.canonicalize().map_err(LabError::io("look at the bench's folder"))?;
-    let network = Network::up(dir, binary)?;
+    let network = Network::up(dir, binary, 1)?;
     network.wait("a worker in the pool", &["devices", "--json"], "\"pooled\"")?;
     let order = ["cluster", "create", "--engine", "command", "--memory", "64MiB", "--for", "10m", "--yes"];
     network.ask(&[order.as_slice(), &["--", "/bin/sleep", "600"]].concat())?;
@@ -64,70 +61,8 @@ fn report(looks: &[[f64; 3]]) -> Report {
     Report { bench: "memory", what, figures, plot }
 }
 
-/// A network of the real binary; ends with this.
-struct Network {
-    dir: PathBuf,
-    binary: PathBuf,
-    up: Child,
-}
-
-impl Network {
-    fn up(dir: &Path, binary: &Path) -> Result<Self> {
-        let mut command = Command::new(binary);
-        command.args(["up", "--workers", "1", "--data-dir"]).arg(dir);
-        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
-        let up = child.map_err(LabError::io(format!("start {}", binary.display())))?;
-        Ok(Self { dir: dir.into(), binary: binary.into(), up })
-    }
-
-    fn ask(&self, words: &[&str]) -> Result<String> {
-        let output = Command::new(&self.binary).arg("--data-dir").arg(&self.dir).args(words).output();
-        let output = output.map_err(LabError::io(format!("start {}", self.binary.display())))?;
-        if output.status.success() {
-            return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
-        }
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        Err(LabError::Broken(format!("'ionet {}' failed: {said}", words.join(" "))))
-    }
-
-    fn wait(&self, what: &str, words: &[&str], sign: &str) -> Result<()> {
-        let begun = Instant::now();
-        while begun.elapsed() < PATIENCE {
-            if self.ask(words).is_ok_and(|said| said.contains(sign)) {
-                return Ok(());
-            }
-            std::thread::sleep(LOOK_EVERY);
-        }
-        Err(LabError::Broken(format!("waited {} s in vain for {what}", PATIENCE.as_secs())))
-    }
-
-    /// Nothing may be left behind: supervisors outlive everybody but the end of their order.
-    fn end_leases(&self) -> Result<()> {
-        let clusters = self.ask(&["cluster", "ls", "--json"])?;
-        for found in clusters.match_indices("clu_") {
-            let id: String =
-                clusters[found.0..].chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
-            let _ = self.ask(&["cluster", "rm", &id, "--yes"]);
-        }
-        let begun = Instant::now();
-        while resident_mib(&self.dir, " supervisor ") > 0.0 && begun.elapsed() < PATIENCE {
-            std::thread::sleep(LOOK_EVERY);
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Network {
-    fn drop(&mut self) {
-        if let Some(pid) = i32::try_from(self.up.id()).ok().and_then(Pid::from_raw) {
-            let _ = kill_process(pid, Signal::INT);
-        }
-        let _ = self.up.wait();
-    }
-}
-
 /// The largest of the processes in this data directory whose command line has these words; 0 if there is none.
-fn resident_mib(dir: &Path, words: &str) -> f64 {
+pub(super) fn resident_mib(dir: &Path, words: &str) -> f64 {
     let dir = dir.to_string_lossy().into_owned();
     let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     let sizes = processes.filter_map(|process| {

@@ -6,10 +6,14 @@
 pub mod engine;
 pub mod load;
 pub mod memory;
+mod network;
+pub mod object;
+pub mod overlay;
 pub mod plot;
 pub mod ray;
 pub mod start;
 
+use std::borrow::Cow;
 use std::path::Path;
 use std::time::Duration;
 
@@ -32,7 +36,7 @@ pub enum Target {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Figure {
     /// What was measured.
-    pub name: &'static str,
+    pub name: Cow<'static, str>,
     /// How much.
     pub value: f64,
     /// In what unit.
@@ -58,8 +62,8 @@ pub struct Report {
 
 impl Figure {
     /// A number without a promise.
-    pub fn new(name: &'static str, value: f64, unit: &'static str) -> Self {
-        Self { name, value, unit, target: None }
+    pub fn new(name: impl Into<Cow<'static, str>>, value: f64, unit: &'static str) -> Self {
+        Self { name: name.into(), value, unit, target: None }
     }
 
     /// The same with a promise.

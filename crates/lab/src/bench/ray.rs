@@ -257,10 +257,10 @@ fn report(cold_jobs_api_s: f64, ours: &[[f64; PARTS.len()]], plain: &[[f64; 3]])
     let part = |n: usize| median(ours.iter().map(|round| round[n]).collect());
     let by_hand = |n: usize| median(plain.iter().map(|round| round[n]).collect());
     let of_ionet = PARTS.iter().enumerate().map(|(n, (_, name, most))| {
-        let figure = Figure::new(name, part(n), "s");
+        let figure = Figure::new(*name, part(n), "s");
         most.map_or(figure.clone(), |most| figure.target(Target::Below(most)))
     });
-    let of_plain = PLAIN.iter().enumerate().map(|(n, name)| Figure::new(name, by_hand(n), "s"));
+    let of_plain = PLAIN.iter().enumerate().map(|(n, name)| Figure::new(*name, by_hand(n), "s"));
     let mut figures: Vec<_> = of_ionet.chain(of_plain).collect();
     figures.push(Figure::new("ionet_jobs_api_environment_made", cold_jobs_api_s, "s"));
     let line = |name: &str, values: Vec<f64>| {

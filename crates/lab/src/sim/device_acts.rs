@@ -219,14 +219,14 @@ impl World {
                 Word::Report(mut observed) => {
                     let Some(folder) = device.folders.get_mut(&lease) else { continue };
                     if matches!(observed.phase, BoxPhase::Removed { .. }) {
-                        folder.end = Some(observed.clone());
+                        folder.end = Some((*observed).clone());
                     }
                     if let Some(receipt) = observed.receipt.as_mut().filter(|_| lies) {
                         inflate(receipt, &folder.key, network);
                         self.check.boxes.receipted(lease, receipt.elapsed_ms);
                     }
                     if device.agent.is_some() {
-                        device.inbox.push_back(agent::Input::Observed(observed));
+                        device.inbox.push_back(agent::Input::Observed(*observed));
                     }
                 }
                 Word::Save(progress) => {

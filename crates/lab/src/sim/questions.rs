@@ -69,22 +69,22 @@ impl World {
         let order = me.orders.last().copied().unwrap_or(OrderId::from_parts(at_ms, number.into()));
         let scope = order.bits();
         let account = |owner| AccountKey { owner, asset: Asset::Iosd };
-        reads_back(order)?;
-        reads_back(LeaseId { order, n: 7 })?;
-        reads_back(me.address)?;
-        reads_back(self.devices[0].enrolment.endpoint)?;
-        reads_back(self.devices[0].id())?;
-        reads_back(CommandId::from_bits(scope))?;
-        reads_back(PayoutId::from_bits(scope))?;
+        reads_back(&order)?;
+        reads_back(&LeaseId { order, n: 7 })?;
+        reads_back(&me.address)?;
+        reads_back(&self.devices[0].enrolment.endpoint)?;
+        reads_back(&self.devices[0].id())?;
+        reads_back(&CommandId::from_bits(scope))?;
+        reads_back(&PayoutId::from_bits(scope))?;
         for kind in [TransferKind::Escrow, TransferKind::Charge, TransferKind::Send] {
-            reads_back(TransferId { scope, kind, n: number })?;
+            reads_back(&TransferId { scope, kind, n: number })?;
         }
         for key in me.keys.iter().take(1) {
-            reads_back(*key)?;
+            reads_back(key)?;
         }
         let mine = [Owner::Wallet(me.address), Owner::Earned(me.address), Owner::Order(order)];
         for owner in mine.into_iter().chain([Owner::World, Owner::Fees, Owner::Losses]) {
-            reads_back(account(owner))?;
+            reads_back(&account(owner))?;
         }
         let same = OrderId::from_bits(order.bits()) == order;
         must(same, Promise::ReasonsTrue, || format!("{order} has the bits of another id"))
@@ -108,8 +108,8 @@ impl World {
     }
 
     fn read_engines(&mut self, n: usize) -> Result<()> {
-        reads_back_as_text(EngineKind::Ray)?;
-        reads_back_as_text(EngineKind::Command)?;
+        reads_back_as_text(&EngineKind::Ray)?;
+        reads_back_as_text(&EngineKind::Command)?;
         for name in ["kubernetes", "container", "vm", "steam"] {
             self.must_refuse(n, name, name.parse::<EngineKind>())?;
         }
@@ -193,27 +193,27 @@ fn reads_as_json<T: Serialize + DeserializeOwned + PartialEq>(it: &T) -> bool {
     serde_json::from_slice::<T>(&text).is_ok_and(|read| read == *it)
 }
 
-fn reads_back_as_text<T>(it: T) -> Result<()>
+fn reads_back_as_text<T>(it: &T) -> Result<()>
 where
     T: FromStr + Display + Debug + PartialEq,
 {
     let text = it.to_string();
-    let same = text.parse::<T>().is_ok_and(|read| read == it);
+    let same = text.parse::<T>().is_ok_and(|read| read == *it);
     must(same, Promise::ReasonsTrue, || {
         format!("{it:?} is written as '{text}', which reads as something else")
     })
 }
 
 /// Written, read, and not taken for anything else when a letter is missing or too many.
-fn reads_back<T>(it: T) -> Result<()>
+fn reads_back<T>(it: &T) -> Result<()>
 where
     T: FromStr + Display + Debug + PartialEq + Serialize + DeserializeOwned,
 {
     let text = it.to_string();
     let torn = [&text[..text.len() - 1], &format!("x{text}")].map(str::parse::<T>);
-    let wrong = torn.iter().flatten().any(|read| *read == it)
-        || NONSENSE.iter().any(|text| text.parse::<T>().is_ok());
-    let same = reads_as_json(&it) && format!("{it:?}") == text && !wrong;
+    let wrong =
+        torn.iter().flatten().any(|read| read == it) || NONSENSE.iter().any(|text| text.parse::<T>().is_ok());
+    let same = reads_as_json(it) && format!("{it:?}") == text && !wrong;
     must(same, Promise::ReasonsTrue, || {
         format!("{it:?} is written as '{text}', which does not name it alone")
     })?;

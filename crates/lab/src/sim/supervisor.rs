@@ -19,7 +19,7 @@ pub(super) enum Word {
     /// A box is ended and wiped, for this reason.
     Ended(String),
     /// To the agent.
-    Report(ObservedLease),
+    Report(Box<ObservedLease>),
     /// To its folder.
     Save(Progress),
     /// The process ends.
@@ -131,7 +131,7 @@ impl Supervisor {
                 let wipe = WipeReceipt { method: "in memory".into(), ..WipeReceipt::default() };
                 (Some(Input::Wiped(wipe)), Some(Word::Ended(reason)))
             }
-            Output::Report(observed) => (None, Some(Word::Report(*observed))),
+            Output::Report(observed) => (None, Some(Word::Report(observed))),
             Output::Save(progress) => (None, Some(Word::Save(*progress))),
             Output::Finish => (None, Some(Word::Finish)),
             Output::SaveAssignment(_) | Output::Warn(_) => (None, None),

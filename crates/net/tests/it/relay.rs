@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::Ipv4Addr, time::Duration};
 use ionet_net::{
     Node, NodeConfig, Relay, RelayConfig, RelayInfo,
     link::{LinkListener, connect_link},
-    relay::{Admit, admit_all},
+    relay::{Admit, ForwarderPorts, admit_all},
 };
 
 use crate::{admit, key, run, soon, until};
@@ -17,7 +17,7 @@ pub(crate) async fn relay(dir: &tempfile::TempDir, admit: Admit) -> Relay {
         https_port: 0,
         http_port: 0,
         quic_port: 0,
-        forwarder: Default::default(),
+        forwarder: ForwarderPorts::default(),
         dir: dir.path().to_path_buf(),
         admit,
     };

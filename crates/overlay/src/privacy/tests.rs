@@ -1,3 +1,5 @@
+//! Whatever is sent, an onlooker sees cells of one size; without privacy it sees the packets. The cover keeps its bounds.
+
 use proptest::prelude::*;
 
 use super::*;

@@ -356,7 +356,11 @@ fn a_machine_wakes_seldom_and_a_pair_that_fell_silent_talks_again_without_the_in
         for for_s in [120, 300, 1_500] {
             world.nodes[0].ticks = 0;
             world.run_for(for_s * S);
-            assert!(world.nodes[0].ticks < for_s * 5, "{kinds:?}: {} ticks in {for_s} s", world.nodes[0].ticks);
+            assert!(
+                world.nodes[0].ticks < for_s * 5,
+                "{kinds:?}: {} ticks in {for_s} s",
+                world.nodes[0].ticks
+            );
         }
         assert!(world.ways(0, 1).is_empty(), "it fell silent");
         let first_us = first_packet(&mut world, 0, 1);

@@ -86,7 +86,7 @@ fn index(folder: &Path) {
          w.writestr(d + 'METADATA', 'Metadata-Version: 2.1\\nName: tinywheel\\nVersion: 1.0\\n')\n\
          w.writestr(d + 'WHEEL', 'Wheel-Version: 1.0\\nGenerator: t\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n')\n\
          w.writestr(d + 'RECORD', '')\nw.close()\n",
-        package.join(name)
+        package.join(name).to_string_lossy()
     );
     run("/usr/bin/python3", &["-c", &program]).unwrap();
     let page = format!("<a href=\"{name}\">{name}</a>");
