@@ -65,8 +65,31 @@ enum Bench {
         #[command(flatten)]
         show: Show,
     },
+    /// The overlay beside the bare wire, nebula and gotatun, in turn, between two network namespaces. Needs root, iperf3,
+    /// ethtool and nft.
+    Overlay {
+        /// Turns of everybody in each condition.
+        #[arg(long, default_value_t = 5)]
+        rounds: usize,
+        /// How long each stream is.
+        #[arg(long, default_value_t = 2)]
+        seconds: u32,
+        #[command(flatten)]
+        show: Show,
+    },
     /// From order to work: a Ray cluster through ionet, and in turn one started by hand with `ray start`.
     Ray {
+        /// How many of each.
+        #[arg(long, default_value_t = 3)]
+        rounds: usize,
+        /// The binary; the one beside this by default.
+        #[arg(long)]
+        binary: Option<PathBuf>,
+        #[command(flatten)]
+        show: Show,
+    },
+    /// A Ray object of 1 GiB between two members, beside one plain TCP stream over the same overlay.
+    Object {
         /// How many of each.
         #[arg(long, default_value_t = 3)]
         rounds: usize,
@@ -142,6 +165,14 @@ fn run_bench(bench: Bench) -> Result<bool> {
         Bench::Ray { rounds, binary, show } => {
             let binary = binary.map_or_else(beside, Ok)?;
             shown(&show, |dir| bench::ray::run(dir, &binary, rounds))
+        }
+        Bench::Overlay { rounds, seconds, show } => {
+            let size = bench::overlay::Size { rounds, seconds: seconds.max(1) };
+            shown(&show, |dir| bench::overlay::run(dir, size))
+        }
+        Bench::Object { rounds, binary, show } => {
+            let binary = binary.map_or_else(beside, Ok)?;
+            shown(&show, |dir| bench::object::run(dir, &binary, rounds))
         }
         Bench::Start { events, runs, show } => shown(&show, |dir| bench::start::run(dir, events, runs)),
     }
