@@ -60,5 +60,8 @@ fn a_run_that_breaks_is_made_smaller() {
     assert_eq!(shrunk.promise, Promise::BillAddsUp);
     let small = shrunk.plan.devices <= 2 && shrunk.plan.renters <= 2 && shrunk.faults <= 1;
     assert!(small, "{}", shrunk.plan.arguments());
-    assert!(shrunk.plan.only_orders.is_some_and(|orders| orders.len() <= 1));
+    // Either single orders are named, or each renter makes few.
+    let all = shrunk.plan.renters as u64 * shrunk.plan.orders_each;
+    let orders = shrunk.plan.only_orders.as_ref().map_or(all, |only| only.len() as u64);
+    assert!(orders <= 4, "{}", shrunk.plan.arguments());
 }
