@@ -107,7 +107,7 @@ reach {ROUTER}/
 reach 169.254.169.254/
 reach 127.0.0.1/
 say source 'import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.connect(("8.8.8.8", 9)); print(s.getsockname()[0])'
-/usr/bin/python3 -m pip install --break-system-packages --no-cache-dir --disable-pip-version-check -q --target lib \
+PYTHONPATH=$(echo /usr/share/python-wheels/pip-*.whl) /usr/bin/python3 -m pip install --break-system-packages --no-cache-dir --disable-pip-version-check -q --target lib \
   --index-url http://{FAR}/simple/ --trusted-host {FAR} tinywheel 2>&1
 say pip 'import sys; sys.path.insert(0, "lib"); import tinywheel; print(tinywheel.WORD)'
 say speed 'import time,urllib.request as u; t = time.time(); n = len(u.urlopen("http://{FAR}/large").read()); print(round(8 * n / 1e9 / (time.time() - t), 2), "Gbit/s")'
