@@ -6,6 +6,7 @@
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
+use std::net::IpAddr;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -98,6 +99,10 @@ pub struct Brief {
     /// What the operator says of what boxes may reach.
     #[serde(default)]
     pub egress: EgressPolicy,
+    /// Where the agent is seen from outside: boxes may not go there. A supervisor that uses relays only does not learn
+    /// it itself.
+    #[serde(default)]
+    pub own_addresses: Vec<IpAddr>,
 }
 
 /// The folder of one lease.

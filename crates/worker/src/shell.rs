@@ -522,6 +522,7 @@ impl Shell {
             relays: self.network.relays.clone(),
             environments_dir: self.environments_dir.clone(),
             egress: self.config.egress.clone(),
+            own_addresses: self.node.addr().direct.iter().map(std::net::SocketAddr::ip).collect(),
         }
     }
 

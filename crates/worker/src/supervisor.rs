@@ -38,6 +38,9 @@ use crate::tunnels::Door;
 const POLL_STARTING: Duration = Duration::from_millis(20);
 const POLL_STEADY: Duration = Duration::from_millis(100);
 const LOOK_AT_PEERS_EVERY: Duration = Duration::from_secs(1);
+/// When what only the start needed is let go of, after it and again and again: what is rare comes and goes.
+const LET_GO_AFTER: Duration = Duration::from_secs(2);
+const LET_GO_EVERY: Duration = Duration::from_mins(1);
 
 /// Entry point of the hidden sub-command `supervisor`: `--dir DIR`. `helper` is the executable with the box helper's
 /// sub-commands.
@@ -158,7 +161,8 @@ impl Supervisor {
         let mut addr = self.node.watch_addr();
         let mut poll = interval(POLL_STARTING);
         let mut peers = interval(LOOK_AT_PEERS_EVERY);
-        for timer in [&mut poll, &mut peers] {
+        let mut shrink = interval(LET_GO_EVERY);
+        for timer in [&mut poll, &mut peers, &mut shrink] {
             timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
         }
         self.tell_endpoint();
@@ -171,12 +175,14 @@ impl Supervisor {
                     self.note_egress();
                     self.look_at_peers();
                 }
+                _ = shrink.tick(), if self.is_steady() => footprint::let_go(),
                 _ = poll.tick() => {
                     let before = self.is_steady();
                     self.poll();
                     if self.is_steady() != before {
                         if !before {
-                            footprint::let_go();
+                            // The overlay and its relays are still being found.
+                            shrink.reset_after(LET_GO_AFTER);
                         }
                         poll = interval(if before { POLL_STARTING } else { POLL_STEADY });
                         poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -372,6 +378,8 @@ impl Supervisor {
                         self.brief.relays.clone_from(&brief.relays);
                     }
                 }
+                self.brief.own_addresses = brief.own_addresses;
+                self.tell_own_addresses();
                 self.step(Input::Assigned(Box::new(brief.assignment)));
             }
             Word::Remove => self.step(Input::Remove),
@@ -387,7 +395,9 @@ impl Supervisor {
     /// Where others see this host: boxes reach it by no such address either.
     fn tell_own_addresses(&self) {
         if let Some(out) = &self.out {
-            out.set_own_addresses(self.node.addr().direct.iter().map(std::net::SocketAddr::ip).collect());
+            let addr = self.node.addr();
+            let own = addr.direct.iter().map(std::net::SocketAddr::ip);
+            out.set_own_addresses(own.chain(self.brief.own_addresses.iter().copied()).collect());
         }
     }
 
