@@ -74,6 +74,9 @@ enum Bench {
         /// How long each stream is.
         #[arg(long, default_value_t = 2)]
         seconds: u32,
+        /// Measure what privacy costs instead.
+        #[arg(long)]
+        private: bool,
         #[command(flatten)]
         show: Show,
     },
@@ -166,8 +169,8 @@ fn run_bench(bench: Bench) -> Result<bool> {
             let binary = binary.map_or_else(beside, Ok)?;
             shown(&show, |dir| bench::ray::run(dir, &binary, rounds))
         }
-        Bench::Overlay { rounds, seconds, show } => {
-            let size = bench::overlay::Size { rounds, seconds: seconds.max(1) };
+        Bench::Overlay { rounds, seconds, private, show } => {
+            let size = bench::overlay::Size { rounds, seconds: seconds.max(1), private };
             shown(&show, |dir| bench::overlay::run(dir, size))
         }
         Bench::Object { rounds, binary, show } => {

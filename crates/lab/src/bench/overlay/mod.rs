@@ -14,6 +14,7 @@ use super::plot::{Plot, Series};
 use super::{Figure, Report, Target, percentile, sorted};
 use crate::Result;
 use measure::Flow;
+use member::Kind;
 use pair::{Condition, Pair};
 use rival::Rival;
 
@@ -24,6 +25,8 @@ pub struct Size {
     pub rounds: usize,
     /// How long each turn is.
     pub seconds: u32,
+    /// What privacy costs, and not what others do.
+    pub private: bool,
 }
 
 /// What one rival did in one round under one condition.
@@ -42,7 +45,12 @@ pub fn run(dir: &Path, size: Size) -> Result<Report> {
     measure::listen(&pair)?;
     let mut rivals = Vec::new();
     let mut running = Vec::new();
-    for rival in Rival::ALL {
+    let (wanted, conditions) = if size.private {
+        (Rival::PRIVATE, &Condition::ALL[..1])
+    } else {
+        (Rival::OTHERS, &Condition::ALL[..])
+    };
+    for rival in wanted.iter().copied() {
         if let Some(hint) = rival.missing() {
             eprintln!("left out, not installed: {hint}");
             continue;
@@ -51,7 +59,7 @@ pub fn run(dir: &Path, size: Size) -> Result<Report> {
         rivals.push(rival);
     }
     let mut turns = Vec::new();
-    for condition in Condition::ALL {
+    for condition in conditions.iter().copied() {
         pair.set(condition)?;
         for round in 0..size.rounds.max(1) {
             for rival in &rivals {
@@ -61,8 +69,18 @@ pub fn run(dir: &Path, size: Size) -> Result<Report> {
         }
     }
     pair.set(Condition::Offloads)?;
-    let peers = member::cost_of_peers(&pair, dir, size)?;
-    Ok(report(&turns, &rivals, peers))
+    let more = if size.private { idle(&pair)? } else { member::cost_of_peers(&pair, dir, size)? };
+    Ok(report(&turns, &rivals, conditions, more))
+}
+
+fn idle(pair: &Pair) -> Result<Vec<Figure>> {
+    let mut figures = Vec::new();
+    for (kind, name) in [(Kind::Plain, "ionet"), (Kind::Cells, "cells"), (Kind::Private, "cells_and_cover")] {
+        let [kib, packets] = member::idle_minute(pair, kind)?;
+        figures.push(Figure::new(format!("{name}_idle"), kib, "KiB a minute"));
+        figures.push(Figure::new(format!("{name}_idle_packets"), packets, "a minute"));
+    }
+    Ok(figures)
 }
 
 fn take_turn(pair: &Pair, condition: Condition, rival: Rival, seconds: u32) -> Result<Turn> {
@@ -85,10 +103,10 @@ fn middle(
     percentile(&sorted(by(rival).zip(by(other)).map(|(a, b)| of(a, b)).collect()), 50)
 }
 
-fn report(turns: &[Turn], rivals: &[Rival], peers: Vec<Figure>) -> Report {
+fn report(turns: &[Turn], rivals: &[Rival], conditions: &[Condition], more: Vec<Figure>) -> Report {
     let mut figures = Vec::new();
     let speed = |a: &Turn, b: &Turn| a.stream.gbit_per_second / b.stream.gbit_per_second.max(1e-9);
-    for condition in Condition::ALL {
+    for condition in conditions.iter().copied() {
         for rival in rivals {
             let share = middle(turns, condition, [*rival, Rival::Raw], speed);
             let cpu = middle(turns, condition, [*rival; 2], |turn, _| turn.stream.cpu_per_gbit());
@@ -140,7 +158,7 @@ fn report(turns: &[Turn], rivals: &[Rival], peers: Vec<Figure>) -> Report {
         a.round_trip_ms - b.round_trip_ms
     });
     figures.push(Figure::new("added_round_trip_p50", added, "ms").target(Target::Below(0.2)));
-    figures.extend(peers);
+    figures.extend(more);
     let what = "two namespaces and a veth pair; the median of each round's ratio".into();
     Report { bench: "overlay", what, figures, plot: plot(turns, rivals) }
 }

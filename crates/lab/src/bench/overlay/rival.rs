@@ -8,6 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use super::member::{self, Kind};
 use super::pair::{Pair, UNDERLAY};
 use crate::testbed::host::{Process, succeeded};
 use crate::{LabError, Result};
@@ -23,10 +24,17 @@ pub(super) enum Rival {
     Nebula,
     /// Mullvad's user-space `WireGuard`.
     Gotatun,
+    /// This project's overlay, all packets of one size.
+    Cells,
+    /// The same, with cover traffic.
+    Private,
 }
 
 impl Rival {
-    pub(super) const ALL: [Self; 4] = [Self::Raw, Self::Ionet, Self::Nebula, Self::Gotatun];
+    /// What an engineer chooses from.
+    pub(super) const OTHERS: &[Self] = &[Self::Raw, Self::Ionet, Self::Nebula, Self::Gotatun];
+    /// What privacy is set against.
+    pub(super) const PRIVATE: &[Self] = &[Self::Raw, Self::Ionet, Self::Cells, Self::Private];
 
     pub(super) fn name(self) -> &'static str {
         match self {
@@ -34,6 +42,8 @@ impl Rival {
             Self::Ionet => "ionet",
             Self::Nebula => "nebula",
             Self::Gotatun => "gotatun",
+            Self::Cells => "cells",
+            Self::Private => "cells_and_cover",
         }
     }
 
@@ -41,14 +51,15 @@ impl Rival {
     pub(super) fn inside(self) -> [Ipv4Addr; 2] {
         match self {
             Self::Raw => UNDERLAY,
-            other => [1, 2].map(|end| Ipv4Addr::new(10, 99, other as u8, end)),
+            // A network of its own each: a member's device takes a /16.
+            other => [1, 2].map(|end| Ipv4Addr::new(10, 101 + other as u8, 0, end)),
         }
     }
 
     /// Why it cannot take part, if it cannot.
     pub(super) fn missing(self) -> Option<&'static str> {
         let (program, hint) = match self {
-            Self::Raw | Self::Ionet => return None,
+            Self::Raw | Self::Ionet | Self::Cells | Self::Private => return None,
             Self::Nebula => ("nebula", "nebula: apt install nebula"),
             Self::Gotatun => ("gotatun", "gotatun: cargo install gotatun-cli"),
         };
@@ -60,7 +71,9 @@ impl Rival {
     pub(super) fn start(self, pair: &Pair, dir: &Path) -> Result<Vec<Process>> {
         let processes = match self {
             Self::Raw => Vec::new(),
-            Self::Ionet => super::member::start(pair, dir, self.inside(), 0)?,
+            Self::Ionet => member::start(pair, dir, self.inside(), Kind::Plain)?,
+            Self::Cells => member::start(pair, dir, self.inside(), Kind::Cells)?,
+            Self::Private => member::start(pair, dir, self.inside(), Kind::Private)?,
             Self::Nebula => nebula(pair, dir, self.inside())?,
             Self::Gotatun => gotatun(pair, self.inside())?,
         };
