@@ -16,11 +16,12 @@ use ionet_worker::assignment::{Assignment, box_name};
 use ionet_worker::supervision::{self, Progress};
 
 use super::device::Folder;
+use super::machine::links;
 use super::plan::FaultKind;
 use super::planted::Planted;
 use super::promise::{Promise, must};
 use super::supervisor::{Supervisor, Word};
-use super::world::{Part, World};
+use super::world::{Part, START_MS, World};
 use crate::Result;
 use crate::random::Random;
 
@@ -103,9 +104,13 @@ impl World {
             }
             O::Persist(saved) => return self.persist(n, *saved),
             O::StartSupervisor(assignment) => self.start_supervisor(n, *assignment),
-            O::UpdateSupervisor(assignment) => {
+            O::UpdateSupervisor(mut assignment) => {
                 let lease = assignment.lease.lease;
                 if let Some(supervisor) = device.supervisors.get_mut(&lease) {
+                    if self.plan.plants(Planted::KeepEgress) {
+                        let kept = supervisor.may_reach().clone();
+                        (assignment.lease.egress, assignment.lease.program.allow) = kept;
+                    }
                     supervisor.inbox.push_back(supervision::Input::Assigned(assignment));
                 }
             }
@@ -121,10 +126,29 @@ impl World {
                 let measures = device.measures.clone();
                 device.inbox.push_back(agent::Input::CheckDone(measures));
             }
-            // Nothing stands between the machines of the simulation: there is no link to measure.
-            O::MeasureLinks | O::Warn(_) => {}
+            O::MeasureLinks => self.measure_links(n),
+            O::Warn(_) => {}
         }
         Ok(())
+    }
+
+    /// Relays attest the links; their signatures are looked at in the server's shell, which is not here.
+    fn measure_links(&mut self, n: usize) {
+        let (at_ms, linked) = (self.true_ms(), self.devices[n].linked_since_ms.is_some());
+        let mut random = Random::new(self.plan.seed ^ (n as u64) << 40 ^ at_ms);
+        let device = &mut self.devices[n];
+        device.inbox.push_back(agent::Input::LinksMeasured(Vec::new()));
+        if linked && !device.cut && !random.chance(100_000) {
+            let mut measures = links(n, at_ms, &mut random);
+            // Some say again what they said before.
+            if random.chance(200_000) {
+                for measure in &mut measures {
+                    measure.at_ms = START_MS;
+                }
+            }
+            let input = ionet_server::Input::LinksMeasured(EndpointId(device.endpoint.0), measures);
+            self.send_to_server(input);
+        }
     }
 
     /// What an agent keeps is what it was told last, and never older than what it had.

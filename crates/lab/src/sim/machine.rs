@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use ionet_api::WalletKey;
+use ionet_domain::connectivity::{Bandwidth, REGION_TAG, RelayMeasure};
 use ionet_domain::device::{Enrolment, Gpu, GpuCheck, Hardware, Measured, Resources};
 use ionet_domain::money::Rate;
 use ionet_domain::{DeviceId, EndpointId};
@@ -17,6 +18,8 @@ use crate::random::Random;
 pub(super) const MODELS: [&str; 2] = ["NVIDIA A100-SXM4-80GB", "NVIDIA H100 PCIe"];
 pub(super) const NETWORKS: [&str; 2] = ["lab", "campus"];
 pub(super) const TAG: &str = "fast";
+/// Claimed, truly or not.
+pub(super) const REGIONS: [&str; 2] = ["north", "south"];
 
 /// The n-th machine of a run, and whether it is what it claims.
 pub(super) fn machine(n: usize, plan: &Plan, net: &MemNet) -> (DeviceNode, bool) {
@@ -42,6 +45,9 @@ pub(super) fn machine(n: usize, plan: &Plan, net: &MemNet) -> (DeviceNode, bool)
     };
     if varied && random.chance(300_000) {
         enrolment.tags.insert(TAG.into());
+    }
+    if varied && random.chance(250_000) {
+        enrolment.tags.insert(format!("{REGION_TAG}{}", REGIONS[random.index(2)]));
     }
     let enforced = !varied || random.chance(850_000);
     let mut measures = Ok(measured(&enrolment, enforced, &mut random));
@@ -82,6 +88,25 @@ fn gpus(n: usize, random: &mut Random) -> Vec<Gpu> {
 
 fn gpu(n: usize, card: u64, model: &str) -> Gpu {
     Gpu { uuid: format!("GPU-{n}-{card}"), model: model.into(), memory_bytes: 80 * GIB }
+}
+
+/// What relays attest of a machine's link: the first is in the first region, the second in the second.
+pub(super) fn links(n: usize, at_ms: u64, random: &mut Random) -> Vec<RelayMeasure> {
+    let own = [n % 2, random.index(2)][usize::from(random.chance(100_000))];
+    let relays = (0..=random.index(2)).map(|relay| {
+        let mbit_s = |random: &mut Random| u32::try_from(random.between(20, 2_400)).unwrap_or(0);
+        let near_us = if relay == own { 4_000 } else { 70_000 };
+        RelayMeasure {
+            relay: format!("relay-{relay}"),
+            region: random.chance(900_000).then(|| REGIONS[relay].into()),
+            at_ms,
+            rtt_us: near_us + u32::try_from(random.below(9_000)).unwrap_or(0),
+            bandwidth: random
+                .chance(800_000)
+                .then(|| Bandwidth { down_mbit_s: mbit_s(random), up_mbit_s: mbit_s(random) }),
+        }
+    });
+    relays.collect()
 }
 
 fn measured(enrolment: &Enrolment, enforced: bool, random: &mut Random) -> Measured {

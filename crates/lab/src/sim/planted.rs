@@ -107,6 +107,8 @@ planted! {
     IgnoreGeneration = "ignore_generation" => [NewestWish],
     /// An agent does not keep on disk what it was told.
     ForgetWish = "forget_wish" => [NewestWish],
+    /// A box keeps the rules for what it may reach that it began with.
+    KeepEgress = "keep_egress" => [EgressFollowed],
     /// A device that claims what it has not is let in.
     PoolLiar = "pool_liar" => [PoolHonest],
     /// The server sleeps for two minutes now and then.

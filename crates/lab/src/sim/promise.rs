@@ -60,6 +60,8 @@ promises! {
     WorkKept = "work_kept",
     /// A device follows what it was told, in the order of generations.
     NewestWish = "newest_wish",
+    /// A box may reach what its renter said last, and nothing else.
+    EgressFollowed = "egress_followed",
     /// Every order ends once faults stop.
     OrdersEnd = "orders_end",
     /// Without faults nothing is lost and nothing is late.

@@ -10,7 +10,8 @@ use std::str::FromStr;
 use ionet_api::sign::Grant;
 use ionet_domain::id::TransferKind;
 use ionet_domain::ledger::{AccountKey, Owner};
-use ionet_domain::market::{EngineKind, Request};
+use ionet_domain::market::egress::Net;
+use ionet_domain::market::{Destination, Egress, EngineKind, Hiding, Request};
 use ionet_domain::money::{Asset, HOUR_MS, Rate};
 use ionet_domain::order::{CloseReason, ReplaceReason};
 use ionet_domain::{CommandId, EndpointId, LeaseId, OrderId, PayoutId, Refusal, Stage, TransferId};
@@ -19,6 +20,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::promise::{Promise, broken, must};
+use super::renters::DESTINATIONS;
 use super::world::{GIB, World};
 use crate::Result;
 use crate::random::Random;
@@ -113,7 +115,37 @@ impl World {
         for name in ["kubernetes", "container", "vm", "steam"] {
             self.must_refuse(n, name, name.parse::<EngineKind>())?;
         }
-        Ok(())
+        self.read_network(n)
+    }
+
+    /// What a network may be asked for: ways out, destinations and what is hidden, as people write them.
+    fn read_network(&mut self, n: usize) -> Result<()> {
+        for mode in [Egress::On, Egress::Listed, Egress::Off] {
+            reads_back_as_text(&mode)?;
+        }
+        for text in DESTINATIONS {
+            match text.parse::<Destination>() {
+                Ok(read) => reads_back_as_text(&read)?,
+                Err(refusal) => self.read_refusal(n, &refusal)?,
+            }
+        }
+        for parts in 0..8 {
+            let [private, via_relay, split_relays] = [1, 2, 4].map(|part| parts & part != 0);
+            let hiding = Hiding { private, via_relay, split_relays };
+            reads_back_as_text(&hiding)?;
+            let lines = hiding.explained().count();
+            must(
+                lines == [private, via_relay, split_relays].iter().filter(|part| **part).count(),
+                Promise::ReasonsTrue,
+                || format!("{hiding} is explained in {lines} lines"),
+            )?;
+        }
+        for wrong in ["", "*.", "pypi.org:0", "10.0.0.0/33", "2001:db8::/129", "a b", "[::1", "x:99999"] {
+            self.must_refuse(n, wrong, wrong.parse::<Destination>())?;
+            self.must_refuse(n, wrong, wrong.parse::<Net>())?;
+        }
+        self.must_refuse(n, "maybe", "maybe".parse::<Egress>())?;
+        self.must_refuse(n, "tor", "tor".parse::<Hiding>())
     }
 
     fn must_refuse<T: Debug>(&mut self, n: usize, text: &str, read: Result<T, Refusal>) -> Result<()> {

@@ -5,16 +5,17 @@ use std::collections::BTreeSet;
 
 use ionet_domain::account::{ApiKey, Scope};
 use ionet_domain::command::CommandBody;
-use ionet_domain::device::Resources;
+use ionet_domain::connectivity::REGION_TAG;
+use ionet_domain::device::{Resources, Tier};
 use ionet_domain::id::{QuoteId, TransferKind};
-use ionet_domain::market::{EngineKind, Program, Quote, Request, price};
+use ionet_domain::market::{Destination, Egress, EngineKind, Hiding, Program, Quote, Request, price};
 use ionet_domain::money::{Asset, Rate};
 use ionet_domain::order::CloseReason;
 use ionet_domain::{Actor, Address, Command, CommandId, Event, KeyId, OrderId, Refusal, Stage, TransferId};
 use ionet_server::{Input, Ticket};
 
 use super::check::quote_is_refused_in_truth;
-use super::machine::{MODELS, NETWORKS, TAG};
+use super::machine::{MODELS, NETWORKS, REGIONS, TAG};
 use super::plan::FaultKind;
 use super::planted::Planted;
 use super::promise::{Promise, broken};
@@ -24,6 +25,10 @@ use crate::random::Random;
 
 /// An unanswered request is made again after this long, in milliseconds.
 const RETRY_MS: u64 = 5_000;
+
+/// What lists of destinations are made of.
+pub(super) const DESTINATIONS: [&str; 5] =
+    ["pypi.org", "*.debian.org:443", "203.0.113.0/24", "[2001:db8::1]:22", "198.51.100.7:80"];
 
 /// What a renter wants to happen once.
 #[derive(Debug, Clone)]
@@ -101,7 +106,7 @@ impl World {
             return Ok(());
         }
         let may_order = self.renters[n].wished < self.plan.orders_each;
-        match self.renters[n].random.below(26) {
+        match self.renters[n].random.below(28) {
             0..12 if may_order => return self.order(n),
             12..14 => self.close(n),
             14..17 => self.extend(n),
@@ -110,6 +115,7 @@ impl World {
             20 | 21 if self.plan.load.varied => self.mistake(n),
             22 if self.plan.load.varied && !self.calm() => self.by_hand(n),
             24 | 25 if self.plan.load.varied => return self.question(n),
+            26 | 27 if self.plan.load.varied => self.change_egress(n),
             23 if self.plan.may(FaultKind::RenterVanishes) && self.renters[n].random.chance(200_000) => {
                 self.trace.note(self.at_ms, || format!("renter {n} vanishes"));
                 self.renters[n].vanished = true;
@@ -194,7 +200,8 @@ impl World {
         }
         let Some(quote) = self.quote(n, &request)? else { return Ok(()) };
         let argv = if request.engine == EngineKind::Command { vec!["work".into()] } else { Vec::new() };
-        let program = Program { argv, ..Program::default() };
+        let allow = self.allow_for(n, request.egress);
+        let program = Program { argv, allow, ..Program::default() };
         let keeps = self.plan.load.varied && self.renters[n].random.chance(120_000);
         let (quote, program) = match self.renters[n].kept.take() {
             Some(kept) => kept,
@@ -259,8 +266,8 @@ impl World {
             tags: BTreeSet::new(),
             tier: None,
             spread: true,
-            egress: ionet_domain::market::Egress::On,
-            hiding: ionet_domain::market::Hiding::default(),
+            egress: Egress::On,
+            hiding: Hiding::default(),
             max_rate: None,
             asset: Asset::Iosd,
         };
@@ -290,6 +297,18 @@ impl World {
         if random.chance(100_000) {
             request.tags.insert(TAG.into());
         }
+        if random.chance(60_000) {
+            request.tags.insert(format!("{REGION_TAG}{}", REGIONS[random.index(2)]));
+        }
+        if random.chance(60_000) {
+            request.tier = Some([Tier::Low, Tier::Medium, Tier::Ultra][random.index(3)]);
+        }
+        request.egress =
+            *random.one_of(&[Egress::On, Egress::On, Egress::Listed, Egress::Off]).unwrap_or(&Egress::On);
+        if random.chance(150_000) {
+            let [private, via_relay, split_relays] = [(); 3].map(|()| random.chance(500_000));
+            request.hiding = Hiding { private, via_relay, split_relays };
+        }
         if random.chance(200_000) {
             request.max_rate = Some(Rate(random.between(20_000, 2_000_000)));
         }
@@ -317,6 +336,25 @@ impl World {
             let actor = self.actor(n);
             self.intend_as(n, actor, CommandBody::Extend { order, added_ms });
         }
+    }
+
+    /// Other rules for what an order may reach outside; one in eight has a list where there is none to be, or none.
+    fn change_egress(&mut self, n: usize) {
+        let Some(order) = self.an_order(n) else { return };
+        let modes = [Egress::On, Egress::Listed, Egress::Off];
+        let egress = *self.renters[n].random.one_of(&modes).unwrap_or(&Egress::Off);
+        let wrong = self.renters[n].random.chance(125_000);
+        let listed = if wrong { modes[1 - usize::from(egress == Egress::Listed)] } else { egress };
+        let allow = self.allow_for(n, listed);
+        let actor = self.actor(n);
+        self.intend_as(n, actor, CommandBody::ChangeEgress { order, egress, allow });
+    }
+
+    fn allow_for(&mut self, n: usize, egress: Egress) -> BTreeSet<Destination> {
+        let random = &mut self.renters[n].random;
+        let most = if egress == Egress::Listed { random.between(1, DESTINATIONS.len() as u64) } else { 0 };
+        let listed = (0..most).filter_map(|_| random.one_of(&DESTINATIONS)?.parse().ok());
+        listed.collect()
     }
 
     pub(super) fn transfer_id(&mut self) -> TransferId {

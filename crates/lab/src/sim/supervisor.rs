@@ -5,12 +5,19 @@ use std::collections::{BTreeSet, VecDeque};
 use ionet_api::WalletKey;
 use ionet_api::worker::{MemberEndpoint, ObservedLease};
 use ionet_domain::EndpointId;
-use ionet_domain::market::EngineKind;
+use ionet_domain::market::{Destination, Egress, EngineKind};
 use ionet_domain::order::WipeReceipt;
 use ionet_runtime::mem::MemHost;
 use ionet_runtime::sandbox::{BoxReport, BoxSpec, Sandbox};
 use ionet_worker::assignment::{Assignment, box_name};
 use ionet_worker::supervision::{Input, Output, Progress, Supervision};
+
+/// What a box may reach outside its cluster: the mode, and the list.
+pub(super) type MayReach = (Egress, BTreeSet<Destination>);
+
+fn may_reach(assignment: &Assignment) -> MayReach {
+    (assignment.lease.egress, assignment.lease.program.allow.clone())
+}
 
 /// What leaves a supervisor.
 pub(super) enum Word {
@@ -42,6 +49,8 @@ pub(super) struct Supervisor {
     pub(super) exit_ms: Option<u64>,
     pub(super) spec: Option<BoxSpec>,
     seen: Option<BoxReport>,
+    /// The rules of its way out, as it was told last.
+    may_reach: MayReach,
     leaves_box: bool,
 }
 
@@ -56,6 +65,7 @@ impl Supervisor {
         let key = WalletKey::from_seed(&seed);
         let (lease, engine) = (assignment.lease.lease, assignment.lease.engine);
         let id = EndpointId(key.address().0);
+        let may_reach = may_reach(&assignment);
         let endpoint = MemberEndpoint { id, addr: serde_json::Value::Null };
         Self {
             logic: Supervision::new(assignment, key, Progress::default(), 0),
@@ -69,8 +79,14 @@ impl Supervisor {
             exit_ms: None,
             spec: None,
             seen: None,
+            may_reach,
             leaves_box,
         }
+    }
+
+    /// What its box may reach outside the cluster now.
+    pub(super) fn may_reach(&self) -> &MayReach {
+        &self.may_reach
     }
 
     /// When it can act next, in virtual milliseconds.
@@ -134,7 +150,11 @@ impl Supervisor {
             Output::Report(observed) => (None, Some(Word::Report(observed))),
             Output::Save(progress) => (None, Some(Word::Save(*progress))),
             Output::Finish => (None, Some(Word::Finish)),
-            Output::SaveAssignment(_) | Output::Warn(_) => (None, None),
+            Output::SaveAssignment(assignment) => {
+                self.may_reach = may_reach(&assignment);
+                (None, None)
+            }
+            Output::Warn(_) => (None, None),
         }
     }
 

@@ -93,6 +93,9 @@ impl World {
                 self.supply(n, set(OwnerRules { draining: true, ..rules }));
             }
             11 if self.plan.load.varied && !self.calm() && number.is_multiple_of(4) => self.rebind(n),
+            14 if may(FaultKind::OwnerRules) => {
+                self.supply(n, set(OwnerRules { no_egress: !rules.no_egress, ..rules }));
+            }
             12 | 13 if self.plan.load.varied && !self.calm() => self.wrong_supply(n, number),
             _ => {}
         }

@@ -3,13 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ionet_domain::device::Resources;
-use ionet_domain::order::LeasePhase;
+use ionet_domain::order::{LeasePhase, Order};
 use ionet_domain::{LeaseId, Stage, State};
 
 use crate::Result;
 use crate::sim::device::DeviceNode;
 use crate::sim::planted::Planted;
 use crate::sim::promise::{Promise, broken, must};
+use crate::sim::supervisor::MayReach;
 use crate::sim::world::World;
 
 /// How long a device that is linked may be without a box that is paid for, or with one that is not.
@@ -54,6 +55,11 @@ impl World {
                 if device.is_some_and(missing) {
                     wrong.push((id, Promise::LeaseHasBox));
                 }
+                let supervisor = device.filter(|device| self.reaches(device));
+                let supervisor = supervisor.and_then(|device| device.supervisors.get(&id));
+                if supervisor.is_some_and(|found| !self.follows(order, found.may_reach())) {
+                    wrong.push((id, Promise::EgressFollowed));
+                }
             }
         }
         let before = std::mem::take(&mut self.check.boxes.wrong_since_ms);
@@ -81,6 +87,12 @@ impl World {
             && long(self.slow_until_ms)
     }
 
+    /// Whether a box may reach what its renter said last.
+    fn follows(&self, order: &Order, (egress, allow): &MayReach) -> bool {
+        let program = self.check.shadow.private.programs.get(&order.id);
+        *egress == order.quote.request.egress && program.is_none_or(|program| program.allow == *allow)
+    }
+
     fn unpaid_boxes(&self, device: &DeviceNode, wrong: &mut Vec<(LeaseId, Promise)>) {
         let check = &self.check;
         for lease in device.folders.keys().filter(|lease| device.running(**lease)) {
@@ -102,6 +114,7 @@ impl World {
 fn said(promise: Promise) -> &'static str {
     match promise {
         Promise::BoxHasLease => "a box runs that nobody pays for",
+        Promise::EgressFollowed => "its box may reach what its renter did not say, or not what they said",
         Promise::LeaseHasBox => "a box is paid for and not there",
         _ => "the machine's boxes take more than it offers",
     }

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 
 use ionet_domain::command::CommandBody;
+use ionet_domain::connectivity::claimed_region;
 use ionet_domain::device::{Contact, Device, DeviceStage, HardwareClass};
-use ionet_domain::market::Request;
 use ionet_domain::market::place::Shortfall;
+use ionet_domain::market::{Egress, Request};
 use ionet_domain::order::{self, CloseReason, LeasePhase, Order};
 use ionet_domain::{Command, Event, PublicBody, Refusal, State};
 
@@ -124,7 +125,10 @@ fn members_on(device: &Device, request: &Request, now_ms: u64) -> u64 {
         && device.rules.closed(now_ms).is_none()
         && request.gpu_model.as_ref().is_none_or(|model| device.class == HardwareClass::Gpu(model.clone()))
         && request.network.as_ref().is_none_or(|network| *network == enrolment.network)
-        && request.tags.iter().all(|tag| enrolment.tags.contains(tag));
+        && request.tags.iter().all(|tag| enrolment.tags.contains(tag))
+        && (!device.rules.no_egress || request.egress == Egress::Off)
+        && request.tier.is_none_or(|least| device.tier.is_some_and(|tier| tier >= least))
+        && (claimed_region(&request.tags).is_none() || device.region_doubt().is_none());
     let one_at_a_time = device.measured.as_ref().is_none_or(|measured| measured.enforcement.is_none());
     let most = if one_at_a_time || request.spread { 1 } else { request.members };
     let (mut free, mut fit) = (device.free(), 0);
