@@ -19,6 +19,7 @@ const PROBE: u8 = 1;
 const ECHO: u8 = 2;
 const CANDIDATES: u8 = 3;
 const HAVE: u8 = 4;
+const CALL: u8 = 5;
 
 /// How a member's NAT makes the ports that others see.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -122,6 +123,9 @@ pub enum Control {
         /// The number.
         sequence: u32,
     },
+    /// The sender has many sockets open behind a NAT that takes random ports, each of which has spoken to the receiver:
+    /// a probe to a port that one of them got comes through.
+    Call,
 }
 
 impl Control {
@@ -134,6 +138,7 @@ impl Control {
             }
             Self::Candidates(candidates) => [&[CANDIDATES][..], &candidates.write()].concat(),
             Self::Have { sequence } => [&[HAVE][..], &sequence.to_be_bytes()].concat(),
+            Self::Call => vec![CALL],
         };
         bytes.resize(bytes.len().max(least), 0);
         bytes
@@ -158,6 +163,7 @@ impl Control {
                 seen: read_address(take(rest)?),
             },
             HAVE => Self::Have { sequence: u32::from_be_bytes(take(rest)?) },
+            CALL => Self::Call,
             _ => return None,
         };
         is_padding(rest).then_some(parsed)

@@ -6,6 +6,7 @@
 //! of state; whatever the introducer is away for, sessions are renewed over the paths themselves. Not here: descriptors
 //! and threads (`plane`), what is inside packets.
 
+mod birthday;
 mod handshakes;
 mod peer;
 mod relays;
@@ -29,8 +30,9 @@ use crate::{
         limits::{Bucket, PerAddress},
         message::Tag,
     },
-    seam::{Input, Output, Receive, Table},
+    seam::{Input, Output, Receive, Spare, Table},
 };
+use birthday::Attempt;
 use peer::PeerState;
 use relays::{Change, Relays};
 
@@ -57,6 +59,10 @@ pub struct Machine {
     /// Whose session, or handshake of ours under way, an index of ours is.
     by_index: BTreeMap<u32, PeerKey>,
     relays: Relays,
+    /// Of a punch with many sockets; one at a time.
+    attempt: Option<Attempt>,
+    /// Sockets that nobody needs any more.
+    unneeded: Vec<Spare>,
     own: Vec<SocketAddr>,
     candidates: Candidates,
     strangers: PerAddress,
@@ -89,6 +95,8 @@ impl Machine {
             by_tag: BTreeMap::new(),
             by_index: BTreeMap::new(),
             relays: Relays::new(signing),
+            attempt: None,
+            unneeded: Vec::new(),
             own: Vec::new(),
             candidates: Candidates { sequence, ..Candidates::default() },
             strangers: PerAddress::new(STRANGER_INITIATIONS, 1_024),
@@ -135,6 +143,7 @@ impl Machine {
             Input::OwnAddresses(own) => self.set_own(now_us, own),
             Input::Failed { way, .. } => self.failed(now_us, way),
             Input::TooLarge { way } => self.too_large(now_us, way),
+            Input::Spare { number, from } => self.came_by_spare(number, from, out),
             Input::Renew => {
                 self.peers.values_mut().for_each(|peer| peer.sessions.renew());
                 self.touch_all();
@@ -202,6 +211,7 @@ impl Machine {
             way => {
                 if let Some(peer) = self.peers.get_mut(&key) {
                     peer.paths.heard(way, now_us);
+                    peer.birthday.heard(way);
                 }
             }
         }
@@ -225,7 +235,11 @@ impl Machine {
         match Control::parse(body) {
             None => {}
             Some(Control::Probe { token }) => peer.echo(way, token, packet_bytes, out),
-            Some(Control::Echo { token, .. }) => peer.paths.echoed(token, now_us),
+            Some(Control::Echo { token, .. }) => {
+                peer.paths.echoed(token, now_us);
+                self.keep_spare(now_us, key, token, out);
+            }
+            Some(Control::Call) => self.called(now_us, key),
             Some(Control::Have { sequence }) => peer.has_candidates(sequence),
             Some(Control::Candidates(theirs)) => {
                 let have = peer.seal(&Control::Have { sequence: theirs.sequence }, way, 0);
@@ -291,6 +305,7 @@ impl Machine {
 
     fn remove(&mut self, key: PeerKey) {
         let Some(peer) = self.peers.remove(&key) else { return };
+        self.let_spares_go(key, &peer);
         self.relays.unwant(&peer.tag);
         self.by_tag.remove(&peer.tag);
         self.by_noise_key.retain(|_, known| *known != key);
@@ -405,6 +420,7 @@ impl Machine {
         if is_look {
             self.next_look_us = now_us + LOOK_EVERY_US;
         }
+        out.extend(self.unneeded.drain(..).map(Output::Spare));
         let mut due = std::mem::take(&mut self.touched);
         for (key, peer) in &mut self.peers {
             let has_turned = is_look && peer.look(now_us);
@@ -431,6 +447,8 @@ impl Machine {
             peer.probe(now_us, &mut self.random, out);
             peer.tell(now_us, &self.candidates, out);
         }
+        self.punch(now_us, key, out);
+        let Some(peer) = self.peers.get_mut(&key) else { return };
         if peer.paths.is_relay_suspect() && now_us >= peer.checked_us + CHECK_EVERY_US {
             peer.checked_us = now_us;
             self.relays.check(&peer.tag);

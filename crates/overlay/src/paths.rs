@@ -116,6 +116,11 @@ impl Paths {
         self.ways.iter().any(|known| known.way == way && known.is_up())
     }
 
+    /// Whether a way without a relay is up.
+    pub(crate) fn is_direct(&self) -> bool {
+        self.best_kind() == Some(Kind::Direct)
+    }
+
     /// Whether a way through a relay does not answer as it did.
     pub(crate) fn is_relay_suspect(&self) -> bool {
         let relayed = |way: &&WayState| matches!(way.kind, Kind::Relayed | Kind::RelayedTcp);

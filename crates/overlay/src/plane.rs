@@ -8,6 +8,7 @@ mod control;
 mod receive;
 mod send;
 mod shape;
+mod spare;
 
 use std::{
     io::{self, IoSlice},
@@ -139,7 +140,7 @@ impl Overlay {
         let mut overlay = Self { shared: shared.clone(), aside: Mutex::default(), threads: Vec::new() };
         let links = Links::start(FromLinks { shared: shared.clone(), receiver: Receiver::default() })?;
         shared.links.store(Some(Arc::new(links)));
-        let control = Control::new(shared.clone(), machine);
+        let control = Control::new(shared.clone(), machine)?;
         overlay.spawn("overlay-control", move || control.run(&waiting))?;
         let shapers = config.privacy.padded.then(|| Shapers::new(&config.cover, Random::new(&cover_seed)));
         let sender = Sender::new(shared.clone(), shapers, config.privacy.split_relays);

@@ -75,6 +75,13 @@ pub enum Input<'a> {
         /// The way.
         way: Way,
     },
+    /// Something came by a spare socket; nobody has verified it yet.
+    Spare {
+        /// Which socket.
+        number: u16,
+        /// From where.
+        from: SocketAddr,
+    },
     /// New keys are wanted with everybody.
     Renew,
     /// Time has passed.
@@ -98,8 +105,43 @@ pub enum Output {
         /// What.
         bytes: Vec<u8>,
     },
+    /// Do this with the spare sockets.
+    Spare(Spare),
     /// From now on packets go by this table.
     Publish(Arc<Table>),
+}
+
+/// What to do with spare sockets: many are open for a moment, while one port of a NAT is sought that lets a peer in.
+#[derive(Debug)]
+pub enum Spare {
+    /// Open so many, numbered from 0.
+    Open {
+        /// How many.
+        count: u16,
+    },
+    /// Send a sealed packet from one.
+    Send {
+        /// Which.
+        number: u16,
+        /// Whereto.
+        to: SocketAddr,
+        /// What.
+        bytes: Vec<u8>,
+    },
+    /// This one reaches that address: everything for it leaves by this socket from now on. The others are closed.
+    Keep {
+        /// Which.
+        number: u16,
+        /// Whom it reaches.
+        to: SocketAddr,
+    },
+    /// All that were not kept are closed.
+    Close,
+    /// The one that was kept for this address is closed.
+    Release {
+        /// Whom it reached.
+        to: SocketAddr,
+    },
 }
 
 /// Where every packet goes and what opens it.

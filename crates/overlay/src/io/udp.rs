@@ -4,12 +4,15 @@
 //! single ones, and that is remembered; IPv4 peers are IPv4 addresses whatever the socket is.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     io, mem,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     ops::Range,
-    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+    sync::Arc,
 };
+
+use arc_swap::ArcSwap;
 
 use super::{check, check_int};
 use crate::{OverlayError, Result};
@@ -37,12 +40,22 @@ const MOST_PLAIN: usize = 256;
 #[derive(Clone, Copy)]
 struct Ancillary([u8; 32]);
 
+/// Sockets by the destinations that only they reach.
+type Others = BTreeMap<SocketAddr, Arc<Udp>>;
+
 /// A bound socket.
 #[derive(Debug)]
 pub struct Udp {
     socket: OwnedFd,
     is_v6: bool,
     local: SocketAddr,
+    others: ArcSwap<Others>,
+}
+
+impl AsFd for Udp {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
 }
 
 impl Udp {
@@ -89,7 +102,7 @@ impl Udp {
         // SAFETY: the address is a valid `sockaddr_in6` or `sockaddr_in` of so many bytes.
         check_int(unsafe { libc::bind(socket.as_raw_fd(), (&raw const name).cast(), bytes) })?;
         let local = local(&socket)?;
-        Ok(Self { socket, is_v6, local })
+        Ok(Self { socket, is_v6, local, others: ArcSwap::default() })
     }
 
     /// Where it listens.
@@ -102,11 +115,32 @@ impl Udp {
         self.is_v6 || to.is_ipv4()
     }
 
+    /// From now on everything for these destinations leaves by these sockets; nothing else does.
+    pub fn divert(&self, others: Others) {
+        self.others.store(Arc::new(others));
+    }
+
+    /// The socket for the first of some messages, and how many of them leave by it.
+    fn for_first<'a>(&'a self, others: &'a Others, messages: &[Message]) -> (&'a Self, usize) {
+        let Some(first) = messages.first().filter(|_| !others.is_empty()) else {
+            return (self, messages.len());
+        };
+        let other = others.get(&first.to);
+        let is_same = |message: &&Message| match other {
+            Some(_) => message.to == first.to,
+            None => !others.contains_key(&message.to),
+        };
+        (other.map_or(self, |other| other), messages.iter().take_while(is_same).count())
+    }
+
     /// Sends one packet.
     ///
     /// # Errors
     /// If the system does not take it.
     pub fn send(&self, to: SocketAddr, packet: &[u8]) -> io::Result<()> {
+        if let Some(other) = self.others.load().get(&to) {
+            return other.send(to, packet);
+        }
         if !self.reaches(to) {
             return Err(io::ErrorKind::AddrNotAvailable.into());
         }
@@ -278,9 +312,11 @@ impl Outbox {
     pub fn flush(&mut self, udp: &Udp, mut refused: impl FnMut(Refused)) {
         let messages = mem::take(&mut self.messages);
         let mut rest = &messages[..];
+        let others = udp.others.load();
         while let Some(next) = rest.first() {
+            let (udp, run) = udp.for_first(&others, rest);
             let is_plain = next.packets() > 1 && self.plain.contains(&next.to);
-            let sent = if is_plain { 0 } else { send_messages(udp, &self.arena, rest) };
+            let sent = if is_plain { 0 } else { send_messages(udp, &self.arena, &rest[..run]) };
             rest = &rest[sent..];
             if sent == 0 {
                 // The first one has something about it: it is sent by itself, and its packets one by one if need be.
@@ -456,6 +492,18 @@ impl Inbox {
     /// # Errors
     /// If the socket has something to say.
     pub fn receive(&mut self, udp: &Udp) -> io::Result<()> {
+        self.receive_by(udp, libc::MSG_WAITFORONE)
+    }
+
+    /// Takes all packets that are there, as far as they fit, and waits for none.
+    ///
+    /// # Errors
+    /// If the socket has something to say, or nothing is there.
+    pub fn receive_now(&mut self, udp: &Udp) -> io::Result<()> {
+        self.receive_by(udp, libc::MSG_DONTWAIT)
+    }
+
+    fn receive_by(&mut self, udp: &Udp, flags: libc::c_int) -> io::Result<()> {
         self.messages.clear();
         let mut names = [empty_name(); INBOX_MESSAGES];
         let mut pieces = [EMPTY_PIECE; INBOX_MESSAGES];
@@ -474,13 +522,7 @@ impl Inbox {
         let count = libc::c_uint::try_from(INBOX_MESSAGES).unwrap_or(0);
         // SAFETY: every header points at a name, a piece of the arena and ancillary room of its own in this frame.
         let received = unsafe {
-            libc::recvmmsg(
-                udp.socket.as_raw_fd(),
-                headers.as_mut_ptr(),
-                count,
-                libc::MSG_WAITFORONE,
-                std::ptr::null_mut(),
-            )
+            libc::recvmmsg(udp.socket.as_raw_fd(), headers.as_mut_ptr(), count, flags, std::ptr::null_mut())
         };
         check_int(received)?;
         let received = usize::try_from(received).unwrap_or(0);
@@ -593,6 +635,28 @@ mod tests {
         both.send(four.local(), b"back").unwrap();
         assert_eq!(receive(&four, 1)[0].1, b"back");
         assert!(four.send("[::1]:9".parse().unwrap(), b"six").is_err());
+    }
+
+    #[test]
+    fn some_destinations_have_a_socket_of_their_own() {
+        let ((a, b), (other, c)) = (loopback(), loopback());
+        let other = Arc::new(other);
+        a.divert([(c.local(), other.clone())].into());
+        let mut outbox = Outbox::default();
+        for to in [&b, &c, &b, &c, &c] {
+            outbox.add(to.local(), 9);
+            outbox.add(to.local(), 9);
+        }
+        outbox.flush(&a, |refused| panic!("{refused:?}"));
+        a.send(c.local(), b"alone").unwrap();
+        let from =
+            |udp, count| receive(udp, count).into_iter().map(|(from, _)| from).collect::<BTreeSet<_>>();
+        assert_eq!((from(&b, 4), from(&c, 7)), ([a.local()].into(), [other.local()].into()));
+        a.divert(BTreeMap::new());
+        a.send(c.local(), b"again").unwrap();
+        assert_eq!(receive(&c, 1)[0].0, a.local());
+        let mut inbox = Inbox::default();
+        assert!(inbox.receive_now(&c).is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::{net::SocketAddr, sync::Arc};
 
+use super::birthday::Birthday;
 use crate::{
     Member, Privacy, Way,
     control::{Candidates, Control},
@@ -80,9 +81,12 @@ pub(super) struct PeerState {
     pub(super) checked_us: u64,
     pub(super) begun_us: u64,
     pub(super) theirs: Candidates,
+    pub(super) birthday: Birthday,
     told: Told,
     sent_packets: u64,
+    received_packets: u64,
     busy_us: u64,
+    spoken_us: u64,
     full_bytes: u16,
     privacy: Privacy,
 }
@@ -108,9 +112,12 @@ impl PeerState {
             checked_us: 0,
             begun_us: now_us,
             theirs: Candidates::default(),
+            birthday: Birthday::default(),
             told: Told::default(),
             sent_packets: 0,
+            received_packets: 0,
             busy_us: 0,
+            spoken_us: 0,
             full_bytes,
             privacy,
         }
@@ -129,16 +136,25 @@ impl PeerState {
     /// Looks whether there was traffic since the last look; whether it has become busy or idle.
     pub(super) fn look(&mut self, now_us: u64) -> bool {
         let [sent_packets, _] = self.peer.counters.sent_until_now();
-        if sent_packets != self.sent_packets {
-            self.sent_packets = sent_packets;
-            self.busy_us = now_us;
+        let [received_packets, _] = self.peer.counters.received_until_now();
+        if std::mem::replace(&mut self.sent_packets, sent_packets) != sent_packets {
+            (self.busy_us, self.spoken_us) = (now_us, now_us);
+        }
+        if std::mem::replace(&mut self.received_packets, received_packets) != received_packets {
+            self.spoken_us = now_us;
         }
         // Where nobody may see when there is traffic, the questions do not tell either.
-        self.paths.set_busy(self.privacy.padded || self.is_busy(now_us))
+        self.paths.set_busy(self.is_busy(now_us))
     }
 
+    /// Whether there is traffic for it, or nobody may see when there is none.
     fn is_busy(&self, now_us: u64) -> bool {
-        self.busy_us > 0 && now_us < self.busy_us + BUSY_US
+        self.privacy.padded || self.busy_us > 0 && now_us < self.busy_us + BUSY_US
+    }
+
+    /// Whether there is traffic for it or of it, or nobody may see when there is none.
+    pub(super) fn is_spoken_with(&self, now_us: u64) -> bool {
+        self.privacy.padded || self.spoken_us > 0 && now_us < self.spoken_us + BUSY_US
     }
 
     /// Whether keys are kept fresh for it.
@@ -249,7 +265,11 @@ impl PeerState {
         let session_us = if session_us > now_us { session_us } else { now_us + RENEWAL_LOOK_US };
         let pending_us = self.pending.as_ref().map_or(u64::MAX, |pending| pending.next_us);
         let paths_us = if self.has_session() { self.paths.wake_us() } else { u64::MAX };
-        session_us.min(pending_us).min(paths_us).min(self.tell_us(sequence))
+        session_us
+            .min(pending_us)
+            .min(paths_us)
+            .min(self.tell_us(sequence))
+            .min(self.birthday.wake_us(now_us))
     }
 
     /// All keys are gone: nothing is known about the ways any more.

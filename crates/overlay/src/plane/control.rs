@@ -11,9 +11,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::Shared;
+use super::{Shared, spare::Spares};
 use crate::{
-    Member, PeerKey, RelayAt, Way,
+    Member, PeerKey, RelayAt, Result, Way,
     io::addresses,
     machine::Machine,
     seam::{Input, Output},
@@ -35,6 +35,7 @@ pub(super) enum Event {
     Relays(Vec<RelayAt>),
     Failed { way: Way, error: ErrorKind },
     TooLarge { way: Way },
+    Spare { number: u16, from: SocketAddr },
     Renew,
     Over,
 }
@@ -44,12 +45,14 @@ pub(super) struct Control {
     machine: Machine,
     began: Instant,
     looked: Option<Instant>,
+    spares: Spares,
     out: Vec<Output>,
 }
 
 impl Control {
-    pub(super) fn new(shared: Arc<Shared>, machine: Machine) -> Self {
-        Self { shared, machine, began: Instant::now(), looked: None, out: Vec::new() }
+    pub(super) fn new(shared: Arc<Shared>, machine: Machine) -> Result<Self> {
+        let spares = Spares::new(shared.clone())?;
+        Ok(Self { shared, machine, began: Instant::now(), looked: None, spares, out: Vec::new() })
     }
 
     pub(super) fn run(mut self, events: &Receiver<Event>) {
@@ -93,6 +96,7 @@ impl Control {
             Event::Relays(relays) => self.step(Input::Relays(relays.clone())),
             Event::Failed { way, error } => self.step(Input::Failed { way: *way, error: *error }),
             Event::TooLarge { way } => self.step(Input::TooLarge { way: *way }),
+            Event::Spare { number, from } => self.step(Input::Spare { number: *number, from: *from }),
             Event::Renew => self.step(Input::Renew),
             Event::Over => {}
         }
@@ -113,6 +117,7 @@ impl Control {
                     // Packets may wait for what is in it.
                     self.shared.bell.ring();
                 }
+                Output::Spare(spare) => self.spares.act(spare),
                 Output::Introduce { to, bytes } => (self.shared.introduce)(to, bytes),
                 Output::Send { way, bytes } => {
                     if let Err(error) = self.shared.send(way, &bytes) {

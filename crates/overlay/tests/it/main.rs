@@ -1,6 +1,7 @@
 //! Tests of the crate from outside.
 
 mod crafted;
+mod nats;
 mod paths;
 mod plane;
 mod private;

@@ -128,6 +128,83 @@ fn stepping_ports_are_mostly_predicted() {
 }
 
 #[test]
+fn random_ports_are_mostly_met_by_many_sockets() {
+    let (mut found, mut probes) = (0, 0);
+    for seed in 0..200 {
+        let kinds = [Some(SYMMETRIC), Some(CONE)];
+        let (hard, kinds) = if seed % 2 == 0 { (0, kinds) } else { (1, [kinds[1], kinds[0]]) };
+        let mut world = pair(seed, kinds);
+        if seed % 4 > 1 {
+            world.weather.loss_ppm = 10_000;
+        }
+        first_packet(&mut world, 0, 1);
+        let (before, began_us) = (world.nodes[1 - hard].sent, world.now_us);
+        while !is_direct(&world) && world.now_us < began_us + 5 * S {
+            world.stream(0, 1, 20 * MS, 100 * MS);
+        }
+        probes = probes.max(world.nodes[1 - hard].sent - before);
+        if !is_direct(&world) {
+            continue;
+        }
+        found += 1;
+        let gap_us = world.stream(0, 1, 20 * MS, 30 * S);
+        assert!(gap_us < S && is_direct(&world), "seed {seed}: {gap_us} us, {:?}", world.ways(0, 1));
+        let node = &world.nodes[hard];
+        assert_eq!((node.attempts, node.kept.len(), node.spares.len()), (1, 1, 0), "seed {seed}");
+        // When the peer is gone, so is the socket.
+        let gone = world.nodes[1 - hard].key;
+        world.set_members(|member| member.key != gone);
+        assert!(world.nodes[hard].kept.is_empty(), "seed {seed}");
+    }
+    println!("random to cone: direct within 5 s in {found} of 200, at most {probes} packets from the cone");
+    assert!(found >= 185, "{found} of 200");
+}
+
+#[test]
+fn many_sockets_are_not_opened_for_long_in_vain_nor_where_addresses_are_hidden() {
+    for (kinds, privacy, most) in [
+        // The cone has become one that nobody can meet, and nobody noticed.
+        ([SYMMETRIC, CONE], Privacy::default(), 3),
+        ([SYMMETRIC, SYMMETRIC], Privacy::default(), 0),
+        ([SYMMETRIC, CONE], Privacy { via_relay: true, ..Privacy::default() }, 0),
+    ] {
+        let mut world = World::new(3, 2);
+        world.privacy = privacy;
+        let mut world = pair_in(world, kinds.map(Some));
+        world.cuts.extend([(Host::Node(0), Host::Node(1)), (Host::Node(1), Host::Node(0))]);
+        first_packet(&mut world, 0, 1);
+        let before = world.nodes[1].sent;
+        let gap_us = world.stream(0, 1, 100 * MS, 2_000 * S);
+        assert!(gap_us < S, "{kinds:?}: nothing came for {gap_us} us");
+        let (node, sent) = (&world.nodes[0], world.nodes[1].sent - before);
+        assert!(node.attempts <= most && node.attempts >= most.min(1), "{kinds:?}: {}", node.attempts);
+        assert!(node.spares.is_empty() && node.kept.is_empty());
+        println!("{kinds:?}: {} attempts, {sent} packets from the other side in 2,000 s", node.attempts);
+    }
+}
+
+#[test]
+fn a_way_through_a_random_nat_that_is_cut_is_found_again() {
+    let mut found = 0;
+    for seed in 0..20 {
+        let mut world = pair(seed, [Some(SYMMETRIC), Some(CONE)]);
+        first_packet(&mut world, 0, 1);
+        world.stream(0, 1, 20 * MS, 5 * S);
+        if !is_direct(&world) {
+            continue;
+        }
+        // The NAT forgets all; ordinary punching is of no use.
+        world.change_nat(1, SYMMETRIC, public(33));
+        let gap_us = world.stream(0, 1, 20 * MS, 30 * S);
+        assert!(gap_us < 3 * S, "seed {seed}: nothing came for {gap_us} us");
+        world.stream(0, 1, 20 * MS, 90 * S);
+        assert!(world.nodes[0].kept.len() <= 1, "seed {seed}");
+        found += u32::from(is_direct(&world));
+    }
+    assert!(found >= 15, "{found} of 20");
+}
+
+#[test]
 fn without_udp_there_is_tcp() {
     for seed in 0..50 {
         for kinds in [[NO_UDP, NO_UDP], [NO_UDP, CONE], [SYMMETRIC, NO_UDP]] {

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use ionet_overlay::{Config, Overlay, PeerKey, Privacy, Way, privacy::CoverPlan};
+use ionet_overlay::{Config, Overlay, PeerKey, Privacy, RelayAt, Way, privacy::CoverPlan};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketType, ipproto, recv, sendto, socket, sockopt};
 
 use crate::real::{Space, addresses, identity, member, until, wire};
@@ -15,9 +15,9 @@ use crate::real::{Space, addresses, identity, member, until, wire};
 const PATIENT: Duration = Duration::from_secs(30);
 
 /// Members 1 and 2, who introduce themselves to each other by a call.
-struct Pair {
-    spaces: [Space; 2],
-    overlays: [Arc<OnceLock<Overlay>>; 2],
+pub(crate) struct Pair {
+    pub(crate) spaces: [Space; 2],
+    pub(crate) overlays: [Arc<OnceLock<Overlay>>; 2],
 }
 
 impl Pair {
@@ -25,26 +25,37 @@ impl Pair {
     fn new(label: &str, wire_mtu: u16) -> Option<Self> {
         let spaces = [Space::new(&format!("{label}-a"))?, Space::new(&format!("{label}-b"))?];
         wire(&spaces, wire_mtu);
-        let overlays: [Arc<OnceLock<Overlay>>; 2] = Default::default();
-        for (at, number) in [(0, 1), (1, 2)] {
-            let device = spaces[at].tun(number, 1400);
-            let other = overlays[1 - at].clone();
-            let me = identity(number).key();
-            let introduce = move |_: PeerKey, bytes: Vec<u8>| {
-                if let Some(other) = other.get() {
-                    other.introduced(me, &bytes);
-                }
-            };
-            let started =
-                spaces[at].run(move || Overlay::start(&config(number), device, Box::new(introduce)));
-            overlays[at].set(started.expect("an overlay")).expect("the first");
-        }
-        let pair = Self { spaces, overlays };
-        until("a straight way", || pair.overlays.iter().all(|overlay| has_way(overlay)));
+        let pair = Self::over(spaces, &[]);
+        until("a straight way", || pair.is_direct());
         Some(pair)
     }
 
-    fn overlay(&self, at: usize) -> &Overlay {
+    /// Members in namespaces that somebody has connected.
+    pub(crate) fn over(spaces: [Space; 2], relays: &[RelayAt]) -> Self {
+        let overlays: [Arc<OnceLock<Overlay>>; 2] = Default::default();
+        for (at, number) in [(0, 1), (1, 2)] {
+            let device = spaces[at].tun(number, 1400);
+            // Not held by each other, so that both can end.
+            let other = Arc::downgrade(&overlays[1 - at]);
+            let me = identity(number).key();
+            let introduce = move |_: PeerKey, bytes: Vec<u8>| {
+                if let Some(other) = other.upgrade().as_ref().and_then(|other| other.get()) {
+                    other.introduced(me, &bytes);
+                }
+            };
+            let config = Config { relays: relays.to_vec(), ..config(number) };
+            let started = spaces[at].run(move || Overlay::start(&config, device, Box::new(introduce)));
+            overlays[at].set(started.expect("an overlay")).expect("the first");
+        }
+        Self { spaces, overlays }
+    }
+
+    /// Whether a straight way is up at both.
+    pub(crate) fn is_direct(&self) -> bool {
+        self.overlays.iter().all(|overlay| has_way(overlay))
+    }
+
+    pub(crate) fn overlay(&self, at: usize) -> &Overlay {
         self.overlays[at].get().expect("started")
     }
 }
@@ -73,7 +84,7 @@ fn both(number: u8) -> [IpAddr; 2] {
 }
 
 /// Sends bytes by TCP from one member to an address of the other, while something else happens.
-fn transfer(pair: &Pair, to: IpAddr, bytes: usize, meanwhile: impl FnOnce()) {
+pub(crate) fn transfer(pair: &Pair, to: IpAddr, bytes: usize, meanwhile: impl FnOnce()) {
     let (port, ready) = mpsc::channel();
     let server = pair.spaces[1].enter(move || {
         let listener = TcpListener::bind((to, 0)).expect("bind");

@@ -81,6 +81,11 @@ impl Space {
         device
     }
 
+    /// Runs a shell's script inside.
+    pub(crate) fn script(&self, script: &str) {
+        ip(&["netns", "exec", &self.name, "sh", "-ec", script]).expect("a script");
+    }
+
     /// Runs `ip` for this namespace.
     pub(crate) fn ip(&self, args: &[&str]) {
         ip(&[&["-n", &self.name], args].concat()).expect("ip");

@@ -14,7 +14,7 @@ use ionet_overlay::{
     privacy::CoverPlan,
     random::Random,
     relay::{End, Limits, Rules},
-    seam::{Hop, Input, Output, Table},
+    seam::{Hop, Input, Output, Spare, Table},
 };
 
 pub(crate) const MS: u64 = 1_000;
@@ -78,6 +78,11 @@ pub(crate) struct Node {
     pub(crate) addresses: Addresses,
     pub(crate) net: usize,
     pub(crate) own: Vec<SocketAddr>,
+    /// Spare sockets, and those that were kept, by whom they are for.
+    pub(crate) spares: Vec<SocketAddr>,
+    pub(crate) kept: BTreeMap<SocketAddr, SocketAddr>,
+    /// How often spare sockets were opened.
+    pub(crate) attempts: u32,
     /// What was let through: from whom, and the payload's first bytes.
     pub(crate) got: Vec<(u64, PeerKey, u64)>,
     pub(crate) is_on: bool,
@@ -85,6 +90,13 @@ pub(crate) struct Node {
     pub(crate) strange: u64,
     pub(crate) sent: u64,
     pub(crate) ticks: u64,
+}
+
+impl Node {
+    fn has(&self, address: &SocketAddr) -> bool {
+        let kept = || self.kept.values().any(|kept| kept == address);
+        self.own.contains(address) || self.spares.contains(address) || kept()
+    }
 }
 
 pub(crate) struct Relay {
@@ -242,6 +254,9 @@ impl World {
             addresses,
             net,
             own,
+            spares: Vec::new(),
+            kept: BTreeMap::new(),
+            attempts: 0,
             got: Vec::new(),
             is_on: true,
             strange: 0,
@@ -284,7 +299,33 @@ impl World {
                 Output::Publish(table) => self.nodes[n].table = table,
                 Output::Send { way, bytes } => self.send(n, way, bytes),
                 Output::Introduce { to, bytes } => self.introduce(n, to, bytes),
+                Output::Spare(spare) => self.spare(n, spare),
             }
+        }
+    }
+
+    fn spare(&mut self, n: usize, spare: Spare) {
+        let node = &mut self.nodes[n];
+        let at = |number: u16| SocketAddr::new(node.own[0].ip(), 10_000 + number);
+        match spare {
+            Spare::Open { count } => {
+                assert!(node.spares.is_empty(), "one attempt at a time");
+                node.attempts += 1;
+                // Ports that were kept go on being used.
+                let taken: BTreeSet<SocketAddr> = node.kept.values().copied().collect();
+                let free = (0..).map(at).filter(|spare| !taken.contains(spare));
+                node.spares = free.take(count.into()).collect();
+            }
+            Spare::Send { number, to, bytes } => {
+                let (net, from) = (node.net, node.spares[usize::from(number)]);
+                self.datagram(Host::Node(n), net, from, to, &bytes);
+            }
+            Spare::Keep { number, to } => {
+                let from = std::mem::take(&mut node.spares)[usize::from(number)];
+                node.kept.insert(to, from);
+            }
+            Spare::Close => node.spares.clear(),
+            Spare::Release { to } => drop(node.kept.remove(&to)),
         }
     }
 
@@ -312,7 +353,8 @@ impl World {
         match way {
             Way::Introducer => panic!("the introducer is not sent by"),
             Way::Udp(to) => {
-                let Some(from) = at(to) else { return };
+                let kept = node.kept.get(&to).copied();
+                let Some(from) = kept.or_else(|| at(to)) else { return };
                 self.datagram(Host::Node(n), net, from, to, &bytes);
             }
             Way::Relay { relay, tcp, channel } => {
@@ -348,22 +390,22 @@ impl World {
         }
     }
 
-    /// Carries a datagram through NATs to whoever has the address; `None` if nobody has, or a NAT lets it not pass.
+    /// Carries a datagram through NATs to whoever has the address; `None` if nobody has, or a NAT lets it not pass. Says
+    /// from where it seems to come, and at which address it ends.
     fn route(
         &mut self,
         mut net: usize,
         mut from: SocketAddr,
         mut to: SocketAddr,
-    ) -> Option<(Host, SocketAddr)> {
+    ) -> Option<(Host, SocketAddr, SocketAddr)> {
         for _ in 0..8 {
-            let node =
-                self.nodes.iter().position(|node| node.is_on && node.net == net && node.own.contains(&to));
+            let node = self.nodes.iter().position(|node| node.is_on && node.net == net && node.has(&to));
             if let Some(node) = node {
-                return Some((Host::Node(node), from));
+                return Some((Host::Node(node), from, to));
             }
             let relay = self.relays.iter().position(|relay| net == 0 && relay.ip == to.ip() && relay.is_on);
             if let Some(relay) = relay {
-                return Some((Host::Relay(relay), from));
+                return Some((Host::Relay(relay), from, to));
             }
             let inward = self.nats.iter().position(|nat| {
                 nat.as_ref().is_some_and(|nat| nat.outer_net == net && nat.outer_ip == to.ip())
@@ -377,8 +419,11 @@ impl World {
                 (net, to) = (inner, *nat.inner.get(&to.port())?);
                 continue;
             }
-            let mut wish = u16::try_from(1_024 + self.random.below(64_000)).unwrap();
+            let mut wish = u16::try_from(1_024 + self.random.below(64_512)).unwrap();
             let nat = self.nats[net].as_mut()?;
+            while nat.inner.contains_key(&wish) {
+                wish = wish.checked_add(1).unwrap_or(1_024);
+            }
             if nat.kind.blocks_udp {
                 return None;
             }
@@ -403,14 +448,21 @@ impl World {
     fn happen(&mut self, event: Event) {
         match event {
             Event::Datagram { from, to, net, sender, bytes } => {
-                let Some((host, seen)) = self.route(net, from, to) else { return };
+                let Some((host, seen, inner)) = self.route(net, from, to) else { return };
                 let most = self.most_bytes.get(&(sender, host)).copied().unwrap_or(1472);
                 if self.cuts.contains(&(sender, host)) || bytes.len() > most {
                     return;
                 }
                 *self.traffic.entry((sender, host)).or_default() += bytes.len() as u64;
                 match host {
-                    Host::Node(n) => self.receive(n, seen, bytes),
+                    Host::Node(n) => {
+                        let number = self.nodes[n].spares.iter().position(|spare| *spare == inner);
+                        if let Some(number) = number {
+                            let number = u16::try_from(number).unwrap();
+                            self.input(n, Input::Spare { number, from: seen });
+                        }
+                        self.receive(n, seen, bytes);
+                    }
                     Host::Relay(r) => {
                         let socket = u8::from(to.port() != RELAY_PORT);
                         self.relay(r, End::Udp { socket, address: seen }, seen, &bytes);
@@ -518,6 +570,7 @@ impl World {
             self.input(n, Input::Control { index, way, body: &body, packet_bytes });
         } else {
             let what = u64::from_be_bytes(*body.first_chunk().unwrap());
+            receive.peer.counters.received(1, body.len());
             self.nodes[n].got.push((self.now_us, receive.peer.key, what));
         }
     }
