@@ -80,6 +80,14 @@ enum Bench {
         #[command(flatten)]
         show: Show,
     },
+    /// Many members of one overlay on one switch: the first packet between two that have never spoken. Needs root.
+    Mesh {
+        /// How many.
+        #[arg(long, default_value_t = 50)]
+        members: u8,
+        #[command(flatten)]
+        show: Show,
+    },
     /// From order to work: a Ray cluster through ionet, and in turn one started by hand with `ray start`.
     Ray {
         /// How many of each.
@@ -173,6 +181,7 @@ fn run_bench(bench: Bench) -> Result<bool> {
             let size = bench::overlay::Size { rounds, seconds: seconds.max(1), private };
             shown(&show, |dir| bench::overlay::run(dir, size))
         }
+        Bench::Mesh { members, show } => shown(&show, |dir| bench::overlay::mesh::run(dir, members)),
         Bench::Object { rounds, binary, show } => {
             let binary = binary.map_or_else(beside, Ok)?;
             shown(&show, |dir| bench::object::run(dir, &binary, rounds))

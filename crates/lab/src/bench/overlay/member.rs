@@ -84,7 +84,7 @@ fn entry(inside: [Ipv4Addr; 2], number: u8, kind: Kind) -> Value {
 }
 
 /// The member's program, which cargo puts below this one.
-fn program() -> Result<PathBuf> {
+pub(super) fn program() -> Result<PathBuf> {
     let me = std::env::current_exe().map_err(LabError::io("find this program"))?;
     let program = me.with_file_name("examples").join("member");
     if program.exists() {

@@ -5,6 +5,7 @@
 
 mod measure;
 pub mod member;
+pub mod mesh;
 mod pair;
 mod rival;
 
