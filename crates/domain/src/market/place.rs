@@ -12,7 +12,7 @@ use super::egress::Egress;
 use super::price::member_rate;
 use super::request::Request;
 use crate::connectivity::claimed_region;
-use crate::device::{Contact, Device, DeviceStage, HardwareClass, Resources};
+use crate::device::{Contact, Device, DeviceStage, HardwareClass, Resources, Tier};
 use crate::id::DeviceId;
 use crate::money::Rate;
 use crate::order::{Order, Stage};
@@ -201,14 +201,12 @@ impl Sieve<'_> {
         Some(format!("region {claimed}, which they claim and measurements do not bear out"))
     }
 
+    /// Who is in the pool has a tier.
     fn below_tier(&self, device: &Device) -> Option<String> {
-        let least = self.request.tier.filter(|least| device.tier.is_none_or(|tier| tier < *least))?;
+        let earned = device.tier.unwrap_or(Tier::Basic);
+        let least = self.request.tier.filter(|least| earned < *least)?;
         let (down, up) = least.least();
-        let earned = match device.tier {
-            Some(tier) => format!("measured {tier}"),
-            None => "not measured yet".into(),
-        };
-        Some(format!("connectivity {least} ({down}/{up} Mbit/s down/up): {earned}"))
+        Some(format!("connectivity {least} ({down}/{up} Mbit/s down/up): measured {earned}"))
     }
 
     fn too_dear(&self, device: &Device) -> Option<(u8, String)> {

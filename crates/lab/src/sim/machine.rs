@@ -93,12 +93,14 @@ fn gpu(n: usize, card: u64, model: &str) -> Gpu {
 /// What relays attest of a machine's link: the first is in the first region, the second in the second.
 pub(super) fn links(n: usize, at_ms: u64, random: &mut Random) -> Vec<RelayMeasure> {
     let own = [n % 2, random.index(2)][usize::from(random.chance(100_000))];
-    let relays = (0..=random.index(2)).map(|relay| {
+    // Seldom there are more relays than are remembered.
+    let count = if random.chance(30_000) { 20 } else { 1 + random.index(2) };
+    let relays = (0..count).map(|relay| {
         let mbit_s = |random: &mut Random| u32::try_from(random.between(20, 2_400)).unwrap_or(0);
         let near_us = if relay == own { 4_000 } else { 70_000 };
         RelayMeasure {
             relay: format!("relay-{relay}"),
-            region: random.chance(900_000).then(|| REGIONS[relay].into()),
+            region: random.chance(900_000).then(|| REGIONS[relay % 2].into()),
             at_ms,
             rtt_us: near_us + u32::try_from(random.below(9_000)).unwrap_or(0),
             bandwidth: random

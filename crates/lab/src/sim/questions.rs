@@ -5,9 +5,11 @@
 //! and its numbers in its words.
 
 use std::fmt::{Debug, Display};
+use std::net::IpAddr;
 use std::str::FromStr;
 
 use ionet_api::sign::Grant;
+use ionet_domain::device::Tier;
 use ionet_domain::id::TransferKind;
 use ionet_domain::ledger::{AccountKey, Owner};
 use ionet_domain::market::egress::Net;
@@ -129,6 +131,15 @@ impl World {
                 Err(refusal) => self.read_refusal(n, &refusal)?,
             }
         }
+        destinations_cover_what_they_say()?;
+        for tier in [Tier::Basic, Tier::Low, Tier::Medium, Tier::High, Tier::Ultra] {
+            reads_back_as_text(&tier)?;
+            let (down, up) = tier.least();
+            must(Tier::of(down, up) == tier, Promise::ReasonsTrue, || format!("{tier} is not {down}/{up}"))?;
+        }
+        self.must_refuse(n, "warp", "warp".parse::<Tier>())?;
+        let many = (0..=255_u8).flat_map(|net| [1, 2].map(|at| format!("198.51.{net}.{at}").parse()));
+        self.must_refuse(n, "512 destinations", Egress::Listed.check(&many.flatten().collect()))?;
         for parts in 0..8 {
             let [private, via_relay, split_relays] = [1, 2, 4].map(|part| parts & part != 0);
             let hiding = Hiding { private, via_relay, split_relays };
@@ -196,6 +207,37 @@ impl World {
         let wrong = answers.iter().find(|(said, truth)| said != truth);
         must(wrong.is_none(), Promise::ReasonsTrue, || format!("a tunnel into {lease}: {wrong:?}"))
     }
+}
+
+/// What some destinations are, and what they are not.
+fn destinations_cover_what_they_say() -> Result<()> {
+    let v4 = |d| IpAddr::from([203, 0, 113, d]);
+    let v6 = |last| IpAddr::from([0x2001, 0xdb8, 5, 0, 0, 0, 0, last]);
+    for (text, address, port, is) in [
+        ("203.0.113.0/25", v4(9), 80, true),
+        ("203.0.113.0/25", v4(129), 80, false),
+        ("203.0.113.9:80", v4(9), 80, true),
+        ("203.0.113.9:80", v4(9), 81, false),
+        ("2001:db8:5::/48", v6(7), 1, true),
+        ("[2001:db8:5::7]:22", v6(8), 22, false),
+        ("pypi.org", v4(9), 80, false),
+    ] {
+        let found = text.parse::<Destination>().is_ok_and(|found| found.covers(address, port));
+        must(found == is, Promise::ReasonsTrue, || format!("{text} and {address} port {port}: {found}"))?;
+    }
+    for (text, name, is) in [
+        ("pypi.org", "pypi.org", true),
+        ("pypi.org", "a.pypi.org", false),
+        ("*.debian.org:443", "deb.debian.org", true),
+        ("*.debian.org:443", "debian.org", false),
+        ("203.0.113.9", "203.0.113.9", false),
+    ] {
+        let found = text.parse::<Destination>().is_ok_and(|found| found.names(name));
+        must(found == is, Promise::ReasonsTrue, || format!("{text} and {name}: {found}"))?;
+    }
+    let net = "2001:db8:5::/48".parse::<Net>();
+    let same = net.is_ok_and(|net| Net::of(v6(7), net.prefix_bits()) == Some(net));
+    must(same, Promise::ReasonsTrue, || "a network is not that of its addresses".into())
 }
 
 /// Makes a request hard to satisfy in one way.
