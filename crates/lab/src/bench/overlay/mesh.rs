@@ -24,7 +24,11 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 const WANTED_MS: f64 = 2_000.0;
 
 /// Makes `members` of them, at least 20 and at most 100.
+///
+/// # Errors
+/// If something does not start, or is not installed.
 pub fn run(dir: &Path, members: u8) -> Result<Report> {
+    super::rival::needs(&[("ping", "iputils-ping")])?;
     let members = members.clamp(20, 100);
     let (_switch, hosts) = machines(dir, members)?;
     for host in &hosts {

@@ -39,8 +39,17 @@ struct Turn {
     round_trip_ms: f64,
 }
 
-/// Runs all of them below `dir`. Needs root, `iperf3`, `ethtool` and `nft`.
+/// Runs all of them below `dir`. Needs root.
+///
+/// # Errors
+/// If something does not start, or is not installed.
 pub fn run(dir: &Path, size: Size) -> Result<Report> {
+    rival::needs(&[
+        ("iperf3", "iperf3"),
+        ("ethtool", "ethtool"),
+        ("nft", "nftables"),
+        ("ping", "iputils-ping"),
+    ])?;
     let dir = &dir.canonicalize().map_err(crate::LabError::io("look at the bench's folder"))?;
     let pair = Pair::up(dir)?;
     measure::listen(&pair)?;

@@ -30,6 +30,25 @@ pub(super) enum Rival {
     Private,
 }
 
+/// Whether a program is there to be run.
+fn is_installed(program: &str) -> bool {
+    let found = Command::new("/bin/sh").args(["-c", &format!("command -v {program}")]).output();
+    found.is_ok_and(|output| output.status.success())
+}
+
+/// What a benchmark cannot do without, by program and package.
+///
+/// # Errors
+/// If something of it is not installed, with the command that installs it.
+pub(super) fn needs(programs: &[(&str, &str)]) -> Result<()> {
+    let missing = programs.iter().filter(|(program, _)| !is_installed(program));
+    let packages: Vec<_> = missing.map(|(_, package)| *package).collect();
+    if packages.is_empty() {
+        return Ok(());
+    }
+    Err(LabError::Broken(format!("programs are missing: apt install {}", packages.join(" "))))
+}
+
 impl Rival {
     /// What an engineer chooses from.
     pub(super) const OTHERS: &[Self] = &[Self::Raw, Self::Ionet, Self::Nebula, Self::Gotatun];
@@ -63,8 +82,7 @@ impl Rival {
             Self::Nebula => ("nebula", "nebula: apt install nebula"),
             Self::Gotatun => ("gotatun", "gotatun: cargo install gotatun-cli"),
         };
-        let found = Command::new("/bin/sh").args(["-c", &format!("command -v {program}")]).output();
-        (!found.is_ok_and(|output| output.status.success())).then_some(hint)
+        (!is_installed(program)).then_some(hint)
     }
 
     /// Starts it on both machines and waits until packets pass; its processes.
