@@ -195,6 +195,9 @@ pub(crate) struct RelayArgs {
     /// UDP port for measuring links, 0 for a free one
     #[arg(long, default_value_t = 0)]
     pub(crate) measure_port: u16,
+    /// Local address for monitors: GET /metrics there answers in Prometheus' text format. Anybody who reaches it may ask
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub(crate) metrics: Option<std::net::SocketAddr>,
     /// The region that it stands in, such as eu-west: devices' claims are checked against it
     #[arg(long, value_name = "NAME")]
     pub(crate) region: Option<String>,

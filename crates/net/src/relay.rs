@@ -5,9 +5,11 @@
 //! that authority from [`RelayInfo`], so neither a public name nor the internet is needed. It knows no accounts: who
 //! may use it is one closure over endpoint ids.
 
+mod metrics;
+
 use std::{
     fmt, fs,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -27,6 +29,8 @@ use iroh_relay::server::{
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use serde::{Deserialize, Serialize};
+
+pub use metrics::Monitor;
 
 use crate::{EndpointId, NetError, NodeAddr, key::create_private};
 
@@ -92,19 +96,35 @@ pub struct RelayInfo {
 }
 
 impl RelayInfo {
-    /// Its forwarder, as an overlay uses it; looks the host up if it is a name. `None` without a forwarder, or where
-    /// the name is not found.
+    /// Its forwarder, as an overlay uses it; looks the host up if it is a name. Of several addresses one is taken that
+    /// we have a way to: an IPv4 one if there is any, as what a relay sees of a NAT before us is of use there only.
+    /// `None` without a forwarder, or where the name is not found.
     pub async fn forwarder_at(&self) -> Option<RelayAt> {
         let ports = self.forwarder?;
         let authority = self.url.strip_prefix("https://")?.trim_end_matches('/');
         let host = authority.rsplit_once(':').map_or(authority, |(host, _)| host);
         let bare = host.trim_start_matches('[').trim_end_matches(']');
-        let mut found = tokio::net::lookup_host((bare, ports.udp)).await.ok()?;
-        let udp = found.next()?;
+        let found = tokio::net::lookup_host((bare, ports.udp)).await.ok()?;
+        let udp = choose(found.collect(), is_routed)?;
         let at = |port| SocketAddr::new(udp.ip(), port);
         let (second, tcp) = (Some(at(ports.second_udp)), Some(at(ports.tcp)));
         Some(RelayAt { id: forwarder_id(&self.ca_der), udp, second, tcp })
     }
+}
+
+/// The address to reach a relay at.
+fn choose(mut found: Vec<SocketAddr>, is_routed: impl Fn(SocketAddr) -> bool) -> Option<SocketAddr> {
+    found.sort_by_key(SocketAddr::is_ipv6);
+    found.iter().copied().find(|at| is_routed(*at)).or(found.first().copied())
+}
+
+/// Whether this machine has a way to an address, as its routes say; nothing is sent.
+fn is_routed(at: SocketAddr) -> bool {
+    let any: IpAddr = match at {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    UdpSocket::bind((any, 0)).is_ok_and(|socket| socket.connect(at).is_ok())
 }
 
 /// What a forwarder is known by: its relay's certificate authority.
@@ -171,7 +191,7 @@ impl ForwarderMetrics {
             channels: get(&counters.channels),
             connections: get(&counters.connections),
             bound: get(&counters.bound),
-            refused: get(&counters.refused),
+            refused: counters.refused.iter().map(get).sum(),
             packets: get(&counters.packets),
             bytes: get(&counters.bytes),
             dropped_packets: get(&counters.over_rate) + get(&counters.unknown) + get(&counters.unsent),
@@ -243,6 +263,14 @@ impl Relay {
             dropped_packets: m.send_packets_dropped.get(),
             forwarder: ForwarderMetrics::of(&self.forwarder.counters()),
         }
+    }
+
+    /// Answers monitors at a local address until what is returned is dropped.
+    ///
+    /// # Errors
+    /// If the address is taken or not ours.
+    pub async fn monitor(&self, at: SocketAddr) -> Result<Monitor, NetError> {
+        Monitor::start(at, self.server.metrics().server.clone(), self.forwarder.counters()).await
     }
 
     /// Stops it and waits until its ports are free.
@@ -354,5 +382,21 @@ fn load_or_create(path: &Path, make: impl Fn() -> Result<Vec<u8>, NetError>) -> 
     match create_private(path, &make()?) {
         Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => Err(named(e)),
         _ => fs::read(path).map_err(named),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_relay_is_reached_at_an_address_of_a_family_that_is_there() {
+        let [four, six]: [SocketAddr; 2] = ["192.0.2.1:9", "[2001:db8::1]:9"].map(|at| at.parse().unwrap());
+        assert_eq!(choose(vec![six, four], |_| true), Some(four));
+        assert_eq!(choose(vec![six, four], |at| at.is_ipv6()), Some(six));
+        assert_eq!(choose(vec![six, four], |_| false), Some(four), "it may come");
+        assert_eq!(choose(vec![six], |_| false), Some(six));
+        assert_eq!(choose(vec![], |_| true), None);
+        assert!(is_routed("127.0.0.1:9".parse().unwrap()));
     }
 }

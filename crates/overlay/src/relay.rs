@@ -14,7 +14,7 @@ pub mod message;
 use std::{
     collections::HashMap,
     fmt,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::atomic::{AtomicU64, Ordering::Relaxed},
 };
 
@@ -33,6 +33,8 @@ pub enum End {
         socket: u8,
         /// The other side.
         address: SocketAddr,
+        /// The address of ours that it speaks to, where the socket has several: answers leave from there.
+        at: Option<IpAddr>,
     },
     /// A TCP connection, by the number it got when it came; no number is used twice.
     Tcp(u64),
@@ -78,8 +80,8 @@ pub struct Counters {
     pub hellos: AtomicU64,
     /// Channel ends bound, rebinds among them.
     pub bound: AtomicU64,
-    /// Questions for a channel refused.
-    pub refused: AtomicU64,
+    /// Questions for a channel refused, in the order of [`Refusal::ALL`].
+    pub refused: [AtomicU64; Refusal::ALL.len()],
     /// Channels that stand now.
     pub channels: AtomicU64,
     /// TCP connections that stand now.
@@ -185,16 +187,22 @@ impl Rules {
             }
             Some(Question::Bind(bind)) => {
                 if let Err(reason) = self.bind(now_ms, from, seen, &bind, out) {
-                    count(&self.counters.refused, 1);
-                    out.push((from, Answer::Refused { token: bind.token, reason }));
+                    out.push((from, self.refuse(bind.token, reason)));
                 }
             }
             Some(Question::Keep { token, channel }) => {
-                let answer = self.keep(now_ms, from, token, channel);
-                let refused = Answer::Refused { token, reason: Refusal::NoSuchChannel };
-                out.push((from, answer.unwrap_or(refused)));
+                let kept = self.keep(now_ms, from, token, channel);
+                out.push((from, kept.unwrap_or_else(|| self.refuse(token, Refusal::NoSuchChannel))));
             }
         }
+    }
+
+    fn refuse(&self, token: Token, reason: Refusal) -> Answer {
+        let at = Refusal::ALL.iter().position(|known| *known == reason);
+        if let Some(counter) = at.and_then(|at| self.counters.refused.get(at)) {
+            count(counter, 1);
+        }
+        Answer::Refused { token, reason }
     }
 
     /// Where `packets` packets of `bytes` bytes in all on a channel go; `None` if they are dropped.

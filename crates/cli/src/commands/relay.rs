@@ -31,6 +31,10 @@ pub(crate) async fn relay(context: &Context, args: &RelayArgs) -> Result {
     }
     let mut ending = Ending::listen(args.tied)?;
     let relay = spawn(context, args).await?;
+    let _monitor = match args.metrics {
+        Some(at) => Some(relay.monitor(at).await?),
+        None => None,
+    };
     let node = measuring_node(context, args, &relay.info()).await?;
     let _measuring = MeasureServer::start(&node, admit_all(), attest(context)?);
     let info = RelayInfo {

@@ -78,7 +78,7 @@ impl Pure {
         let Some((who, message)) = bytes.split_first() else { return Ok(()) };
         self.now_ms += u64::from(*who) * 40;
         let seen = SocketAddr::from(([10, 0, 0, *who], 4000));
-        let from = End::Udp { socket: 0, address: seen };
+        let from = End::Udp { socket: 0, address: seen, at: None };
         let message = self.with_proof(from, seen, message);
         let mut answers = Vec::new();
         self.rules.hear(self.now_ms, from, seen, &message, &mut answers);

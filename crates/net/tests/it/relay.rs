@@ -149,6 +149,49 @@ fn a_relay_names_its_forwarder_and_one_of_an_older_version_has_none() {
     });
 }
 
+#[test]
+fn monitors_are_told_numbers_and_nothing_else() {
+    run(async {
+        let dir = tempfile::tempdir().expect("dir");
+        let relay = relay(&dir, admit_all()).await;
+        let monitor = relay.monitor((Ipv4Addr::LOCALHOST, 0).into()).await.expect("a monitor");
+        let ports = relay.info().forwarder.expect("a forwarder");
+        let member = tokio::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("bind");
+        let hello = [&0x10_u32.to_be_bytes()[..], &[7; 8], &[0; 36]].concat();
+        member.send_to(&hello, (Ipv4Addr::LOCALHOST, ports.udp)).await.expect("send");
+        soon("a cookie", member.recv(&mut [0; 64])).await.expect("receive");
+        let unknown = [&0x8000_0001_u32.to_be_bytes()[..], &[7; 60]].concat();
+        member.send_to(&unknown, (Ipv4Addr::LOCALHOST, ports.udp)).await.expect("send");
+        until("it was counted", || relay.metrics().forwarder.dropped_packets == 1).await;
+        let told = ask(monitor.local(), "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").await;
+        assert!(told.starts_with("HTTP/1.1 200 OK\r\n"), "{told}");
+        for line in [
+            "# TYPE ionet_relay_channels gauge",
+            "ionet_relay_channels 0",
+            "ionet_relay_hellos_total 1",
+            r#"ionet_relay_dropped_packets_total{reason="unknown"} 1"#,
+            r#"ionet_relay_refusals_total{reason="not_admitted"} 0"#,
+            "ionet_relay_quic_connections_total 0",
+        ] {
+            assert!(told.lines().any(|told| told == line), "{line} is missing: {told}");
+        }
+        let other = ask(monitor.local(), "GET / HTTP/1.1\r\n\r\n").await;
+        assert!(other.starts_with("HTTP/1.1 404"), "{other}");
+        assert_eq!(ask(monitor.local(), &"x".repeat(8 << 10)).await, "", "too long a question");
+    });
+}
+
+/// Everything that is answered to a question over TCP.
+async fn ask(at: std::net::SocketAddr, question: &str) -> String {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut stream = tokio::net::TcpStream::connect(at).await.expect("connect");
+    stream.write_all(question.as_bytes()).await.expect("ask");
+    let mut told = Vec::new();
+    // What was not read is why the other side may end it with a reset.
+    let _ = soon("an answer", stream.read_to_end(&mut told)).await;
+    String::from_utf8(told).expect("text")
+}
+
 /// CPU time of this process's threads of that name, in milliseconds.
 fn cpu_ms_of(name: &str) -> u64 {
     let tasks = std::fs::read_dir("/proc/self/task").expect("proc").flatten();

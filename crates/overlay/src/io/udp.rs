@@ -32,13 +32,14 @@ const OUTBOX_BYTES: usize = 256 << 10;
 /// A batch is sent when it has grown to this.
 const ENOUGH_BYTES: usize = 60 << 10;
 const SOCKET_BUFFER_BYTES: libc::c_int = 8 << 20;
+const ANCILLARY_BYTES: usize = 64;
 /// Destinations remembered that take no large packets.
 const MOST_PLAIN: usize = 256;
 
-/// Bytes for one control message that holds an int.
+/// Bytes for two control messages: one that holds an int, and one with an address.
 #[repr(C, align(8))]
 #[derive(Clone, Copy)]
-struct Ancillary([u8; 32]);
+struct Ancillary([u8; ANCILLARY_BYTES]);
 
 /// Sockets by the destinations that only they reach.
 type Others = BTreeMap<SocketAddr, Arc<Udp>>;
@@ -64,18 +65,31 @@ impl Udp {
     /// # Errors
     /// If the address is taken or not ours.
     pub fn bind(listen: SocketAddr) -> Result<Self> {
-        let bound = Self::bind_to(listen).or_else(|error| {
+        Self::bind_or_sibling(listen, false)
+    }
+
+    /// As [`Self::bind`]; on a wildcard each packet is told with the address that it came to, so that the answer can
+    /// leave from there.
+    ///
+    /// # Errors
+    /// If the address is taken or not ours.
+    pub fn bind_knowing(listen: SocketAddr) -> Result<Self> {
+        Self::bind_or_sibling(listen, listen.ip().is_unspecified())
+    }
+
+    fn bind_or_sibling(listen: SocketAddr, is_knowing: bool) -> Result<Self> {
+        let bound = Self::bind_to(listen, is_knowing).or_else(|error| {
             let is_wildcard = listen.is_ipv6() && listen.ip().is_unspecified();
             let has_no_v6 = matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL));
             if !is_wildcard || !has_no_v6 {
                 return Err(error);
             }
-            Self::bind_to((Ipv4Addr::UNSPECIFIED, listen.port()).into())
+            Self::bind_to((Ipv4Addr::UNSPECIFIED, listen.port()).into(), is_knowing)
         });
         bound.map_err(OverlayError::io(format!("listen on UDP {listen}")))
     }
 
-    fn bind_to(listen: SocketAddr) -> io::Result<Self> {
+    fn bind_to(listen: SocketAddr, is_knowing: bool) -> io::Result<Self> {
         let family = if listen.is_ipv6() { libc::AF_INET6 } else { libc::AF_INET };
         // SAFETY: a plain call; what is returned is a new descriptor or an error.
         let made = unsafe { libc::socket(family, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
@@ -87,6 +101,12 @@ impl Udp {
         if is_v6 {
             set(libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, 0)?;
             set(libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_PROBE)?;
+        }
+        match is_knowing {
+            // Tells of IPv4 too, as mapped addresses.
+            true if is_v6 => set(libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, 1)?,
+            true => set(libc::IPPROTO_IP, libc::IP_PKTINFO, 1)?,
+            false => {}
         }
         // Probes find what a path takes; the kernel's own guess would hide from them that it grew.
         set(libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_PROBE)?;
@@ -250,6 +270,7 @@ pub struct Outbox {
 /// Packets of one size for one destination, the last may be shorter.
 #[derive(Clone, Debug)]
 struct Message {
+    from: Option<IpAddr>,
     to: SocketAddr,
     bytes: Range<usize>,
     segment: usize,
@@ -299,11 +320,19 @@ impl Outbox {
     /// # Panics
     /// If it does not fit.
     pub fn add(&mut self, to: SocketAddr, bytes: usize) -> &mut [u8] {
+        self.add_from(None, to, bytes)
+    }
+
+    /// As [`Self::add`], for a packet that leaves from an address of ours that a packet came to.
+    ///
+    /// # Panics
+    /// If it does not fit.
+    pub fn add_from(&mut self, from: Option<IpAddr>, to: SocketAddr, bytes: usize) -> &mut [u8] {
         let range = self.used..self.used + bytes;
         self.used = range.end;
-        match self.messages.last_mut().filter(|last| last.takes(to, bytes)) {
+        match self.messages.last_mut().filter(|last| last.from == from && last.takes(to, bytes)) {
             Some(last) => last.bytes.end = range.end,
-            None => self.messages.push(Message { to, bytes: range.clone(), segment: bytes }),
+            None => self.messages.push(Message { from, to, bytes: range.clone(), segment: bytes }),
         }
         &mut self.arena[range]
     }
@@ -378,10 +407,10 @@ impl Message {
     }
 
     fn singles(&self) -> impl Iterator<Item = Self> + use<> {
-        let Self { to, bytes, segment } = self.clone();
+        let Self { from, to, bytes, segment } = self.clone();
         bytes.clone().step_by(segment).map(move |start| {
             let bytes = start..(start + segment).min(bytes.end);
-            Self { to, segment: bytes.len(), bytes }
+            Self { from, to, segment: bytes.len(), bytes }
         })
     }
 }
@@ -394,7 +423,7 @@ fn send_messages(udp: &Udp, arena: &[u8], messages: &[Message]) -> usize {
     let messages = &messages[..messages.len().min(MOST_MESSAGES)];
     let mut names = [(empty_name(), 0); MOST_MESSAGES];
     let mut pieces = [EMPTY_PIECE; MOST_MESSAGES];
-    let mut ancillaries = [Ancillary([0; 32]); MOST_MESSAGES];
+    let mut ancillaries = [Ancillary([0; ANCILLARY_BYTES]); MOST_MESSAGES];
     let mut headers = [EMPTY_HEADER; MOST_MESSAGES];
     for (at, message) in messages.iter().enumerate() {
         if !udp.reaches(message.to) {
@@ -409,9 +438,7 @@ fn send_messages(udp: &Udp, arena: &[u8], messages: &[Message]) -> usize {
         header.msg_namelen = names[at].1;
         header.msg_iov = &raw mut pieces[at];
         header.msg_iovlen = 1;
-        if message.packets() > 1 {
-            set_segment(header, &mut ancillaries[at], message.segment);
-        }
+        annotate(header, &mut ancillaries[at], message, udp.is_v6);
     }
     send_headers(udp, &mut headers[..messages.len()])
 }
@@ -427,15 +454,13 @@ fn send_message(udp: &Udp, arena: &[u8], message: &Message) -> io::Result<()> {
     let mut name = to_system(message.to, udp.is_v6);
     let bytes = &arena[message.bytes.clone()];
     let mut piece = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
-    let mut ancillary = Ancillary([0; 32]);
+    let mut ancillary = Ancillary([0; ANCILLARY_BYTES]);
     let mut header = EMPTY_HEADER.msg_hdr;
     header.msg_name = (&raw mut name.0).cast();
     header.msg_namelen = name.1;
     header.msg_iov = &raw mut piece;
     header.msg_iovlen = 1;
-    if message.packets() > 1 {
-        set_segment(&mut header, &mut ancillary, message.segment);
-    }
+    annotate(&mut header, &mut ancillary, message, udp.is_v6);
     // SAFETY: the header points at a name, a piece and ancillary data of this frame.
     check(unsafe { libc::sendmsg(udp.socket.as_raw_fd(), &raw const header, 0) }).map(drop)
 }
@@ -444,21 +469,54 @@ const EMPTY_PIECE: libc::iovec = libc::iovec { iov_base: std::ptr::null_mut(), i
 // SAFETY: a header of null pointers and zero lengths is a valid one.
 const EMPTY_HEADER: libc::mmsghdr = unsafe { mem::zeroed() };
 
-/// Says of what size the packets of a message are.
-fn set_segment(header: &mut libc::msghdr, ancillary: &mut Ancillary, segment: usize) {
-    let bytes = libc::c_uint::try_from(size_of::<u16>()).unwrap_or(0);
-    header.msg_control = (&raw mut ancillary.0).cast();
-    // SAFETY: the ancillary buffer is aligned and longer than one message with two bytes needs, so the first message is
-    // within it.
-    unsafe {
-        header.msg_controllen = libc::CMSG_SPACE(bytes) as _;
-        let message = libc::CMSG_FIRSTHDR(header);
-        (*message).cmsg_level = libc::SOL_UDP;
-        (*message).cmsg_type = libc::UDP_SEGMENT;
-        (*message).cmsg_len = libc::CMSG_LEN(bytes) as _;
-        let size = u16::try_from(segment).unwrap_or(u16::MAX);
-        libc::CMSG_DATA(message).cast::<u16>().write_unaligned(size);
+/// Says of what size the packets of a message are, and from which address of ours they leave.
+fn annotate(header: &mut libc::msghdr, room: &mut Ancillary, message: &Message, is_v6: bool) {
+    let mut used = 0;
+    if message.packets() > 1 {
+        let size = u16::try_from(message.segment).unwrap_or(u16::MAX);
+        used += put(room, used, libc::SOL_UDP, libc::UDP_SEGMENT, size);
     }
+    used += match message.from {
+        Some(ip) if is_v6 => {
+            let ip = match ip {
+                IpAddr::V4(ip) => ip.to_ipv6_mapped(),
+                IpAddr::V6(ip) => ip,
+            };
+            let ipi6_addr = libc::in6_addr { s6_addr: ip.octets() };
+            let info = libc::in6_pktinfo { ipi6_addr, ipi6_ifindex: 0 };
+            put(room, used, libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, info)
+        }
+        Some(IpAddr::V4(ip)) => {
+            let ipi_spec_dst = libc::in_addr { s_addr: u32::from_ne_bytes(ip.octets()) };
+            let info =
+                libc::in_pktinfo { ipi_ifindex: 0, ipi_spec_dst, ipi_addr: libc::in_addr { s_addr: 0 } };
+            put(room, used, libc::IPPROTO_IP, libc::IP_PKTINFO, info)
+        }
+        None | Some(IpAddr::V6(_)) => 0,
+    };
+    if used > 0 {
+        header.msg_control = (&raw mut room.0).cast();
+        header.msg_controllen = used as _;
+    }
+}
+
+/// Writes one control message behind the first `used` bytes; how many it takes.
+#[expect(clippy::cast_ptr_alignment, reason = "the room is aligned, and so is each message's space in it")]
+fn put<T: Copy>(room: &mut Ancillary, used: usize, level: libc::c_int, kind: libc::c_int, value: T) -> usize {
+    let bytes = length::<T>();
+    // SAFETY: they only compute.
+    let (space, whole) = unsafe { (libc::CMSG_SPACE(bytes), libc::CMSG_LEN(bytes)) };
+    let space = usize::try_from(space).unwrap_or(ANCILLARY_BYTES);
+    let head = room.0[used..used + space].as_mut_ptr().cast::<libc::cmsghdr>();
+    // SAFETY: the slice above is as long as the message needs, and aligned, as every message's space is a multiple of
+    // the alignment.
+    unsafe {
+        (*head).cmsg_level = level;
+        (*head).cmsg_type = kind;
+        (*head).cmsg_len = whole as _;
+        libc::CMSG_DATA(head).cast::<T>().write_unaligned(value);
+    }
+    space
 }
 
 /// Where received packets lie.
@@ -473,6 +531,8 @@ pub struct Inbox {
 pub struct Received {
     /// From whom.
     pub from: SocketAddr,
+    /// To which address of ours, on a socket that was bound to know.
+    pub to: Option<IpAddr>,
     /// Where in the inbox's bytes they are.
     pub bytes: Range<usize>,
     /// The size of each.
@@ -507,7 +567,7 @@ impl Inbox {
         self.messages.clear();
         let mut names = [empty_name(); INBOX_MESSAGES];
         let mut pieces = [EMPTY_PIECE; INBOX_MESSAGES];
-        let mut ancillaries = [Ancillary([0; 32]); INBOX_MESSAGES];
+        let mut ancillaries = [Ancillary([0; ANCILLARY_BYTES]); INBOX_MESSAGES];
         let mut headers = [EMPTY_HEADER; INBOX_MESSAGES];
         for (at, chunk) in self.arena.chunks_exact_mut(INBOX_MESSAGE_BYTES).enumerate() {
             pieces[at] = libc::iovec { iov_base: chunk.as_mut_ptr().cast(), iov_len: chunk.len() };
@@ -530,8 +590,9 @@ impl Inbox {
             let length = usize::try_from(headers[at].msg_len).unwrap_or(0);
             let start = at * INBOX_MESSAGE_BYTES;
             let Some(from) = from_system(&names[at]).filter(|_| length > 0) else { continue };
-            let segment = segment(&headers[at].msg_hdr).filter(|size| *size > 0).unwrap_or(length);
-            self.messages.push(Received { from, bytes: start..start + length, segment });
+            let (segment, to) = notes(&headers[at].msg_hdr);
+            let segment = segment.filter(|size| *size > 0).unwrap_or(length);
+            self.messages.push(Received { from, to, bytes: start..start + length, segment });
         }
         Ok(())
     }
@@ -542,21 +603,34 @@ impl Inbox {
     }
 }
 
-/// The size of the packets in a received message, if there are several.
-fn segment(header: &libc::msghdr) -> Option<usize> {
+/// The size of the packets in a received message, if there are several, and to which address of ours it came, if the
+/// socket tells.
+fn notes(header: &libc::msghdr) -> (Option<usize>, Option<IpAddr>) {
+    let (mut segment, mut to) = (None, None);
     // SAFETY: the header is one that the kernel has just filled in, so its control messages are well-formed and within
-    // the buffer that the header still points at.
+    // the buffer that the header still points at; what each holds follows from its level and type.
     unsafe {
         let mut next = libc::CMSG_FIRSTHDR(header);
         while let Some(message) = next.as_ref() {
-            if message.cmsg_level == libc::SOL_UDP && message.cmsg_type == libc::UDP_GRO {
-                let size = libc::CMSG_DATA(message).cast::<libc::c_int>().read_unaligned();
-                return usize::try_from(size).ok();
+            let data = libc::CMSG_DATA(message);
+            match (message.cmsg_level, message.cmsg_type) {
+                (libc::SOL_UDP, libc::UDP_GRO) => {
+                    segment = usize::try_from(data.cast::<libc::c_int>().read_unaligned()).ok();
+                }
+                (libc::IPPROTO_IP, libc::IP_PKTINFO) => {
+                    let info = data.cast::<libc::in_pktinfo>().read_unaligned();
+                    to = Some(Ipv4Addr::from(u32::from_be(info.ipi_addr.s_addr)).into());
+                }
+                (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {
+                    let info = data.cast::<libc::in6_pktinfo>().read_unaligned();
+                    to = Some(Ipv6Addr::from(info.ipi6_addr.s6_addr).to_canonical());
+                }
+                _ => {}
             }
             next = libc::CMSG_NXTHDR(header, message);
         }
     }
-    None
+    (segment, to)
 }
 
 #[cfg(test)]
@@ -573,7 +647,7 @@ mod tests {
         while all.len() < packets {
             inbox.receive(udp).unwrap();
             let (messages, arena) = inbox.take();
-            for Received { from, bytes, segment } in messages {
+            for Received { from, bytes, segment, .. } in messages {
                 all.extend(arena[bytes.clone()].chunks(*segment).map(|packet| (*from, packet.to_vec())));
             }
         }
@@ -635,6 +709,30 @@ mod tests {
         both.send(four.local(), b"back").unwrap();
         assert_eq!(receive(&four, 1)[0].1, b"back");
         assert!(four.send("[::1]:9".parse().unwrap(), b"six").is_err());
+    }
+
+    #[test]
+    fn whoever_knows_where_a_packet_came_to_answers_from_there() {
+        for wildcard in ["0.0.0.0:0", "[::]:0"] {
+            let Ok(relay) = Udp::bind_knowing(wildcard.parse().unwrap()) else { continue };
+            let mut asked = vec![IpAddr::from([127, 0, 0, 1]), IpAddr::from([127, 0, 0, 7])];
+            asked.extend((relay.is_v6).then_some(IpAddr::V6(Ipv6Addr::LOCALHOST)));
+            for ip in asked {
+                let a = Udp::bind(SocketAddr::new(ip, 0)).unwrap();
+                let at = SocketAddr::new(ip, relay.local().port());
+                a.send(at, b"question").unwrap();
+                let mut inbox = Inbox::default();
+                inbox.receive(&relay).unwrap();
+                let Received { from, to, .. } = inbox.take().0[0].clone();
+                assert_eq!((from, to), (a.local(), Some(ip)));
+                let mut outbox = Outbox::default();
+                for bytes in [100, 100, 60, 1] {
+                    outbox.add_from(to, from, bytes);
+                }
+                outbox.flush(&relay, |refused| panic!("{refused:?}"));
+                assert!(receive(&a, 4).into_iter().all(|(by, _)| by == at), "{at}");
+            }
+        }
     }
 
     #[test]

@@ -55,7 +55,7 @@ impl Receiver {
     pub(super) fn take_all(&mut self, shared: &Shared, inbox: &mut Inbox) {
         let table = shared.table.load();
         let (messages, arena) = inbox.take();
-        for Received { from, bytes, segment } in messages {
+        for Received { from, bytes, segment, .. } in messages {
             let way = Source::Udp(*from).way(&table);
             self.batch(shared, &table, Source::Udp(*from), way, arena, bytes.clone(), *segment);
         }

@@ -91,7 +91,7 @@ impl Forwarder {
     /// If a port is taken or a thread cannot be had.
     pub fn start(config: ForwarderConfig) -> Result<Self> {
         let at = |port| SocketAddr::new(config.ip, port);
-        let udp = [Udp::bind(at(config.udp_port))?, Udp::bind(at(config.second_udp_port))?];
+        let udp = [Udp::bind_knowing(at(config.udp_port))?, Udp::bind_knowing(at(config.second_udp_port))?];
         let listener = TcpListener::bind(at(config.tcp_port));
         let listener =
             listener.map_err(OverlayError::io(format!("listen on TCP {}", at(config.tcp_port))))?;
@@ -192,13 +192,13 @@ impl<'a> Outgoing<'a> {
     fn add(&mut self, to: End, packets: &[u8], segment: usize) {
         match to {
             End::Tcp(number) => self.shared.to_connection(number, packets, segment),
-            End::Udp { socket, address } => {
+            End::Udp { socket, address, at: from } => {
                 for packet in packets.chunks(segment.max(1)) {
                     let at = usize::from(socket) % SOCKETS;
                     if !self.boxes[at].fits(1, packet.len()) {
                         self.flush();
                     }
-                    self.boxes[at].add(address, packet.len()).copy_from_slice(packet);
+                    self.boxes[at].add_from(from, address, packet.len()).copy_from_slice(packet);
                 }
             }
         }
@@ -232,8 +232,8 @@ fn serve_udp(shared: &Shared, socket: usize) {
         let (messages, bytes) = inbox.take();
         let now_ms = shared.now_ms();
         let mut rules = shared.rules();
-        for Received { from, bytes: range, segment } in messages {
-            let end = End::Udp { socket: number, address: *from };
+        for Received { from, to, bytes: range, segment } in messages {
+            let end = End::Udp { socket: number, address: *from, at: *to };
             let mut rest = &bytes[range.clone()];
             while !rest.is_empty() {
                 let (run, behind) = rest.split_at(same_channel(rest, *segment));

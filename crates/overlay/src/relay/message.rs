@@ -181,6 +181,18 @@ pub enum Refusal {
 }
 
 impl Refusal {
+    /// All of them, as their numbers count.
+    pub const ALL: [Self; 8] = [
+        Self::StaleCookie,
+        Self::NoSuchChannel,
+        Self::NotAdmitted,
+        Self::NotGenuine,
+        Self::TooManyOfKey,
+        Self::Full,
+        Self::TagTaken,
+        Self::TooFast,
+    ];
+
     /// Its stable name.
     pub fn code(self) -> &'static str {
         match self {
@@ -196,17 +208,7 @@ impl Refusal {
     }
 
     fn parse(byte: u8) -> Option<Self> {
-        const ALL: [Refusal; 8] = [
-            Refusal::StaleCookie,
-            Refusal::NoSuchChannel,
-            Refusal::NotAdmitted,
-            Refusal::NotGenuine,
-            Refusal::TooManyOfKey,
-            Refusal::Full,
-            Refusal::TagTaken,
-            Refusal::TooFast,
-        ];
-        ALL.into_iter().find(|reason| *reason as u8 == byte)
+        Self::ALL.into_iter().find(|reason| *reason as u8 == byte)
     }
 }
 

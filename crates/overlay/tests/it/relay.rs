@@ -1,7 +1,7 @@
 //! The forwarder on real sockets, its rules, and the messages' formats.
 
 use std::{
-    net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket},
     sync::atomic::Ordering::Relaxed,
     time::{Duration, Instant},
 };
@@ -37,10 +37,14 @@ fn start(admit: Admit) -> Forwarder {
 }
 
 fn start_with(admit: Admit, limits: Limits) -> Forwarder {
+    start_at(Ipv4Addr::LOCALHOST.into(), admit, limits)
+}
+
+fn start_at(ip: IpAddr, admit: Admit, limits: Limits) -> Forwarder {
     let config = ForwarderConfig {
         id: ID,
         secret: [1; 32],
-        ip: Ipv4Addr::LOCALHOST.into(),
+        ip,
         udp_port: 0,
         second_udp_port: 0,
         tcp_port: 0,
@@ -64,8 +68,13 @@ enum Line {
 
 impl Line {
     fn udp(port: u16) -> Self {
-        let socket = UdpSocket::bind(at(0)).expect("bind");
-        socket.connect(at(port)).expect("connect");
+        Self::udp_at(Ipv4Addr::LOCALHOST.into(), port)
+    }
+
+    /// Hears only what comes from this very address.
+    fn udp_at(ip: IpAddr, port: u16) -> Self {
+        let socket = UdpSocket::bind((ip, 0)).expect("bind");
+        socket.connect((ip, port)).expect("connect");
         socket.set_read_timeout(Some(Duration::from_millis(20))).expect("timeout");
         Self::Udp(socket)
     }
@@ -176,6 +185,29 @@ fn members_of_a_pair_talk_over_udp_and_tcp_in_any_mix() {
 }
 
 #[test]
+fn a_relay_with_several_addresses_speaks_from_the_one_that_was_asked() {
+    let [one, other] = [1, 7].map(|last| IpAddr::from([127, 0, 0, last]));
+    let mut relays: Vec<(IpAddr, [IpAddr; 2])> = vec![(Ipv4Addr::UNSPECIFIED.into(), [one, other])];
+    let six = IpAddr::from(Ipv6Addr::LOCALHOST);
+    if UdpSocket::bind((six, 0)).is_ok() {
+        relays.extend([[one, other], [other, six]].map(|ends| (Ipv6Addr::UNSPECIFIED.into(), ends)));
+    }
+    for (wildcard, ends) in relays {
+        let relay = start_at(wildcard, all(), Limits::default());
+        let [udp, _] = relay.udp_ports();
+        let mut lines = ends.map(|ip| Line::udp_at(ip, udp));
+        let (first, _) = lines[0].bind(1);
+        let (second, _) = lines[1].bind(2);
+        assert_eq!(channel_of(&first), channel_of(&second), "{ends:?}");
+        for (from, to) in [(0, 1), (1, 0)] {
+            let sent = packet(channel_of(&first), 9, 1400);
+            lines[from].send(&sent);
+            assert_eq!(lines[to].packet(), sent, "{ends:?}");
+        }
+    }
+}
+
+#[test]
 fn both_ports_answer_and_say_where_from() {
     let relay = start(all());
     for port in relay.udp_ports() {
@@ -237,7 +269,7 @@ fn rules(limits: Limits, admit: Admit) -> Rules {
 
 fn end(n: u8) -> (End, SocketAddr) {
     let address = SocketAddr::from(([192, 0, 2, n], 1000));
-    (End::Udp { socket: 0, address }, address)
+    (End::Udp { socket: 0, address, at: None }, address)
 }
 
 fn ask(rules: &mut Rules, now_ms: u64, n: u8, question: &Question) -> Vec<(End, Answer)> {

@@ -465,7 +465,7 @@ impl World {
                     }
                     Host::Relay(r) => {
                         let socket = u8::from(to.port() != RELAY_PORT);
-                        self.relay(r, End::Udp { socket, address: seen }, seen, &bytes);
+                        self.relay(r, End::Udp { socket, address: seen, at: None }, seen, &bytes);
                     }
                 }
             }
@@ -513,7 +513,7 @@ impl World {
 
     fn relay_sends(&mut self, r: usize, to: End, bytes: Vec<u8>) {
         match to {
-            End::Udp { socket, address } => {
+            End::Udp { socket, address, .. } => {
                 let from = SocketAddr::new(self.relays[r].ip, RELAY_PORT + u16::from(socket));
                 self.datagram(Host::Relay(r), 0, from, address, &bytes);
             }
