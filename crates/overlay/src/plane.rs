@@ -1,10 +1,13 @@
 //! A running overlay: threads between the TUN, the UDP socket and control.
 //!
-//! One thread takes packets from the TUN, seals them and sends them; one receives, opens and hands them to the TUN;
-//! one steps the machine. They share a [`Table`] that is replaced as a whole. What always holds: a packet that cannot
-//! be dealt with is dropped and counted, nobody waits for it; dropping the [`Overlay`] ends every thread.
+//! One thread seals what the TUN gives, and opens what others send and hands it to the TUN; another one helps it with
+//! the TUN while there is much to do; one steps the machine. They share a [`Table`] that is replaced as a whole. What
+//! always holds: a packet that cannot be dealt with is dropped and counted, nobody waits for it; dropping the
+//! [`Overlay`] ends every thread.
 
+mod carry;
 mod control;
+mod pace;
 mod receive;
 mod send;
 mod shape;
@@ -30,7 +33,7 @@ use crate::{
     io::{
         tcp::{Bell, LinkEvents, Links},
         tun::Tun,
-        udp::{Inbox, Udp},
+        udp::Udp,
     },
     machine::Machine,
     random::Random,
@@ -144,8 +147,9 @@ impl Overlay {
         overlay.spawn("overlay-control", move || control.run(&waiting))?;
         let shapers = config.privacy.padded.then(|| Shapers::new(&config.cover, Random::new(&cover_seed)));
         let sender = Sender::new(shared.clone(), shapers, config.privacy.split_relays);
-        overlay.spawn("overlay-send", move || sender.run())?;
-        overlay.spawn("overlay-receive", move || receive_all(&shared))?;
+        let (carrier, helper) = carry::pair(&shared, sender)?;
+        overlay.spawn("overlay-help", move || helper.run())?;
+        overlay.spawn("overlay-carry", move || carrier.run())?;
         Ok(overlay)
     }
 
@@ -237,17 +241,6 @@ impl PeerStats {
 fn by_reason(counters: &Counters) -> Vec<(Dropped, u64)> {
     let all = Dropped::ALL.map(|reason| (reason, counters.dropped_until_now(reason)));
     all.into_iter().filter(|(_, packets)| *packets > 0).collect()
-}
-
-/// Receives until the socket is shut.
-fn receive_all(shared: &Shared) {
-    let (mut inbox, mut receiver) = (Inbox::default(), Receiver::default());
-    while !shared.is_over.load(Ordering::Relaxed) {
-        match inbox.receive(&shared.udp) {
-            Ok(()) => receiver.take_all(shared, &mut inbox),
-            Err(error) => tracing::debug!(%error, "receiving told of an error"),
-        }
-    }
 }
 
 /// Takes what relays send over TCP, on the thread of the connections.

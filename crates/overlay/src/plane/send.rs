@@ -2,14 +2,13 @@
 
 use std::{
     collections::VecDeque,
-    io::ErrorKind,
+    io::{self, ErrorKind},
+    mem,
     net::SocketAddr,
-    os::fd::AsFd,
-    sync::{Arc, atomic::Ordering},
-    time::Duration,
+    sync::Arc,
 };
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::Timespec;
 
 use super::{
     Shared,
@@ -33,8 +32,6 @@ use crate::{
 /// Packets that wait for a session or a way, and their bytes, at most.
 const MOST_PARKED: usize = 64;
 const MOST_PARKED_BYTES: usize = 256 << 10;
-/// How long we leave a TUN alone that gives errors.
-const BACK_OFF: Duration = Duration::from_millis(100);
 
 /// How a sealed packet leaves.
 #[derive(Clone, Copy)]
@@ -44,8 +41,19 @@ pub(super) enum Exit {
     Introducer(PeerKey),
 }
 
+/// What was taken from the TUN at once.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Drained {
+    pub(super) packets: usize,
+    pub(super) bytes: usize,
+    /// Whether there may be more.
+    pub(super) is_left: bool,
+}
+
 pub(super) struct Sender {
     pub(super) shared: Arc<Shared>,
+    /// What the TUN is read into.
+    buffer: Vec<u8>,
     pub(super) outbox: Outbox,
     scratch: Vec<u8>,
     train: u16,
@@ -62,6 +70,7 @@ impl Sender {
     pub(super) fn new(shared: Arc<Shared>, shapers: Option<Shapers>, is_split: bool) -> Self {
         Self {
             shared,
+            buffer: vec![0; READ_BYTES],
             outbox: Outbox::default(),
             scratch: Vec::new(),
             train: 0,
@@ -73,61 +82,52 @@ impl Sender {
         }
     }
 
-    /// Sends what the TUN gives until it is over or the device is gone. While packets come, a batch is sent when it is
-    /// large enough; when none is left, at once.
-    pub(super) fn run(mut self) {
+    /// Sends what the TUN has, or as much of it as makes a batch.
+    ///
+    /// # Errors
+    /// If the device cannot be read from.
+    pub(super) fn drain(&mut self) -> io::Result<Drained> {
         let shared = self.shared.clone();
-        let mut buffer = vec![0; READ_BYTES];
-        while !shared.is_over.load(Ordering::Relaxed) {
+        let mut drained = Drained::default();
+        let mut buffer = mem::take(&mut self.buffer);
+        let result = loop {
             match shared.tun.read(&mut buffer) {
                 Ok(length) => {
                     let table = shared.table.load();
                     self.packet(&table, &buffer[..length]);
                     self.let_some_go(&table);
+                    drained.packets += 1;
+                    drained.bytes += length;
                     if self.outbox.is_full() {
-                        self.flush();
+                        drained.is_left = true;
+                        break Ok(());
                     }
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     self.let_go(&shared.table.load());
-                    self.flush();
-                    self.wait();
+                    break Ok(());
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => {
-                    self.flush();
-                    if matches!(error.raw_os_error(), Some(libc::EBADFD | libc::EBADF | libc::ENODEV)) {
-                        tracing::debug!(%error, "the TUN device is gone");
-                        return;
-                    }
-                    std::thread::park_timeout(BACK_OFF);
-                }
+                Err(error) => break Err(error),
             }
-        }
+        };
+        self.buffer = buffer;
+        self.flush();
+        result.map(|()| drained)
     }
 
-    /// Waits for the TUN or the bell, at which parked packets are tried again.
-    fn wait(&mut self) {
+    /// Until when something is to leave that nobody gives cause for.
+    pub(super) fn wait(&self) -> Option<Timespec> {
+        self.shapers.as_ref().map(Shapers::wait)
+    }
+
+    /// Tries again what waits for a session or a way.
+    pub(super) fn unpark(&mut self) {
         let shared = self.shared.clone();
-        let mut fds = [
-            PollFd::from_borrowed_fd(shared.tun.as_fd(), PollFlags::IN),
-            PollFd::from_borrowed_fd(shared.bell.fd(), PollFlags::IN),
-        ];
-        let wait = self.shapers.as_ref().map(Shapers::wait);
-        if poll(&mut fds, wait.as_ref()).is_err() {
-            return;
-        }
-        let [tun, bell] = fds.map(|fd| fd.revents());
-        if !bell.is_empty() {
-            shared.bell.hush();
-            let table = shared.table.load();
-            self.parked_bytes = 0;
-            for packet in std::mem::take(&mut self.parked) {
-                self.packet(&table, &packet);
-            }
-        }
-        if tun.intersects(PollFlags::ERR | PollFlags::HUP | PollFlags::NVAL) {
-            std::thread::park_timeout(BACK_OFF);
+        let table = shared.table.load();
+        self.parked_bytes = 0;
+        for packet in mem::take(&mut self.parked) {
+            self.packet(&table, &packet);
         }
     }
 
