@@ -7,6 +7,7 @@
 
 mod carry;
 mod control;
+mod halves;
 mod pace;
 mod receive;
 mod send;

@@ -53,6 +53,8 @@ pub enum Kind {
     Tcp6,
     /// One of many datagrams that came as one large packet.
     Udp,
+    /// One half of a shim and what stands behind it; the index says which, the train names the two.
+    Half,
     /// For the other side's control.
     Control,
     /// Nothing, for the look of it.
@@ -109,6 +111,7 @@ impl Shim {
             Kind::Tcp4 => 1,
             Kind::Tcp6 => 4,
             Kind::Udp => 5,
+            Kind::Half => 3,
             Kind::Control => 0x40,
             Kind::Cover => 0x41,
         };
@@ -138,6 +141,7 @@ impl Shim {
             1 => Kind::Tcp4,
             4 => Kind::Tcp6,
             5 => Kind::Udp,
+            3 => Kind::Half,
             0x40 => Kind::Control,
             0x41 => Kind::Cover,
             _ => return None,
@@ -189,9 +193,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_parses_is_written_the_same(bytes: [u8; SHIM_BYTES], kind in 0..7_usize) {
+        fn what_parses_is_written_the_same(bytes: [u8; SHIM_BYTES], kind in 0..8_usize) {
             let mut bytes = bytes;
-            bytes[0] = [0, 1, 2, 4, 5, 0x40, 0x41][kind];
+            bytes[0] = [0, 1, 2, 3, 4, 5, 0x40, 0x41][kind];
             bytes[1] &= 0xf;
             prop_assert_eq!(Shim::parse(&bytes).unwrap().write(), bytes);
         }

@@ -2,7 +2,11 @@
 
 use std::{io::IoSlice, net::SocketAddr, ops::Range, sync::Arc};
 
-use super::{MOST_MESSAGE_BYTES, Shared, control::Event};
+use super::{
+    MOST_MESSAGE_BYTES, Shared,
+    control::Event,
+    halves::{Halves, Taken},
+};
 use crate::{
     Dropped, PeerKey, Way,
     crypt::{NotOpened, Opener, PREFIX_BYTES, TAG_BYTES},
@@ -48,6 +52,7 @@ pub(super) struct Receiver {
     joiner: Joiner,
     /// Whose segments are being joined, and how many there are.
     joining: Option<(Arc<Peer>, usize)>,
+    halves: Halves,
 }
 
 impl Receiver {
@@ -150,6 +155,16 @@ impl Receiver {
                 let body = arena[behind].iter().copied().take(MOST_MESSAGE_BYTES).collect();
                 let (index, way) = (held.index, held.way);
                 shared.tell(Event::Control { index, way, body, packet_bytes });
+            }
+            Kind::Half => {
+                let taken = self.halves.take(held.index, &shim, &arena[behind])?;
+                if let Taken::Whole(mut whole) = taken {
+                    self.flush(shared, arena);
+                    let all = 0..whole.len();
+                    let is_taken = self.plain(shared, held, &mut whole, all, packet_bytes);
+                    self.flush(shared, &whole);
+                    is_taken?;
+                }
             }
             Kind::Cover => held.receive.peer.counters.cover_received(),
             Kind::Packet => self.packet(shared, &held.receive.peer, &shim, arena, behind)?,

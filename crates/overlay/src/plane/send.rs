@@ -13,6 +13,7 @@ use rustix::event::Timespec;
 use super::{
     Shared,
     control::Event,
+    halves::Leave,
     note_bytes,
     shape::{self, Shapers},
 };
@@ -56,7 +57,7 @@ pub(super) struct Sender {
     buffer: Vec<u8>,
     pub(super) outbox: Outbox,
     scratch: Vec<u8>,
-    train: u16,
+    pub(super) train: u16,
     /// What the TUN gave for peers that cannot be reached yet, notes included.
     parked: VecDeque<Vec<u8>>,
     parked_bytes: usize,
@@ -171,12 +172,7 @@ impl Sender {
             Cut::Train(train) if self.shapers.is_some() => self.queue_train(route, room, &train, packet),
             Cut::Whole(shim) => self.whole(route, key, exit, &shim, packet),
             Cut::Train(train) => self.segments(route, key, exit, &train, packet),
-            Cut::TooBig => {
-                route.peer.counters.dropped(Dropped::TooBig, 1);
-                if let Some(answer) = inner::too_big(packet, u16::try_from(room).unwrap_or(u16::MAX)) {
-                    self.shared.write(&Virtio::default(), &answer);
-                }
-            }
+            Cut::TooBig => self.too_big(Leave { route, key, exit, room }, &virtio, packet),
             Cut::Malformed => route.peer.counters.dropped(Dropped::Malformed, 1),
         }
     }
@@ -196,7 +192,7 @@ impl Sender {
         }
     }
 
-    fn whole(&mut self, route: &Route, key: &SendKey, exit: Exit, shim: &Shim, packet: &[u8]) {
+    pub(super) fn whole(&mut self, route: &Route, key: &SendKey, exit: Exit, shim: &Shim, packet: &[u8]) {
         let bytes = OVERHEAD_BYTES + packet.len();
         let Some(counter) = key.reserve(1, bytes) else {
             return route.peer.counters.dropped(Dropped::NoSession, 1);

@@ -342,6 +342,28 @@ fn a_narrow_path_is_found_out() {
 }
 
 #[test]
+fn whatever_is_said_fits_the_least_packet_of_ipv6() {
+    for seed in 0..40 {
+        for kinds in [[CONE, CONE], [SYMMETRIC, SYMMETRIC]] {
+            let mut world = World::new(seed, 2);
+            world.privacy.padded = seed % 2 == 0;
+            let hosts = [Host::Node(0), Host::Node(1), Host::Relay(0), Host::Relay(1)];
+            let pairs = hosts.iter().flat_map(|from| hosts.map(|to| (*from, to)));
+            // Less the headers of IPv6 and UDP.
+            world.most_bytes.extend(pairs.map(|pair| (pair, 1280 - 48)));
+            let mut world = pair_in(world, kinds.map(Some));
+            let first_us = first_packet(&mut world, 0, 1);
+            assert!(first_us < S, "seed {seed}: {first_us} us until the first packet");
+            let is_there = if kinds == [CONE, CONE] { is_direct } else { is_relayed };
+            world.run_to(5 * S, is_there).expect("the best way that there is");
+            let gap_us = world.stream(0, 1, 20 * MS, 20 * S);
+            assert!(gap_us < S, "seed {seed}: nothing came for {gap_us} us");
+            assert!(world.packet_bytes(0, 1).iter().all(|bytes| *bytes == 1228), "seed {seed}");
+        }
+    }
+}
+
+#[test]
 fn nothing_is_accepted_from_strangers_other_clusters_and_those_who_left() {
     for seed in 0..50 {
         let mut world = World::new(seed, 2);

@@ -199,8 +199,36 @@ fn streams_and_small_datagrams_cross_a_narrow_wire() {
         assert!(echo(&pair, to, 1000), "{to}");
         transfer(&pair, to, 8 << 20, || {});
     }
-    // IPv4 can be told what fits.
-    assert!(echo(&pair, both(2)[0], 1300));
+    // What is too large for the way, but not for IPv6's least MTU, and what the sender must be told about.
+    for to in both(2) {
+        assert!(echo(&pair, to, 1180) && echo(&pair, to, 1232) && echo(&pair, to, 1300), "{to}");
+    }
+}
+
+#[test]
+fn a_way_over_ipv6_of_the_least_mtu_carries_everything() {
+    let spaces = [Space::new("six-a"), Space::new("six-b")];
+    let [Some(a), Some(b)] = spaces else { return };
+    let spaces = [a, b];
+    wire(&spaces, 1280);
+    for space in &spaces {
+        space.ip(&["-4", "addr", "flush", "dev", "wire"]);
+    }
+    let pair = Pair::over(spaces, &[]);
+    until("a straight way", || pair.is_direct());
+    for to in both(2) {
+        assert_eq!(ping(&pair, to), 3, "{to}");
+        for bytes in [1000, 1180, 1200, 1232, 1300, 2000] {
+            assert!(echo(&pair, to, bytes), "{bytes} to {to}");
+        }
+        transfer(&pair, to, 8 << 20, || {});
+    }
+    let ways = pair.overlay(0).stats().swap_remove(0).ways;
+    let is_six = |way: &Way| matches!(way, Way::Udp(SocketAddr::V6(_)));
+    assert!(
+        ways.iter().filter(|way| way.up).all(|way| is_six(&way.way) && way.packet_bytes == 1228),
+        "{ways:?}"
+    );
 }
 
 #[test]
