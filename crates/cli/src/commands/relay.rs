@@ -1,6 +1,6 @@
 //! `ionet relay`: forwards sealed packets for endpoints that find no direct path.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use ionet_api::WalletKey;
@@ -28,6 +28,12 @@ pub(crate) async fn relay(context: &Context, args: &RelayArgs) -> Result {
             "a relay on every interface must know which name or address clients dial",
         )
         .help("say --host HOST"));
+    }
+    let host = args.host.clone().unwrap_or_else(|| args.bind.to_string());
+    if host.trim_matches(['[', ']']).parse::<Ipv6Addr>().is_ok() {
+        // The QUIC library's relay client takes the brackets of such an address for a part of a name.
+        return Err(CliError::usage("a relay is not found by a bare address of IPv6")
+            .help("say --host NAME with a name that leads to it"));
     }
     let mut ending = Ending::listen(args.tied)?;
     let relay = spawn(context, args).await?;
@@ -120,9 +126,15 @@ async fn spawn(context: &Context, args: &RelayArgs) -> Result<Relay> {
         second_udp: args.second_forward_port,
         tcp: args.forward_tcp_port,
     };
-    let is_free = args.https_port == 0 && args.quic_port == 0 && said == ForwarderPorts::default();
-    if let (true, Some((https_port, last))) = (is_free, last_ports(context)) {
-        let kept = config(https_port, last.quic_port, last.forwarder.unwrap_or_default());
+    if let Some((https_port, last)) = last_ports(context) {
+        let or = |said: u16, last: u16| if said == 0 { last } else { said };
+        let ports = last.forwarder.unwrap_or_default();
+        let forwarder = ForwarderPorts {
+            udp: or(said.udp, ports.udp),
+            second_udp: or(said.second_udp, ports.second_udp),
+            tcp: or(said.tcp, ports.tcp),
+        };
+        let kept = config(or(args.https_port, https_port), or(args.quic_port, last.quic_port), forwarder);
         if let Ok(relay) = Relay::spawn(kept).await {
             return Ok(relay);
         }
