@@ -14,7 +14,7 @@ use ionet_runtime::limits::{BoxGroup, Hierarchy};
 use serde_json::{Value, json};
 
 use super::Testbed;
-use super::file::Site;
+use super::file::{Family, Site};
 use super::host::{Host, Process, Start, last_words};
 use crate::random::Random;
 use crate::{LabError, Result};
@@ -207,7 +207,11 @@ impl Cloud {
         let address = self.testbed.address(name).to_string();
         let (https, quic) = if self.testbed.isolated() { RELAY_PORTS } else { (0, 0) };
         let (https, quic) = (https.to_string(), quic.to_string());
-        self.add_role(name, &["relay", "--bind", &address, "--https-port", &https, "--quic-port", &quic])?;
+        let mut words = vec!["relay", "--bind", &address, "--https-port", &https, "--quic-port", &quic];
+        if self.testbed.file.family == Family::Ipv6 {
+            words.extend(["--host", name]);
+        }
+        self.add_role(name, &words)?;
         let log = self.testbed.log(name);
         let line = wait_for("the relay", START_PATIENCE, || Ok(first_line(&log)))?;
         self.write("server", &format!("{name}.json"), &line).map(drop)
@@ -300,6 +304,11 @@ impl Cloud {
     /// The machines on which a program of ours should run: server, relays, workers.
     pub fn role_names(&self) -> Vec<String> {
         self.roles.keys().cloned().collect()
+    }
+
+    /// The product's binary.
+    pub fn binary(&self) -> &Path {
+        &self.binary
     }
 
     /// The program of a machine, if it runs.

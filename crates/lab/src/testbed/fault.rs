@@ -231,22 +231,27 @@ impl Cloud {
     }
 
     fn shift_clock(&mut self, machine: &str, injury: &mut Injury, random: &mut Random) -> Result<String> {
-        let Some(library) = faketime() else { return Ok("nothing".into()) };
         // The server dates the journal; a supplier's machine may be wrong by anything.
         let most_s = if machine == "server" { 60 } else { 7_200 };
         let sign = if random.below(2) == 0 { '+' } else { '-' };
         let shift = format!("{sign}{}s", random.between(5, most_s));
+        self.set_clock(machine, &shift)?;
+        injury.wrong_clock = Some(machine.to_owned());
+        Ok(format!("started again with the clock {shift}"))
+    }
+
+    /// Ends a machine's program and starts it under a clock that is wrong by so much, such as `+5s`.
+    pub fn set_clock(&mut self, machine: &str, shift: &str) -> Result<()> {
+        let Some(library) = faketime() else { return Ok(()) };
         self.kill(machine);
         let variables = [
             ("LD_PRELOAD", library.display().to_string()),
-            ("FAKETIME", shift.clone()),
+            ("FAKETIME", shift.to_owned()),
             ("FAKETIME_DONT_FAKE_MONOTONIC", "1".into()),
             ("DONT_FAKE_MONOTONIC", "1".into()),
         ];
         let variables = variables.into_iter().map(|(name, value)| (name.to_owned(), value));
-        self.start_role(machine, &variables.collect::<BTreeMap<_, _>>())?;
-        injury.wrong_clock = Some(machine.to_owned());
-        Ok(format!("started again with the clock {shift}"))
+        self.start_role(machine, &variables.collect::<BTreeMap<_, _>>())
     }
 
     /// Takes a process's memory away: by a control group in which the kernel kills it, else by a limit at which its next

@@ -35,6 +35,20 @@ pub struct TestbedFile {
     /// Networks of suppliers.
     #[serde(default)]
     pub sites: Vec<Site>,
+    /// What addresses there are, on all machines.
+    #[serde(default)]
+    pub family: Family,
+}
+
+/// What addresses a testbed has.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Family {
+    /// IPv4 and nothing else.
+    #[default]
+    Ipv4,
+    /// IPv6 and nothing else; routers do not translate.
+    Ipv6,
 }
 
 /// A machine on the open internet.
@@ -58,6 +72,9 @@ pub struct Site {
     /// What its router does.
     #[serde(default)]
     pub nat: Nat,
+    /// What the provider's router before it does, if there is one.
+    #[serde(default)]
+    pub carrier: Option<Nat>,
     /// The router's line to the internet.
     #[serde(default)]
     pub link: Link,
@@ -94,7 +111,7 @@ pub enum Nat {
     /// No translation: workers have public addresses.
     #[default]
     None,
-    /// One mapping a source port whoever is spoken to; only who was spoken to may answer.
+    /// One mapping a source port whoever is spoken to; only who was spoken to may answer. In IPv6 there is no mapping.
     Cone,
     /// A mapping of its own for each peer, on a random port.
     Symmetric,
@@ -129,6 +146,9 @@ pub struct Link {
     /// Whether jitter may change the order of packets.
     #[serde(default)]
     pub reorder: bool,
+    /// The longest packet, from 1280 bytes; senders of longer ones are told. 0 is 1500.
+    #[serde(default)]
+    pub mtu: u32,
 }
 
 impl Link {
@@ -151,7 +171,7 @@ impl Link {
             rate_bits_per_s: (mbit * 1_000_000.0) as u64,
             queue_bytes: if self.queue_kib == 0 { usual.queue_bytes } else { self.queue_kib << 10 },
             reorder: self.reorder,
-            cut: false,
+            ..usual
         }
     }
 
@@ -166,6 +186,9 @@ impl Link {
         within("loss_percent", self.loss_percent, 100.0)?;
         within("down_mbit", self.down_mbit, 100_000.0)?;
         within("up_mbit", self.up_mbit, 100_000.0)?;
+        if self.mtu != 0 && !(1280..=1500).contains(&self.mtu) {
+            return Err(wrong(format!("{of}: mtu is {}; it must be from 1280 to 1500, or 0", self.mtu)));
+        }
         if self.jitter_ms > self.delay_ms {
             return Err(wrong(format!("{of}: jitter_ms is more than delay_ms; no packet can be early")));
         }
@@ -218,7 +241,8 @@ impl TestbedFile {
         self.server.link.check("server")?;
         self.client.link.check("client")?;
         self.relays.iter().try_for_each(|relay| relay.link.check("a relay"))?;
-        self.sites.iter().try_for_each(|site| site.link.check(&site.name))
+        self.sites.iter().try_for_each(|site| site.link.check(&site.name))?;
+        self.sites.iter().try_for_each(|site| self.check_routers(site))
     }
 
     /// The names of all machines on which something of ours runs: server, client, `relay-N`, `SITE-N`.
@@ -229,11 +253,34 @@ impl TestbedFile {
     }
 
     fn routers(&self) -> impl Iterator<Item = String> + '_ {
-        self.sites.iter().map(|site| site.name.clone())
+        let carriers = self.sites.iter().filter(|site| site.carrier.is_some()).map(Site::carrier_name);
+        self.sites.iter().map(|site| site.name.clone()).chain(carriers)
+    }
+
+    fn check_routers(&self, site: &Site) -> Result<()> {
+        let translates = |nat| matches!(nat, Nat::Symmetric | Nat::FullCone);
+        if self.family == Family::Ipv6 && (translates(site.nat) || site.carrier.is_some()) {
+            let name = &site.name;
+            return Err(wrong(format!(
+                "{name}: no router translates in IPv6; nat must be none, cone or udp_blocked, without a carrier"
+            )));
+        }
+        if site.carrier == Some(Nat::None) || (site.carrier.is_some() && site.nat == Nat::None) {
+            return Err(wrong(format!(
+                "{}: behind a carrier both routers translate; name their kinds",
+                site.name
+            )));
+        }
+        Ok(())
     }
 }
 
 impl Site {
+    /// The provider's router, where there is one.
+    pub fn carrier_name(&self) -> String {
+        format!("{}-isp", self.name)
+    }
+
     /// `SITE-1` and so on.
     pub fn worker_names(&self) -> impl Iterator<Item = String> + '_ {
         (1..=self.workers).map(|n| format!("{}-{n}", self.name))
@@ -265,6 +312,9 @@ mod tests {
             (&format!("{site}link = {{ loss_percent = 300 }}"), "from 0 to 100"),
             (&format!("{site}link = {{ jitter_ms = 3 }}"), "no packet can be early"),
             (&format!("{site}workers = 40"), "at most"),
+            (&format!("{site}link = {{ mtu = 576 }}"), "from 1280"),
+            (&format!("{site}carrier = 'cone'"), "both routers translate"),
+            ("name = 't'\nfamily = 'ipv6'\n[[sites]]\nname = 'a'\nnat = 'symmetric'", "no router translates"),
             ("name = 't'\n[[sites]]\nname = 'server'", "would be called 'server'"),
             ("name = 't'\n[[relays]]\n[[sites]]\nname = 'relay'", "would be called 'relay-1'"),
         ] {

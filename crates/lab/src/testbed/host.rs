@@ -220,8 +220,13 @@ impl Host {
     /// Starts a machine with its folder `dir`. `isolated` gives it namespaces; `disk_mib` a disk of its own in memory, for
     /// which it must be isolated.
     pub fn start(name: &str, dir: &Path, disk_mib: u64, isolated: bool) -> Result<Self> {
-        std::fs::create_dir_all(dir).map_err(LabError::io(format!("make {}", dir.display())))?;
         let me = std::env::current_exe().map_err(LabError::io("find this program"))?;
+        Self::start_by(&me, name, dir, disk_mib, isolated)
+    }
+
+    /// The same from another program than `ionet-lab`, which is at `lab`.
+    pub fn start_by(lab: &Path, name: &str, dir: &Path, disk_mib: u64, isolated: bool) -> Result<Self> {
+        std::fs::create_dir_all(dir).map_err(LabError::io(format!("make {}", dir.display())))?;
         let mut command = if isolated {
             let mut command = Command::new("unshare");
             command.args([
@@ -234,10 +239,10 @@ impl Host {
                 "--mount-proc",
                 "--",
             ]);
-            command.arg(me);
+            command.arg(lab);
             command
         } else {
-            Command::new(me)
+            Command::new(lab)
         };
         // Ctrl-C is for the lab, which ends its machines in order.
         command.arg(INIT_WORD).arg(name).process_group(0);

@@ -27,6 +27,8 @@ pub struct Quality {
     pub queue_bytes: u64,
     /// Whether jitter may change the order.
     pub reorder: bool,
+    /// What is longer gets lost, and nobody is told; 0 is without a limit.
+    pub most_bytes: u64,
     /// Nothing gets through.
     pub cut: bool,
 }
@@ -40,6 +42,7 @@ impl Default for Quality {
             rate_bits_per_s: 0,
             queue_bytes: 256 << 10,
             reorder: false,
+            most_bytes: 0,
             cut: false,
         }
     }
@@ -50,7 +53,7 @@ impl Default for Quality {
 pub enum Fate {
     /// It will come out.
     Taken,
-    /// Lost by chance, or the line is cut.
+    /// Lost by chance or for its length, or the line is cut.
     Lost,
     /// Too much was waiting.
     Dropped,
@@ -127,7 +130,8 @@ impl Line {
     }
 
     fn judge(&mut self, now_ns: u64, bytes: u64) -> Fate {
-        if self.quality.cut || self.random.chance(self.quality.loss_ppm) {
+        let too_long = self.quality.most_bytes > 0 && bytes > self.quality.most_bytes;
+        if self.quality.cut || too_long || self.random.chance(self.quality.loss_ppm) {
             return Fate::Lost;
         }
         let waiting = self.waiting_bytes(now_ns) + bytes;
@@ -252,6 +256,13 @@ mod tests {
         assert_eq!(of(3), of(3));
         assert_ne!(of(3), of(4));
         assert!((8_800..9_200).contains(&of(3).len()), "{}", of(3).len());
+    }
+
+    #[test]
+    fn what_is_too_long_is_lost_and_nothing_else() {
+        let mut line = Line::new(Quality { most_bytes: 1000, ..Quality::default() }, 1);
+        assert_eq!(line.push(0, vec![0; 1000]), Fate::Taken);
+        assert_eq!(line.push(0, vec![0; 1001]), Fate::Lost);
     }
 
     #[test]

@@ -10,6 +10,7 @@ pub mod fault;
 pub mod file;
 pub mod host;
 pub mod line;
+pub mod member;
 pub mod net;
 pub mod wire;
 
@@ -22,14 +23,17 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::{LabError, Result};
-use file::{Machine, Nat, Site, TestbedFile};
+use file::{Family, Link, Machine, Nat, Site, TestbedFile};
 use host::Host;
 use line::Quality;
+use net::{Laid, Lan};
 use wire::Wire;
 
 /// What a testbed's folder is called before its name.
 pub const PREFIX: &str = "ionet-lab-";
 const STATE: &str = "state.json";
+/// A packet with the overlay's headers must fit: nobody on the way fragments.
+const MTU_BYTES: u32 = 1500;
 /// A lab that is told to end gets this long.
 const LAB_PATIENCE: Duration = Duration::from_secs(15);
 
@@ -38,11 +42,17 @@ const LAB_PATIENCE: Duration = Duration::from_secs(15);
 pub struct Testbed {
     /// What it was made from.
     pub file: TestbedFile,
-    /// By the machine or router at its end.
+    /// By the machine or site at its end.
     wires: BTreeMap<String, Wire>,
+    /// Of the wires.
+    numbers: BTreeMap<String, u8>,
     hosts: BTreeMap<String, Host>,
-    addresses: BTreeMap<String, Ipv4Addr>,
+    addresses: BTreeMap<String, IpAddr>,
+    /// How often a site has had another address.
+    changes: BTreeMap<String, u8>,
     isolated: bool,
+    /// The program that a machine's first process is.
+    lab: PathBuf,
     dir: PathBuf,
 }
 
@@ -52,7 +62,7 @@ pub struct Running {
     /// The lab's own process.
     pub lab_pid: u32,
     /// Each machine's first process and address.
-    pub hosts: BTreeMap<String, (u32, Ipv4Addr)>,
+    pub hosts: BTreeMap<String, (u32, IpAddr)>,
 }
 
 /// A testbed's folder.
@@ -68,8 +78,10 @@ pub fn missing() -> Option<String> {
             ["probe-internet", "probe-router"].map(|name| Host::start(name, dir.path(), 1, true));
         let (internet, router) = (internet?, router?);
         net::set_up_internet(&internet)?;
-        let _wire = net::attach(&internet, &router, 0, [Quality::default(); 2], 0)?;
-        net::set_up_router(&internet, &router, 0, 0, Nat::FullCone)
+        let qualities = [Quality::default(); 2];
+        let laid = Laid { number: 0, family: Family::Ipv4, mtu: MTU_BYTES, qualities, seed: 0 };
+        let _wire = net::attach(&internet, &router, &laid)?;
+        net::set_up_router(&router, &Lan::of_site(0, Nat::FullCone, Family::Ipv4), Nat::FullCone)
     };
     probe().err().map(|error| error.to_string())
 }
@@ -77,6 +89,12 @@ pub fn missing() -> Option<String> {
 impl Testbed {
     /// Makes machines and lines. Not `isolated`, all machines share this one's loopback and nothing has a line.
     pub fn up(file: TestbedFile, isolated: bool) -> Result<Self> {
+        let me = std::env::current_exe().map_err(LabError::io("find this program"))?;
+        Self::up_by(&me, file, isolated)
+    }
+
+    /// The same from another program than `ionet-lab`, which is at `lab`.
+    pub fn up_by(lab: &Path, file: TestbedFile, isolated: bool) -> Result<Self> {
         let dir = dir_of(&file.name);
         if running(&file.name).is_some() {
             let name = &file.name;
@@ -86,8 +104,17 @@ impl Testbed {
         }
         down(&file.name)?;
         std::fs::create_dir_all(dir.join("logs")).map_err(LabError::io(format!("make {}", dir.display())))?;
-        let (wires, hosts, addresses) = Default::default();
-        let mut testbed = Self { file, wires, hosts, addresses, isolated, dir };
+        let mut testbed = Self {
+            file,
+            wires: BTreeMap::new(),
+            numbers: BTreeMap::new(),
+            hosts: BTreeMap::new(),
+            addresses: BTreeMap::new(),
+            changes: BTreeMap::new(),
+            isolated,
+            lab: lab.to_owned(),
+            dir,
+        };
         let file = testbed.file.clone();
         let disks = [("server".to_owned(), file.server.clone()), ("client".into(), file.client.clone())];
         let relays =
@@ -102,49 +129,111 @@ impl Testbed {
         for (n, site) in file.sites.iter().enumerate() {
             testbed.site(u8::try_from(n).unwrap_or(u8::MAX), site)?;
         }
+        testbed.name_machines()?;
         testbed.write_state()?;
         Ok(testbed)
     }
 
+    /// Tells every machine the names of all: who has IPv6 alone is reached by a name.
+    fn name_machines(&self) -> Result<()> {
+        if !self.isolated {
+            return Ok(());
+        }
+        let names = self.addresses.iter().map(|(name, address)| format!("{address} {name}\n"));
+        let hosts = self.dir.join("hosts");
+        let text = format!("127.0.0.1 localhost\n::1 localhost\n{}", names.collect::<String>());
+        std::fs::write(&hosts, text).map_err(LabError::io("write the names of the machines"))?;
+        let bind = format!("mount --bind {} /etc/hosts", hosts.display());
+        self.hosts.values().try_for_each(|host| host.run(&bind).map(drop))
+    }
+
     fn host(&mut self, name: &str, disk_mib: u64) -> Result<&Host> {
         let disk_mib = if self.isolated { disk_mib } else { 0 };
-        let host = Host::start(name, &self.dir.join(name), disk_mib, self.isolated)?;
-        self.addresses.insert(name.to_owned(), Ipv4Addr::LOCALHOST);
+        let host = Host::start_by(&self.lab, name, &self.dir.join(name), disk_mib, self.isolated)?;
+        self.addresses.insert(name.to_owned(), Ipv4Addr::LOCALHOST.into());
         Ok(self.hosts.entry(name.to_owned()).or_insert(host))
     }
 
     fn machine(&mut self, name: &str, machine: &Machine) -> Result<()> {
         self.host(name, machine.disk_mib)?;
-        self.attach(name, machine.link.qualities()).map(drop)
+        self.attach(name, name, &machine.link)
     }
 
-    /// Lays a wire; its number.
-    fn attach(&mut self, name: &str, qualities: [Quality; 2]) -> Result<u8> {
-        let number = u8::try_from(self.wires.len()).unwrap_or(u8::MAX);
-        if self.isolated {
-            let seed = self.file.seed.wrapping_mul(1000).wrapping_add(number.into());
-            let wire = net::attach(&self.hosts["internet"], &self.hosts[name], number, qualities, seed)?;
-            self.wires.insert(name.to_owned(), wire);
-            self.addresses.insert(name.to_owned(), net::wire_addresses(number)[1]);
+    /// Lays the wire of this name, at whose end this machine is.
+    fn attach(&mut self, name: &str, host: &str, link: &Link) -> Result<()> {
+        if !self.isolated {
+            return Ok(());
         }
-        Ok(number)
+        let number = u8::try_from(self.wires.len()).unwrap_or(u8::MAX);
+        let laid = Laid {
+            number,
+            family: self.file.family,
+            mtu: if link.mtu == 0 { MTU_BYTES } else { link.mtu },
+            qualities: link.qualities(),
+            seed: self.file.seed.wrapping_mul(1000).wrapping_add(number.into()),
+        };
+        let wire = net::attach(&self.hosts["internet"], &self.hosts[host], &laid)?;
+        self.wires.insert(name.to_owned(), wire);
+        self.numbers.insert(name.to_owned(), number);
+        self.addresses.insert(name.to_owned(), net::wire_addresses(number, laid.family)[1]);
+        Ok(())
     }
 
     fn site(&mut self, n: u8, site: &Site) -> Result<()> {
+        let lan = Lan::of_site(n, site.nat, self.file.family);
         self.host(&site.name, 0)?;
-        let number = self.attach(&site.name, site.link.qualities())?;
+        match site.carrier {
+            Some(nat) => self.carrier(n, site, nat)?,
+            None => self.attach(&site.name, &site.name, &site.link)?,
+        }
         if self.isolated {
-            net::set_up_router(&self.hosts["internet"], &self.hosts[&site.name], number, n, site.nat)?;
+            net::set_up_router(&self.hosts[&site.name], &lan, site.nat)?;
+        }
+        let public = site.nat == Nat::None || self.file.family == Family::Ipv6;
+        if let (Some(number), true) = (self.numbers.get(&site.name), public) {
+            net::route_to(&self.hosts["internet"], &lan, *number)?;
         }
         for (worker, name) in (1..).zip(site.worker_names()) {
             self.host(&name, site.disk_mib)?;
             if self.isolated {
-                net::join_lan(&self.hosts[&site.name], &self.hosts[&name], worker, n, site.nat)?;
-                let (router, _) = net::lan(n, site.nat);
-                self.addresses.insert(name, net::lan_host(router, worker));
+                net::join_lan(&self.hosts[&site.name], &self.hosts[&name], worker, &lan)?;
+                self.addresses.insert(name, lan.host(worker));
             }
         }
         Ok(())
+    }
+
+    /// The provider's router, and the site's behind it.
+    fn carrier(&mut self, n: u8, site: &Site, nat: Nat) -> Result<()> {
+        let (name, lan) = (site.carrier_name(), Lan::of_carrier(n));
+        self.host(&name, 0)?;
+        self.attach(&site.name, &name, &site.link)?;
+        if self.isolated {
+            net::set_up_router(&self.hosts[&name], &lan, nat)?;
+            net::join_carrier(&self.hosts[&name], &self.hosts[&site.name], &lan)?;
+        }
+        Ok(())
+    }
+
+    /// The provider gives a site's router another address; all that came from the old one is forgotten.
+    pub fn change_address(&mut self, site: &str) -> Result<IpAddr> {
+        let number = self.number(site)?;
+        let changes = self.changes.entry(site.to_owned()).or_default();
+        let new = net::changed_address(number, *changes);
+        *changes = changes.wrapping_add(1);
+        net::change_address(self.get("internet")?, self.get(site)?, number, new)?;
+        self.addresses.insert(site.to_owned(), new.into());
+        Ok(new.into())
+    }
+
+    /// From now on nothing passes between the machines or sites of each pair; whatever else is not touched.
+    pub fn keep_apart(&self, pairs: &[[&str; 2]]) -> Result<()> {
+        let numbers = pairs.iter().map(|[one, other]| Ok([self.number(one)?, self.number(other)?]));
+        net::keep_apart(self.get("internet")?, &numbers.collect::<Result<Vec<_>>>()?)
+    }
+
+    fn number(&self, name: &str) -> Result<u8> {
+        self.numbers.get(name).copied().ok_or_else(|| no_host(name, self.numbers.keys()))
     }
 
     fn write_state(&self) -> Result<()> {
@@ -166,10 +255,10 @@ impl Testbed {
 
     /// Where a machine is.
     pub fn address(&self, name: &str) -> IpAddr {
-        self.addresses.get(name).copied().unwrap_or(Ipv4Addr::LOCALHOST).into()
+        self.addresses.get(name).copied().unwrap_or(Ipv4Addr::LOCALHOST.into())
     }
 
-    /// The wires, by the machine or router at their end.
+    /// The wires, by the machine or site at their end.
     pub fn wires(&self) -> &BTreeMap<String, Wire> {
         &self.wires
     }

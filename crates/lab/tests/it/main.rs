@@ -1,8 +1,9 @@
 //! The lab's own tests: the way of an order with a crash at every act, seeds by chance, faults put in on purpose,
-//! malformed input, the golden journals, and a testbed with real processes.
+//! malformed input, the golden journals, a testbed with real processes, and real routers.
 
 mod fuzz;
 mod golden;
+mod nats;
 mod planted;
 mod seeds;
 mod testbed;

@@ -8,7 +8,7 @@ use ionet_lab::testbed::dir_of;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-const LAB: &str = env!("CARGO_BIN_EXE_ionet-lab");
+pub(crate) const LAB: &str = env!("CARGO_BIN_EXE_ionet-lab");
 
 /// A testbed's file with a name that no other test has.
 struct Bed {
@@ -18,10 +18,7 @@ struct Bed {
 
 impl Bed {
     fn new(case: &str, sites: &[(&str, &str)]) -> Option<Self> {
-        let check = Command::new(LAB).args(["up", "--check"]).output().unwrap();
-        if !check.status.success() {
-            let why = String::from_utf8_lossy(&check.stdout).into_owned();
-            eprintln!("skipped: machines in namespaces cannot be made here: {why}");
+        if missing() {
             return None;
         }
         let bed = Self { name: format!("{case}-{}", std::process::id()), dir: tempfile::tempdir().unwrap() };
@@ -51,8 +48,18 @@ impl Bed {
     }
 }
 
+/// Whether there can be no testbed here; it is said why.
+pub(crate) fn missing() -> bool {
+    let check = Command::new(LAB).args(["up", "--check"]).output().unwrap();
+    if !check.status.success() {
+        let why = String::from_utf8_lossy(&check.stdout).into_owned();
+        eprintln!("skipped: machines in namespaces cannot be made here: {why}");
+    }
+    !check.status.success()
+}
+
 /// The product's binary, which a test of the whole workspace has built.
-fn binary() -> PathBuf {
+pub(crate) fn binary() -> PathBuf {
     let binary = Path::new(LAB).with_file_name("ionet");
     assert!(binary.exists(), "build it first: cargo build -p ionet-cli");
     binary
