@@ -283,7 +283,8 @@ impl Cloud {
                 let workers = self.worker_names();
                 let said =
                     workers.iter().map(|name| format!("{name}: {}", last_words(&self.testbed.log(name)).1));
-                LabError::Broken(format!("{error}\n{}", said.collect::<Vec<_>>().join("\n")))
+                let devices = self.client.ask(&["devices"]).map(|said| said.text).unwrap_or_default();
+                LabError::Broken(format!("{error}\n{}\n{devices}", said.collect::<Vec<_>>().join("\n")))
             },
         )
     }
