@@ -21,8 +21,8 @@ use crate::{LabError, Result};
 
 /// What the renter starts with.
 pub const FUNDS_MICRO_USD: u64 = 100_000_000;
-/// How long a start may take.
-const START_PATIENCE: Duration = Duration::from_mins(2);
+/// How long a start may take: longer than the two minutes after which the server asks a device again that lost a question.
+const START_PATIENCE: Duration = Duration::from_mins(5);
 /// A command that says nothing for so long is killed.
 const COMMAND_PATIENCE_S: u32 = 100;
 const LOOK_EVERY: Duration = Duration::from_millis(100);
