@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use ionet_api::WalletKey;
-use ionet_runtime::limits::{BoxGroup, Hierarchy};
+use ionet_runtime::limits::{BoxGroup, Hierarchy, OwnGroup};
 use serde_json::{Value, json};
 
 use super::Testbed;
@@ -394,7 +394,9 @@ pub(super) fn leases_of(host: &Host) -> BTreeSet<String> {
         .collect()
 }
 
-/// Removes the control groups of a box whose machine is gone.
+/// Removes the control groups of a box and its supervisor whose machine is gone.
 pub(super) fn remove_group(lease: &str) {
-    BoxGroup::existing(&Hierarchy::detect(), &lease.replace('.', "-")).remove();
+    let (hierarchy, name) = (Hierarchy::detect(), lease.replace('.', "-"));
+    BoxGroup::existing(&hierarchy, &name).remove();
+    OwnGroup::clear(&hierarchy, &name);
 }
