@@ -30,6 +30,8 @@ use crate::{
     wire::{CHANNEL_BYTES, OVERHEAD_BYTES, SHIM_BYTES, Shim},
 };
 
+/// Packets that are taken from the TUN at once, at most.
+const MOST_DRAINED: usize = 256;
 /// Packets that wait for a session or a way, and their bytes, at most.
 const MOST_PARKED: usize = 64;
 const MOST_PARKED_BYTES: usize = 256 << 10;
@@ -83,7 +85,8 @@ impl Sender {
         }
     }
 
-    /// Sends what the TUN has, or as much of it as makes a batch.
+    /// Sends what the TUN has, or as much of it as makes a batch. A box that floods nobody makes none, and must keep neither
+    /// what comes in waiting nor the end.
     ///
     /// # Errors
     /// If the device cannot be read from.
@@ -93,13 +96,15 @@ impl Sender {
         let mut buffer = mem::take(&mut self.buffer);
         let result = loop {
             match shared.tun.read(&mut buffer) {
+                // No packet is empty: nobody is at the other end of the device.
+                Ok(0) => break Err(io::Error::from_raw_os_error(libc::ENODEV)),
                 Ok(length) => {
                     let table = shared.table.load();
                     self.packet(&table, &buffer[..length]);
                     self.let_some_go(&table);
                     drained.packets += 1;
                     drained.bytes += length;
-                    if self.outbox.is_full() {
+                    if self.outbox.is_full() || drained.packets >= MOST_DRAINED {
                         drained.is_left = true;
                         break Ok(());
                     }

@@ -3,7 +3,11 @@
 use std::{
     io::{Read, Write},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
-    sync::{Arc, OnceLock, mpsc},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
     time::Duration,
 };
 
@@ -249,4 +253,29 @@ fn a_wire_that_becomes_narrow_and_loses_a_family_stops_no_stream() {
         pair.spaces[0].ip(&["addr", "flush", "dev", "wire", "scope", "global"]);
         pair.spaces[0].ip(&["addr", "add", "10.99.0.1/24", "dev", "wire"]);
     });
+}
+
+/// Packets to nobody fill no batch, so nothing but their number ends the taking of them.
+#[test]
+fn a_box_that_floods_nobody_keeps_neither_its_peers_nor_the_end_waiting() {
+    let Some(pair) = Pair::new("flood", 1500) else { return };
+    let over = Arc::new(AtomicBool::new(false));
+    let is_over = over.clone();
+    let flood = pair.spaces[1].enter(move || {
+        let socket = UdpSocket::bind((addresses(2).v4, 0)).expect("bind");
+        while !is_over.load(Ordering::Relaxed) {
+            let _ = socket.send_to(&[7; 64], (addresses(77).v4, 9));
+        }
+    });
+    transfer(&pair, addresses(2).v4.into(), 200_000, || {});
+    let Pair { spaces, overlays } = pair;
+    let (ended, end) = mpsc::channel();
+    std::thread::spawn(move || {
+        drop(overlays);
+        ended.send(()).expect("somebody waits");
+    });
+    end.recv_timeout(PATIENT).expect("the overlays end while the box floods");
+    over.store(true, Ordering::Relaxed);
+    flood.join().expect("the flood");
+    drop(spaces);
 }

@@ -26,7 +26,7 @@ use serde_json::Value;
 use crate::testbed::{LAB, binary, missing};
 
 /// A CI machine is slow; all of this comes within seconds elsewhere.
-const PATIENCE: Duration = Duration::from_mins(1);
+const PATIENCE: Duration = Duration::from_mins(3);
 const PYTHON: &str = "/usr/bin/python3";
 const SERVE: &str = include_str!("serve.py");
 const CARRY: &str = include_str!("carry.py");
