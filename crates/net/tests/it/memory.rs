@@ -1,4 +1,6 @@
-//! What a supervisor's network costs in memory: measured in a process of its own, against the promised 20 MB.
+//! What a supervisor's network costs in memory that is its own, measured in a process of its own. Pages of the program file
+//! are shared by all its processes and are let go of in the product; what a supervisor takes in all is `ionet-lab bench
+//! memory`.
 
 use std::{
     io::{BufRead, BufReader},
@@ -13,7 +15,8 @@ use ionet_net::{
 
 use crate::{node, until};
 
-const LIMIT_KB: u64 = 20_000;
+/// Of a promised 20 MB in all.
+const OWN_KB: u64 = 6_000;
 const PEER: &str = "IONET_TEST_PEER";
 
 /// Resident memory; most of it is pages of the program file, shared by all its processes.
@@ -82,11 +85,11 @@ fn a_node_with_an_overlay_peer_stays_small() {
         eprintln!(
             "resident kB at the start, as a bare node, with one overlay peer, of that its own: {figures}"
         );
-        let worst = figures.split(' ').map(|kb| kb.parse::<u64>().expect("a number")).max();
+        let own = figures.split(' ').next_back().and_then(|kb| kb.parse::<u64>().ok());
         // It stays until we have seen it.
         drop(child.stdin.take());
         assert!(child.wait().expect("child").success());
-        assert!(worst.is_some_and(|kb| kb < LIMIT_KB), "{figures}");
+        assert!(own.is_some_and(|kb| kb < OWN_KB), "{figures}");
     });
 }
 
