@@ -24,7 +24,7 @@ pub fn run(dir: &Path, binary: &Path) -> Result<Report> {
     // Processes are told by this folder's name, and children name it in full.
     let dir = &dir.canonicalize().map_err(LabError::io("look at the bench's folder"))?;
     let network = Network::up(dir, binary, 1)?;
-    network.wait("a worker in the pool", &["devices", "--json"], "\"pooled\"")?;
+    network.wait("a worker in the pool", &["devices", "--json"], ("\"pooled\"", 1))?;
     let order = ["cluster", "create", "--engine", "command", "--memory", "64MiB", "--for", "10m", "--yes"];
     network.ask(&[order.as_slice(), &["--", "/bin/sleep", "600"]].concat())?;
     let mut looks = Vec::new();

@@ -36,15 +36,16 @@ impl Network {
         if output.status.success() {
             return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
         }
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        // With --json what was refused is said on the standard output.
+        let said = String::from_utf8_lossy(&[output.stderr, output.stdout].concat()).into_owned();
         Err(LabError::Broken(format!("'ionet {}' failed: {said}", words.join(" "))))
     }
 
-    /// Asks until the answer has this sign.
-    pub(super) fn wait(&self, what: &str, words: &[&str], sign: &str) -> Result<()> {
+    /// Asks until the answer has this sign so many times.
+    pub(super) fn wait(&self, what: &str, words: &[&str], (sign, times): (&str, usize)) -> Result<()> {
         let begun = Instant::now();
         while begun.elapsed() < PATIENCE {
-            if self.ask(words).is_ok_and(|said| said.contains(sign)) {
+            if self.ask(words).is_ok_and(|said| said.matches(sign).count() >= times) {
                 return Ok(());
             }
             std::thread::sleep(LOOK_EVERY);

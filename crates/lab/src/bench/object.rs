@@ -19,7 +19,7 @@ const PROGRAM: &str = include_str!("object.py");
 pub fn run(dir: &Path, binary: &Path, rounds: usize) -> Result<Report> {
     let dir = &dir.canonicalize().map_err(LabError::io("look at the bench's folder"))?;
     let network = Network::up(dir, binary, 2)?;
-    network.wait("two workers in the pool", &["devices", "--json"], "\"pooled\"")?;
+    network.wait("two workers in the pool", &["devices", "--json"], ("\"pooled\"", 2))?;
     let result = move_objects(&network, dir, rounds);
     network.end_leases()?;
     let (streams, objects) = result?;
