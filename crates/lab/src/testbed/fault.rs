@@ -235,14 +235,17 @@ impl Cloud {
         let most_s = if machine == "server" { 60 } else { 7_200 };
         let sign = if random.below(2) == 0 { '+' } else { '-' };
         let shift = format!("{sign}{}s", random.between(5, most_s));
-        self.set_clock(machine, &shift)?;
+        if !self.set_clock(machine, &shift)? {
+            return Ok("nothing: libfaketime is not installed".into());
+        }
         injury.wrong_clock = Some(machine.to_owned());
         Ok(format!("started again with the clock {shift}"))
     }
 
-    /// Ends a machine's program and starts it under a clock that is wrong by so much, such as `+5s`.
-    pub fn set_clock(&mut self, machine: &str, shift: &str) -> Result<()> {
-        let Some(library) = faketime() else { return Ok(()) };
+    /// Ends a machine's program and starts it under a clock that is wrong by so much, such as `+5s`. Does nothing and says
+    /// so with `false` where libfaketime is not installed.
+    pub fn set_clock(&mut self, machine: &str, shift: &str) -> Result<bool> {
+        let Some(library) = faketime() else { return Ok(false) };
         self.kill(machine);
         let variables = [
             ("LD_PRELOAD", library.display().to_string()),
@@ -251,7 +254,8 @@ impl Cloud {
             ("DONT_FAKE_MONOTONIC", "1".into()),
         ];
         let variables = variables.into_iter().map(|(name, value)| (name.to_owned(), value));
-        self.start_role(machine, &variables.collect::<BTreeMap<_, _>>())
+        self.start_role(machine, &variables.collect::<BTreeMap<_, _>>())?;
+        Ok(true)
     }
 
     /// Takes a process's memory away: by a control group in which the kernel kills it, else by a limit at which its next

@@ -317,3 +317,16 @@ fn an_overlay_ends_when_dropped() {
     drop(played.overlay);
     UdpSocket::bind(at).expect("its port is free again");
 }
+
+/// Reading says at once and for ever that there is nothing.
+#[test]
+fn a_device_that_nobody_is_behind_does_not_keep_the_overlay() {
+    let Played { overlay, kernel, .. } = Played::new();
+    drop(kernel);
+    let (ended, end) = mpsc::channel();
+    std::thread::spawn(move || {
+        drop(overlay);
+        ended.send(()).expect("somebody waits");
+    });
+    end.recv_timeout(Duration::from_secs(30)).expect("the overlay ends");
+}

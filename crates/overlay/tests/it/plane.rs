@@ -255,7 +255,6 @@ fn a_wire_that_becomes_narrow_and_loses_a_family_stops_no_stream() {
     });
 }
 
-/// Packets to nobody fill no batch, so nothing but their number ends the taking of them.
 #[test]
 fn a_box_that_floods_nobody_keeps_neither_its_peers_nor_the_end_waiting() {
     let Some(pair) = Pair::new("flood", 1500) else { return };

@@ -8,37 +8,8 @@ use ionet_lab::testbed::host::Start;
 use ionet_lab::testbed::member::{Member, in_box, in_network};
 
 use super::listen::Listener;
-use super::{Cluster, PYTHON, REACH, python, up};
+use super::{CONE, Cluster, PYTHON, REACH, SYMMETRIC, bed, python, up};
 
-const SITES: &str = "
-    [[relays]]
-    [[relays]]
-    [[sites]]
-    name = 'home'
-    nat = 'cone'
-    [[sites]]
-    name = 'flat'
-    nat = 'cone'
-    [[sites]]
-    name = 'mobile'
-    nat = 'symmetric'
-    [[sites]]
-    name = 'office'
-    nat = 'symmetric'
-";
-/// Two for the members, and one to take a place.
-const THREE: &str = "
-    [[relays]]
-    [[sites]]
-    name = 'home'
-    nat = 'cone'
-    [[sites]]
-    name = 'flat'
-    nat = 'cone'
-    [[sites]]
-    name = 'spare'
-    nat = 'cone'
-";
 const SESSIONS: &str = include_str!("sessions.py");
 /// Keys are changed every two minutes.
 const SEVERAL_KEYS: Duration = Duration::from_mins(4);
@@ -55,7 +26,8 @@ fn sessions(listener: &Listener) -> BTreeMap<String, BTreeSet<String>> {
 
 #[test]
 fn members_whose_server_is_gone_talk_on_and_change_their_keys() {
-    let Some(mut cloud) = up("alone", SITES) else { return };
+    let sites = [("home", CONE), ("flat", CONE), ("mobile", SYMMETRIC), ("office", SYMMETRIC)];
+    let Some(mut cloud) = up("alone", &bed(2, &sites)) else { return };
     let cluster = Cluster::rent(&cloud, &[]);
     cluster.until_path(["home", "flat"], "direct");
     cluster.until_path(["office", "mobile"], "relayed");
@@ -100,9 +72,9 @@ fn served_again(cloud: &mut Cloud, cluster: &Cluster) {
 
 #[test]
 fn a_device_whose_place_was_given_to_another_is_out_with_its_old_key() {
-    let Some(cloud) = up("revoked", THREE) else {
-        return;
-    };
+    // Two for the members, and one to take a place.
+    let sites = ["home", "flat", "spare"].map(|name| (name, CONE));
+    let Some(cloud) = up("revoked", &bed(1, &sites)) else { return };
     let mut cluster = Cluster::rent_on(&cloud, 2, &[]);
     let sites: Vec<_> = cluster.members.keys().cloned().collect();
     let [gone, stays] = [&sites[0], &sites[1]].map(String::as_str);

@@ -8,18 +8,8 @@ use std::process::Command;
 use ionet_lab::testbed::cloud::{Cloud, wait_for};
 
 use super::listen::Listener;
-use super::{Cluster, PATIENCE, PYTHON, REACH, python, up};
+use super::{CONE, Cluster, PATIENCE, PYTHON, REACH, bed, python, up};
 
-const SITES: &str = "
-    [[relays]]
-    [[relays]]
-    [[sites]]
-    name = 'home'
-    nat = 'cone'
-    [[sites]]
-    name = 'flat'
-    nat = 'cone'
-";
 const BOTH: [&str; 2] = ["home", "flat"];
 const LISTEN: &str = include_str!("listen.py");
 const SAY: &str = include_str!("say.py");
@@ -79,7 +69,7 @@ fn listen_on(cloud: &Cloud, machine: &str, script: &str, arguments: &[&str]) -> 
 
 #[test]
 fn nothing_crosses_between_clusters_and_nothing_is_said_in_plain_text() {
-    let Some(cloud) = up("apart", SITES) else { return };
+    let Some(cloud) = up("apart", &bed(2, &BOTH.map(|name| (name, CONE)))) else { return };
     // What a box sends out of its cluster is in plain text of course; the one that shouts may not.
     let [fruit, bakery] = ["on", "off"].map(|egress| Cluster::rent(&cloud, &["--egress", egress]));
     for cluster in [&fruit, &bakery] {
@@ -161,7 +151,7 @@ fn reaches_the_world_and_nothing_near(cloud: &Cloud, fruit: &Cluster, bakery: &C
 
 #[test]
 fn an_order_for_privacy_hides_what_it_says() {
-    let Some(cloud) = up("hidden", SITES) else { return };
+    let Some(cloud) = up("hidden", &bed(2, &BOTH.map(|name| (name, CONE)))) else { return };
     packets_are_of_one_size(&cloud);
     members_do_not_learn_of_each_other(&cloud);
     relays_see_half(&cloud);

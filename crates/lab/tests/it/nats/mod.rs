@@ -33,6 +33,15 @@ const CARRY: &str = include_str!("carry.py");
 const TALK: &str = include_str!("talk.py");
 const REACH: &str = include_str!("reach.py");
 
+const CONE: &str = "nat = 'cone'";
+const SYMMETRIC: &str = "nat = 'symmetric'";
+
+/// So many relays, and sites by name and what their routers do, as a testbed's file has them.
+fn bed(relays: usize, sites: &[(&str, &str)]) -> String {
+    let sites = sites.iter().map(|(name, routers)| format!("[[sites]]\nname = '{name}'\n{routers}\n"));
+    "[[relays]]\n".repeat(relays) + &sites.collect::<String>()
+}
+
 /// A server, relays, and sites of one worker each.
 fn up(case: &str, sites: &str) -> Option<Cloud> {
     if missing() {

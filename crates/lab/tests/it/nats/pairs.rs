@@ -1,6 +1,6 @@
 //! How members behind every two kinds of router reach each other.
 
-use super::{Cluster, up};
+use super::{CONE, Cluster, SYMMETRIC, bed, up};
 
 /// What a site's router does to UDP, as far as its peers can tell.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -17,16 +17,15 @@ enum Kind {
 
 use Kind::{Blocked, Cone, Open, Symmetric};
 
-const TWO_RELAYS: &str = "[[relays]]\n[[relays]]\n";
 /// The site, what its routers do, and what that comes to.
 const SITES: [(&str, &str, Kind); 8] = [
     ("open", "nat = 'none'", Open),
     ("full", "nat = 'full_cone'", Open),
-    ("home", "nat = 'cone'", Cone),
-    ("flat", "nat = 'cone'", Cone),
+    ("home", CONE, Cone),
+    ("flat", CONE, Cone),
     ("doubled", "nat = 'cone'\ncarrier = 'cone'", Cone),
-    ("mobile", "nat = 'symmetric'", Symmetric),
-    ("office", "nat = 'symmetric'", Symmetric),
+    ("mobile", SYMMETRIC, Symmetric),
+    ("office", SYMMETRIC, Symmetric),
     ("tcp-only", "nat = 'udp_blocked'", Blocked),
 ];
 
@@ -65,11 +64,11 @@ fn check(cluster: &Cluster, expected: impl Fn(&str, &str) -> &'static [&'static 
 
 #[test]
 fn members_behind_routers_of_all_kinds_reach_each_other_by_the_best_path_there_is() {
-    let sites = SITES.map(|(name, routers, _)| format!("[[sites]]\nname = '{name}'\n{routers}\n"));
-    let Some(mut cloud) = up("pairs", &format!("{TWO_RELAYS}{}", sites.concat())) else { return };
+    let sites = bed(2, &SITES.map(|(name, routers, _)| (name, routers)));
+    let Some(mut cloud) = up("pairs", &sites) else { return };
     // The clock of one worker is wrong by a day, and that of another.
     for (machine, shift) in [("open-1", "+86400s"), ("doubled-1", "-86400s")] {
-        cloud.set_clock(machine, shift).unwrap();
+        assert!(cloud.set_clock(machine, shift).unwrap(), "apt install faketime");
     }
     let heard = || Ok(cloud.all_heard()?.then_some(()));
     ionet_lab::testbed::cloud::wait_for("the workers with wrong clocks", super::PATIENCE, heard).unwrap();
@@ -80,12 +79,8 @@ fn members_behind_routers_of_all_kinds_reach_each_other_by_the_best_path_there_i
 
 #[test]
 fn members_reach_each_other_where_there_is_nothing_but_ipv6() {
-    let sites = "family = 'ipv6'
-        [[relays]]\n[[relays]]
-        [[sites]]\nname = 'open'
-        [[sites]]\nname = 'home'\nnat = 'cone'
-        [[sites]]\nname = 'flat'\nnat = 'cone'";
-    let Some(cloud) = up("six", sites) else { return };
+    let sites = bed(2, &[("open", ""), ("home", CONE), ("flat", CONE)]);
+    let Some(cloud) = up("six", &format!("family = 'ipv6'\n{sites}")) else { return };
     let cluster = Cluster::rent(&cloud, &[]);
     check(&cluster, |_, _| &["direct"]);
     cluster.end();
