@@ -293,24 +293,40 @@ impl Inner {
         Ok(())
     }
 
+    /// Durable events that the subject index does not have yet; all of them while it cannot be asked.
+    pub(crate) fn index_lag_events(&self) -> u64 {
+        let indexed = self.ask_index(Index::position).map_or(0, |at| at.seq);
+        self.view.read().head.seq.saturating_sub(indexed)
+    }
+
     /// How far the index goes, and what it has about the subject.
     fn indexed(&self, subject: &str, span: Span) -> Result<(u64, Vec<u64>), ServerError> {
+        self.ask_index(|index| {
+            // Asked first, so that what comes in between is looked for in the journal.
+            let indexed = index.position()?.seq;
+            let seqs = match span {
+                Span { newest: true, before, limit, .. } => {
+                    index.by_subject_newest_first(subject, before.unwrap_or(u64::MAX), limit)
+                }
+                Span { after, limit, .. } => index.by_subject(subject, after, limit),
+            };
+            Ok((indexed, seqs?))
+        })
+    }
+
+    /// Opens the index if need be; one that failed is opened anew the next time.
+    fn ask_index<T>(
+        &self,
+        ask: impl FnOnce(&Index) -> Result<T, ionet_journal::Error>,
+    ) -> Result<T, ServerError> {
         let mut index = self.index.lock().unwrap_or_else(PoisonError::into_inner);
-        if index.is_none() {
-            *index = Some(Index::open_read_only(&self.index_path)?);
-        }
-        let Some(open) = index.as_ref() else { return Ok((0, Vec::new())) };
-        let seqs = || match span {
-            Span { newest: true, before, limit, .. } => {
-                open.by_subject_newest_first(subject, before.unwrap_or(u64::MAX), limit)
-            }
-            Span { after, limit, .. } => open.by_subject(subject, after, limit),
+        let open = match index.take() {
+            Some(open) => open,
+            None => Index::open_read_only(&self.index_path)?,
         };
-        let found = open.position().and_then(|at| Ok((at.seq, seqs()?)));
-        if found.is_err() {
-            *index = None;
-        }
-        Ok(found?)
+        let found = ask(&open)?;
+        *index = Some(open);
+        Ok(found)
     }
 
     /// Looks through the records after `after` up to `last`.

@@ -333,18 +333,28 @@ fn admit(view: SharedView) -> Admit {
     })
 }
 
+/// How long the port of the last start is waited for: its sockets close a moment after the server that had them.
+const LAST_PORT_WAIT: Duration = Duration::from_secs(5);
+
 /// Binds the links' endpoint, at the port of the last start if it is free, so that workers find the server again.
 async fn bind_node(keys: &Keys, config: &ServerConfig) -> Result<Node, ServerError> {
     let port_file = config.data_dir.join("link.port");
     let last = std::fs::read_to_string(&port_file).ok().and_then(|text| text.trim().parse().ok());
     let node_config = |bind| NodeConfig { relays: config.relays.clone(), bind, ..NodeConfig::default() };
-    let again = last.map(|port| at_port(&config.bind, port));
-    let node = match again {
-        Some(bind) => match Node::bind(&keys.endpoint, node_config(bind)).await {
-            Ok(node) => node,
-            Err(_) => Node::bind(&keys.endpoint, node_config(config.bind.clone())).await?,
-        },
-        None => Node::bind(&keys.endpoint, node_config(config.bind.clone())).await?,
+    let bind_at = |bind| Node::bind(&keys.endpoint, node_config(bind));
+    let mut looks = tokio::time::interval(Duration::from_millis(50));
+    let began = Instant::now();
+    let node = loop {
+        looks.tick().await;
+        let Some(port) = last else { break bind_at(config.bind.clone()).await? };
+        match bind_at(at_port(&config.bind, port)).await {
+            Ok(node) => break node,
+            Err(_) if began.elapsed() < LAST_PORT_WAIT => {}
+            Err(error) => {
+                tracing::warn!(port, %error, "the port of the last start is taken: workers need the new address");
+                break bind_at(config.bind.clone()).await?;
+            }
+        }
     };
     if let Some(bound) = node.bound().first() {
         let written = std::fs::write(&port_file, bound.port().to_string());

@@ -1,7 +1,5 @@
 //! What the network is and how it does, for people, programs and monitors. No sign-in, no secret.
 
-use std::sync::PoisonError;
-
 use axum::Json;
 use axum::extract::State;
 use axum::http::header;
@@ -11,7 +9,6 @@ use ionet_api::rest::NetworkInfo;
 use super::error::Error;
 use super::metrics::{Text, write_view};
 use super::{Api, page};
-use crate::handle::Handle;
 
 /// What the network is.
 #[utoipa::path(get, path = "/v1/network", tag = "network", responses((status = 200, body = NetworkInfo)))]
@@ -40,20 +37,11 @@ pub(super) async fn metrics(State(api): State<Api>) -> Response {
     text.gauge("ionet_http_streams", "Live event streams.", streams);
     let now_ms = api.now_ms();
     api.handle.read(|view| write_view(&mut text, view, now_ms));
-    if let Some(lag) = index_lag(api.handle.clone()).await {
+    let handle = api.handle.clone();
+    if let Ok(lag) = tokio::task::spawn_blocking(move || handle.0.index_lag_events()).await {
         text.gauge("ionet_index_lag_events", "Durable events that the subject index does not have yet.", lag);
     }
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text.into_string()).into_response()
-}
-
-/// `None` before the index was asked for the first time.
-async fn index_lag(handle: Handle) -> Option<u64> {
-    let position = move || {
-        let index = handle.0.index.lock().unwrap_or_else(PoisonError::into_inner);
-        let at = index.as_ref()?.position().ok()?;
-        Some(handle.read(|view| view.head.seq).saturating_sub(at.seq))
-    };
-    tokio::task::spawn_blocking(position).await.ok()?
 }
 
 /// This API, described for programs.

@@ -101,9 +101,14 @@ fn starts_stops_and_starts_again_where_it_was() {
             let mode = std::fs::metadata(dir.path().join(file)).unwrap().permissions().mode();
             assert_eq!(mode & 0o777, 0o600, "{file}");
         }
+        drop(handle);
         let again = start(dir.path()).await;
         let next = again.handle().info();
-        assert_eq!((next.server, &next.server_addr["id"]), (info.server, &info.server_addr["id"]));
+        assert_eq!(
+            (next.server, &next.server_addr),
+            (info.server, &info.server_addr),
+            "workers find it again"
+        );
         assert!(next.term > info.term && next.journal.seq == 5);
         let events =
             again.handle().history(None, Span { after: 3, limit: 10, ..Span::default() }).await.unwrap();
