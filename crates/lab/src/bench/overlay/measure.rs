@@ -23,6 +23,8 @@ pub(super) struct Flow {
     pub(super) packets_per_second: f64,
     /// On both sides, the kernel's part and the measuring program's included.
     pub(super) cpu_seconds: f64,
+    /// Of it, what the processes that carry the packets spent, in the kernel too.
+    pub(super) carriers_seconds: f64,
     pub(super) gbit: f64,
     pub(super) packets: f64,
 }
@@ -35,26 +37,30 @@ impl Flow {
     pub(super) fn cpu_us_per_packet(self) -> f64 {
         self.cpu_seconds * 1e6 / self.packets.max(1.0)
     }
+
+    pub(super) fn carriers_us_per_packet(self) -> f64 {
+        self.carriers_seconds * 1e6 / self.packets.max(1.0)
+    }
 }
 
 /// One TCP stream to `address` for so many seconds.
 pub(super) fn stream(pair: &Pair, address: Ipv4Addr, seconds: u32) -> Result<Flow> {
-    let (said, cpu_seconds) = iperf(pair, &format!("-c {address} -t {seconds}"))?;
+    let (said, spent) = iperf(pair, &format!("-c {address} -t {seconds}"))?;
     let received = &said["end"]["sum_received"];
     let gbit = received["bytes"].as_f64().unwrap_or_default() * 8.0 / 1e9;
     let gbit_per_second = received["bits_per_second"].as_f64().unwrap_or_default() / 1e9;
-    Ok(Flow { gbit_per_second, cpu_seconds, gbit, ..Flow::default() })
+    Ok(Flow { gbit_per_second, gbit, ..spent })
 }
 
 /// Datagrams of 200 bytes at a rate that all can carry.
 pub(super) fn datagrams(pair: &Pair, address: Ipv4Addr, seconds: u32) -> Result<Flow> {
     let bits = DATAGRAMS_PER_SECOND * DATAGRAM_BYTES * 8;
     let words = format!("-c {address} -u -l {DATAGRAM_BYTES} -b {bits} -t {seconds}");
-    let (said, cpu_seconds) = iperf(pair, &words)?;
+    let (said, spent) = iperf(pair, &words)?;
     let sum = &said["end"]["sum"];
     let field = |name: &str| sum[name].as_f64().unwrap_or_default();
     let packets = field("packets") - field("lost_packets");
-    Ok(Flow { packets_per_second: packets / f64::from(seconds), cpu_seconds, packets, ..Flow::default() })
+    Ok(Flow { packets_per_second: packets / f64::from(seconds), packets, ..spent })
 }
 
 /// The middle one of many round trips, in milliseconds.
@@ -75,10 +81,15 @@ pub(super) fn listen(pair: &Pair) -> Result<()> {
     pair.wait("iperf3", |left| left.run(&format!("iperf3 -c {right} -n 1K")).is_ok())
 }
 
-fn iperf(pair: &Pair, words: &str) -> Result<(Value, f64)> {
-    let before = spent_seconds(pair);
+/// What iperf3 says, and what was spent meanwhile.
+fn iperf(pair: &Pair, words: &str) -> Result<(Value, Flow)> {
+    let before = [spent_seconds(pair), carriers_seconds(pair)];
     let said = pair.hosts[0].run(&format!("iperf3 -J {words}"))?;
-    let spent = spent_seconds(pair) - before;
+    let spent = Flow {
+        cpu_seconds: spent_seconds(pair) - before[0],
+        carriers_seconds: carriers_seconds(pair) - before[1],
+        ..Flow::default()
+    };
     let said: Value = serde_json::from_str(&said).unwrap_or_default();
     match said["error"].as_str() {
         Some(error) => Err(LabError::Broken(format!("iperf3 {words}: {error}"))),
@@ -93,6 +104,13 @@ fn spent_seconds(pair: &Pair) -> f64 {
     let mine = spent_ticks("self", [13, 14]);
     let all = there.chain(kernel_threads()).map(|pid| spent_ticks(&pid, [11, 12]));
     (mine + all.sum::<f64>()) / TICKS_PER_SECOND
+}
+
+/// What the two machines' processes spent that carry packets: those that measure are left out.
+fn carriers_seconds(pair: &Pair) -> f64 {
+    let there = pair.hosts.iter().flat_map(Host::processes);
+    let carriers = there.filter(|seen| !seen.words.starts_with("iperf3"));
+    carriers.map(|seen| spent_ticks(&seen.pid.to_string(), [11, 12])).sum::<f64>() / TICKS_PER_SECOND
 }
 
 /// The sum of two fields of a process's times, counted from its state; 0 for one that has ended.
