@@ -378,6 +378,28 @@ impl Enrolment {
     }
 }
 
+/// What the hardware's best other use is worth to its owner. Both zero means none.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Alternative {
+    /// What a unit (a GPU, a CPU thread) would earn otherwise.
+    pub revenue_per_unit: Rate,
+    /// What power costs, in micro-USD a kilowatt-hour; a GPU is counted with its board power.
+    pub power_micro_usd_per_kwh: u64,
+}
+
+impl Alternative {
+    fn check(self) -> Result<(), Refusal> {
+        const MOST: u64 = 1_000_000_000;
+        let within = |field, value| match value {
+            0..=MOST => Ok(()),
+            _ => Err(Refusal::out_of_range(field, value, format!("at most {MOST} micro-USD"))),
+        };
+        within("revenue_per_unit", self.revenue_per_unit.0)?;
+        within("power_micro_usd_per_kwh", self.power_micro_usd_per_kwh)
+    }
+}
+
 /// A device with everything known of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -395,6 +417,9 @@ pub struct Device {
     /// What relays measured of its links, oldest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub links: Vec<RelayMeasure>,
+    /// What else the owner would do with it, if he said so: the floor of its price.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub alternative: Option<Alternative>,
     /// The owner's wishes.
     pub rules: OwnerRules,
     /// Whether it is heard.
@@ -415,6 +440,7 @@ impl Device {
             class: HardwareClass::Cpu,
             tier: None,
             links: Vec::new(),
+            alternative: None,
             rules: OwnerRules::default(),
             contact: Contact::Unknown { since_ms: now_ms },
             committed: Resources::default(),
@@ -494,6 +520,9 @@ pub struct DeviceChange {
     pub tags: Option<BTreeSet<String>>,
     /// New wishes.
     pub rules: Option<OwnerRules>,
+    /// What else the owner would do with it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub alternative: Option<Alternative>,
 }
 
 impl DeviceChange {
@@ -501,6 +530,9 @@ impl DeviceChange {
     pub fn check(&self, device: &Device) -> Result<(), Refusal> {
         if let Some(rules) = &self.rules {
             rules.check()?;
+        }
+        if let Some(other) = self.alternative {
+            other.check()?;
         }
         if self == &Self::default() {
             return Err(Refusal::NoChange { what: "device".into() });

@@ -10,7 +10,8 @@ use crate::device::{Device, DeviceStage, Resources};
 use crate::event::{Event, PrivateBody, PublicBody};
 use crate::id::{Address, CommandId, DeviceId, KeyId, LeaseId, OrderId, PayoutId};
 use crate::ledger::{Ledger, Step, Transfer};
-use crate::market::Program;
+use crate::market::record::Share;
+use crate::market::{MarketRecord, PriceParams, Program};
 use crate::meter::{Charge, HeldCharge};
 use crate::money::{BasisPoints, HOUR_MS};
 use crate::order::{Lease, LeasePhase, Move, NewLease, Order, ReplaceReason};
@@ -37,6 +38,9 @@ pub struct Params {
     pub removal_grace_ms: u64,
     /// How long an ended order stays in the live state.
     pub retention_ms: u64,
+    /// What the market's prices are made by; without it, as in networks founded before there was one, asks alone count.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub price: Option<PriceParams>,
 }
 
 impl Default for Params {
@@ -50,6 +54,7 @@ impl Default for Params {
             dispute_window_ms: HOUR_MS,
             removal_grace_ms: 15 * 60_000,
             retention_ms: 24 * HOUR_MS,
+            price: Some(PriceParams::default()),
         }
     }
 }
@@ -99,6 +104,9 @@ pub struct State {
     pub orders: BTreeMap<OrderId, Order>,
     /// Payouts under way.
     pub payouts: BTreeMap<PayoutId, Payout>,
+    /// What the market did, if the network was founded with a table of prices.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub market: Option<MarketRecord>,
     /// The money.
     pub ledger: Ledger,
     /// Command ids that were carried out.
@@ -147,6 +155,7 @@ impl State {
             B::Founded { params } => {
                 self.founded = true;
                 self.params = params.clone();
+                self.market = params.price.is_some().then(MarketRecord::default);
             }
             B::TermBegun { term } => self.term = *term,
             B::KeyMade { account, key } => self.fold_key(*account, key, event.private.as_ref()),
@@ -167,10 +176,14 @@ impl State {
                 self.lease_mut(*lease)?.phase = LeasePhase::Exited { exit_code: *exit_code };
             }
             B::LeaseLost { lease, reason } => {
-                self.end_lease(*lease, LeasePhase::Lost { reason: reason.clone() })?;
+                self.end_lease(*lease, LeasePhase::Lost { reason: reason.clone() }, event.at_ms)?;
             }
             B::LeaseRemoved { lease, wipe } => {
-                self.end_lease(*lease, LeasePhase::Removed { wipe: wipe.clone() })?;
+                self.end_lease(*lease, LeasePhase::Removed { wipe: wipe.clone() }, event.at_ms)?;
+            }
+            B::FeedTaken { feed, .. } => self.market.iter_mut().for_each(|market| market.fed(feed)),
+            B::LoadsSet { loads } => {
+                self.market.iter_mut().for_each(|market| market.loads_set(loads, event.at_ms));
             }
             B::LeaseMetered { receipt, charge, .. } => self.fold_charge(receipt.lease, charge)?,
             B::ChargesProven { lease, count, transfers }
@@ -207,6 +220,34 @@ impl State {
     }
 
     fn fold_device(&mut self, event: &Event) -> Result<(), Refusal> {
+        use PublicBody as B;
+        let (B::DeviceChecking { device }
+        | B::DevicePooled { device, .. }
+        | B::DeviceRefused { device, .. }
+        | B::DeviceArchived { device }) = &event.public
+        else {
+            return self.fold_device_alone(event);
+        };
+        let before = self.share(*device);
+        self.fold_device_alone(event)?;
+        self.moved(*device, before, event.at_ms);
+        Ok(())
+    }
+
+    /// A device's part of the market's supply.
+    fn share(&self, device: DeviceId) -> Option<Share> {
+        self.market.as_ref()?;
+        self.devices.get(&device).and_then(Share::of)
+    }
+
+    fn moved(&mut self, device: DeviceId, before: Option<Share>, at_ms: u64) {
+        let after = self.share(device);
+        if let Some(market) = &mut self.market {
+            market.moved(before, after, at_ms);
+        }
+    }
+
+    fn fold_device_alone(&mut self, event: &Event) -> Result<(), Refusal> {
         use PublicBody as B;
         if let B::DeviceEnrolled { enrolment } = &event.public {
             let device = Device::enrolled(enrolment.clone(), event.at_ms);
@@ -251,6 +292,7 @@ impl State {
                 if let Some(rules) = &change.rules {
                     device.rules.clone_from(rules);
                 }
+                device.alternative = change.alternative.or(device.alternative);
             }
             B::DeviceArchived { device } => self.device_mut(*device)?.stage = DeviceStage::Archived,
             _ => {}
@@ -286,7 +328,9 @@ impl State {
                     program.allow = allow;
                 }
             }
-            B::OrderPlaced { order, leases, reason } => self.fold_placed(*order, leases, *reason)?,
+            B::OrderPlaced { order, leases, reason } => {
+                self.fold_placed(*order, leases, *reason, event.at_ms)?;
+            }
             B::OrderStarted { order } => self.step(*order, Move::Start)?,
             B::OrderRunning { order } => self.fold_running(*order, event.at_ms)?,
             B::OrderClosing { order, reason } => {
@@ -321,6 +365,7 @@ impl State {
         id: OrderId,
         leases: &[NewLease],
         reason: Option<ReplaceReason>,
+        at_ms: u64,
     ) -> Result<(), Refusal> {
         let order = self.order_mut(id)?;
         let first = order.leases.is_empty();
@@ -333,9 +378,15 @@ impl State {
         let wanted = order.quote.request.per_member;
         order.leases.extend(leases.iter().map(|new| (new.n, new.lease())));
         for lease in leases {
+            let before = self.share(lease.device);
             let device = self.device_mut(lease.device)?;
             device.committed = device.committed.plus(wanted);
             device.leases += 1;
+            let class = device.class.clone();
+            self.moved(lease.device, before, at_ms);
+            if let Some(market) = &mut self.market {
+                market.traded(&class, wanted, lease.rate, at_ms);
+            }
         }
         Ok(())
     }
@@ -391,17 +442,23 @@ impl State {
         Ok(())
     }
 
-    fn end_lease(&mut self, id: LeaseId, phase: LeasePhase) -> Result<(), Refusal> {
+    fn end_lease(&mut self, id: LeaseId, phase: LeasePhase, at_ms: u64) -> Result<(), Refusal> {
+        let lost = matches!(phase, LeasePhase::Lost { .. });
         let (order, lease) = self.lease(id)?;
         let (wanted, device, held) = (order.quote.request.per_member, lease.device, !lease.ended());
         let lease = self.lease_mut(id)?;
         lease.phase = phase;
         if held {
-            let device = self.device_mut(device)?;
-            device.committed = device.committed.less(wanted);
-            device.leases = device.leases.saturating_sub(1);
-            if device.leases == 0 {
-                device.committed = Resources::default();
+            let before = self.share(device);
+            let found = self.device_mut(device)?;
+            found.committed = found.committed.less(wanted);
+            found.leases = found.leases.saturating_sub(1);
+            if found.leases == 0 {
+                found.committed = Resources::default();
+            }
+            self.moved(device, before, at_ms);
+            if let Some(market) = &mut self.market {
+                market.served(device, lost);
             }
         }
         self.order_mut(id.order)?.generation += 1;

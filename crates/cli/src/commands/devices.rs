@@ -190,7 +190,7 @@ async fn set(
         rules = Some(OwnerRules { schedule, no_egress, ..now });
     }
     let tags = (!tags.is_empty()).then(|| tags.iter().cloned().collect::<BTreeSet<_>>());
-    let change = DeviceChange { ask_per_unit: ask, tags, rules };
+    let change = DeviceChange { ask_per_unit: ask, tags, rules, alternative: None };
     if change == DeviceChange::default() {
         return Err(CliError::usage("nothing to change").help("say --ask, --tag, --egress or --schedule"));
     }

@@ -121,7 +121,7 @@ fn mentions() -> Vec<(&'static str, &'static str, Value)> {
 }
 
 fn all() -> impl Iterator<Item = (String, Value)> {
-    let groups = [words(), market(), devices(), orders(), reports()];
+    let groups = [words(), market(), prices(), devices(), orders(), reports()];
     groups.into_iter().flatten().map(|(name, schema)| (name.to_owned(), schema))
 }
 
@@ -186,6 +186,7 @@ fn market() -> Named {
         ("class", of("HardwareClass")),
         ("rate", count()),
         ("compute_micro_usd", count()),
+        ("pricing?", maybe(&number())),
     ];
     let quote = [
         ("id", text()),
@@ -202,6 +203,9 @@ fn market() -> Named {
         ("issued_ms", count()),
         ("expires_ms", count()),
         ("reserves_capacity", truth()),
+        ("pricing?", list(&of("Pricing"))),
+        ("lines?", maybe(&of("QuoteLines"))),
+        ("elsewhere?", maybe(&of("ElsewhereCost"))),
     ];
     vec![
         ("Resources", object(&resources)),
@@ -209,6 +213,50 @@ fn market() -> Named {
         ("Program", object(&program)),
         ("QuoteItem", object(&item)),
         ("Quote", object(&quote)),
+    ]
+}
+
+/// How a price is made, and what it is compared with.
+fn prices() -> Named {
+    let factor = [("name", text()), ("ppm", number()), ("because", text())];
+    let pricing = [
+        ("units_millis", count()),
+        ("ask_per_unit", count()),
+        ("floor_per_unit?", maybe(&count())),
+        ("reference?", maybe(&of("Reference"))),
+        ("factors?", list(&of("Factor"))),
+        ("market_per_unit?", maybe(&count())),
+        ("decided_by", one_of(&["ask", "floor", "market"])),
+        ("disk_rate", count()),
+        ("list_rate", count()),
+        ("rate", count()),
+    ];
+    let lines = [
+        ("compute_micro_usd", count()),
+        ("disk_micro_usd", count()),
+        ("paused_disk_micro_usd", count()),
+        ("traffic_micro_usd", count()),
+        ("discount_micro_usd", count()),
+        ("fee_micro_usd", count()),
+        ("tax_micro_usd", count()),
+    ];
+    let elsewhere = [
+        ("micro_usd", count()),
+        ("median_per_gpu", count()),
+        ("prices", number()),
+        ("date", text()),
+        ("source", text()),
+    ];
+    vec![
+        (
+            "Reference",
+            json!({ "type": "array", "description": "A rate and where it is from.", "minItems": 2, "maxItems": 2,
+                "prefixItems": [count(), text()] }),
+        ),
+        ("Factor", object(&factor)),
+        ("Pricing", object(&pricing)),
+        ("QuoteLines", object(&lines)),
+        ("ElsewhereCost", object(&elsewhere)),
     ]
 }
 
@@ -251,7 +299,9 @@ fn devices() -> Named {
         ("ask_per_unit?", maybe(&count())),
         ("tags?", maybe(&list(&text()))),
         ("rules?", maybe(&of("OwnerRules"))),
+        ("alternative?", maybe(&of("Alternative"))),
     ];
+    let alternative = [("revenue_per_unit?", count()), ("power_micro_usd_per_kwh?", count())];
     let enrolment = [
         ("device", text()),
         ("owner", text()),
@@ -273,6 +323,7 @@ fn devices() -> Named {
         ("RelayMeasure", object(&relay_measure)),
         ("Window", object(&[("from_minute", number()), ("to_minute", number())])),
         ("OwnerRules", object(&rules)),
+        ("Alternative", object(&alternative)),
         ("DeviceChange", object(&change)),
         ("Enrolment", object(&enrolment)),
         ("DeviceStage", variants(&["registered", "checking", "pooled", "archived"], &[("refused", refused)])),
@@ -371,11 +422,13 @@ mod tests {
     use ionet_api::worker::{BoxPhase, GpuTelemetry, MemberEndpoint, Telemetry};
     use ionet_domain::connectivity::{Bandwidth, RelayMeasure};
     use ionet_domain::device::{
-        DeviceChange, DeviceStage, Enrolment, Gpu, GpuCheck, Hardware, HardwareClass, Measured, OwnerRules,
-        Resources, Tier, Window,
+        Alternative, DeviceChange, DeviceStage, Enrolment, Gpu, GpuCheck, Hardware, HardwareClass, Measured,
+        OwnerRules, Resources, Tier, Window,
     };
     use ionet_domain::id::{QuoteId, TransferKind};
     use ionet_domain::ledger::{AccountKey, Owner, Step, Transfer};
+    use ionet_domain::market::price::{DecidedBy, Factor, Pricing};
+    use ionet_domain::market::quote::ElsewhereCost;
     use ionet_domain::market::request::EnvironmentRef;
     use ionet_domain::market::{EngineKind, Program, Quote, QuoteItem, Request};
     use ionet_domain::money::BasisPoints;
@@ -472,6 +525,7 @@ mod tests {
             class: HardwareClass::Gpu("A".into()),
             rate: Rate(1),
             compute_micro_usd: 2,
+            pricing: Some(0),
         };
         Quote {
             id: QuoteId::from_parts(1, 2),
@@ -488,6 +542,31 @@ mod tests {
             issued_ms: 1,
             expires_ms: 2,
             reserves_capacity: false,
+            pricing: vec![pricing()],
+            lines: Some(Box::default()),
+            elsewhere: Some(Box::new(ElsewhereCost {
+                micro_usd: 1,
+                median_per_gpu: Rate(1),
+                prices: 2,
+                date: "2026-03".into(),
+                source: "s".into(),
+            })),
+        }
+    }
+
+    fn pricing() -> Pricing {
+        let factor = Factor { name: "load".into(), ppm: 1, because: "b".into() };
+        Pricing {
+            units_millis: 1000,
+            ask_per_unit: Rate(1),
+            floor_per_unit: Some(Rate(1)),
+            reference: Some((Rate(1), "s".into())),
+            factors: vec![factor],
+            market_per_unit: Some(Rate(1)),
+            decided_by: DecidedBy::Market,
+            disk_rate: Rate(0),
+            list_rate: Rate(2),
+            rate: Rate(1),
         }
     }
 
@@ -497,6 +576,8 @@ mod tests {
         check.full("Resources", Resources::default());
         check.full("Request", request());
         check.full("Quote", quote());
+        check.full("Pricing", pricing());
+        check.full("QuoteLines", ionet_domain::market::quote::Lines::default());
         let environment = Some(EnvironmentRef("ray@sha256:0".into()));
         let env = BTreeMap::from([("A".to_owned(), "b".to_owned())]);
         let allow = BTreeSet::from(["pypi.org:443".parse().unwrap()]);
@@ -522,7 +603,9 @@ mod tests {
         check.full("RelayMeasure", measure);
         check.full("Measured", Measured { gpus: vec![seen], enforcement: None, ..Measured::default() });
         let (ask_per_unit, tags) = (Some(Rate(1)), Some(BTreeSet::from(["t".to_owned()])));
-        check.full("DeviceChange", DeviceChange { ask_per_unit, tags, rules: Some(rules) });
+        let alternative = Some(Alternative::default());
+        let change = DeviceChange { ask_per_unit, tags, rules: Some(rules), alternative };
+        check.full("DeviceChange", change);
         check.full(
             "Enrolment",
             Enrolment {
