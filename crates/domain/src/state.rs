@@ -10,6 +10,8 @@ use crate::device::{Device, DeviceStage, Resources};
 use crate::event::{Event, PrivateBody, PublicBody};
 use crate::id::{Address, CommandId, DeviceId, KeyId, LeaseId, OrderId, PayoutId};
 use crate::ledger::{Ledger, Step, Transfer};
+use crate::market::book::{Book, BookCell};
+use crate::market::capacity::GPU_MILLIS;
 use crate::market::record::Share;
 use crate::market::{MarketRecord, PriceParams, Program};
 use crate::meter::{Charge, HeldCharge};
@@ -113,9 +115,17 @@ pub struct State {
     pub commands: BTreeSet<CommandId>,
     /// What is not public.
     pub private: Private,
+    /// The index of what is open for hire: follows from the rest.
+    #[serde(skip)]
+    book: BookCell,
 }
 
 impl State {
+    /// The index of what is open for hire.
+    pub(crate) fn book(&self) -> &Book {
+        self.book.of(self)
+    }
+
     /// A device.
     pub fn device(&self, device: DeviceId) -> Result<&Device, Refusal> {
         self.devices.get(&device).ok_or(Refusal::UnknownDevice { device })
@@ -141,12 +151,42 @@ impl State {
     /// Folds an event. Reads nothing but the two, so it always gives the same state.
     pub fn apply(&mut self, event: &Event) -> Result<(), Broken> {
         let broken = |why: String| Broken { event: event.public.name(), why };
+        let touched = self.touched(&event.public);
+        if let Some(book) = self.book.kept() {
+            book.before(&event.public, &touched, &self.devices, &self.orders);
+        }
         self.fold(event).map_err(|refusal| broken(refusal.to_string()))?;
+        if let Some(book) = self.book.kept() {
+            book.after(&event.public, &touched, &self.devices, &self.orders);
+        }
         if let Some(command) = event.command {
             self.commands.insert(command);
         }
         self.events += 1;
         Ok(())
+    }
+
+    /// The devices that an event changes for placement.
+    fn touched(&self, event: &PublicBody) -> Vec<DeviceId> {
+        use PublicBody as B;
+        let of_lease =
+            |lease: &LeaseId| self.lease(*lease).map_or_else(|_| Vec::new(), |(_, l)| vec![l.device]);
+        match event {
+            B::DeviceEnrolled { enrolment } => vec![enrolment.device],
+            B::DeviceChecking { device }
+            | B::DevicePooled { device, .. }
+            | B::DeviceRefused { device, .. }
+            | B::DeviceLinksMeasured { device, .. }
+            | B::DeviceContact { device, .. }
+            | B::DeviceChanged { device, .. }
+            | B::DeviceArchived { device } => vec![*device],
+            B::OrderPlaced { leases, .. } => {
+                let devices: BTreeSet<_> = leases.iter().map(|lease| lease.device).collect();
+                devices.into_iter().collect()
+            }
+            B::LeaseLost { lease, .. } | B::LeaseRemoved { lease, .. } => of_lease(lease),
+            _ => Vec::new(),
+        }
     }
 
     fn fold(&mut self, event: &Event) -> Result<(), Refusal> {
@@ -376,17 +416,16 @@ impl State {
         }
         order.replaced = reason.or(order.replaced);
         let wanted = order.quote.request.per_member;
-        order.leases.extend(leases.iter().map(|new| (new.n, new.lease())));
         for lease in leases {
             let before = self.share(lease.device);
             let device = self.device_mut(lease.device)?;
-            device.committed = device.committed.plus(wanted);
-            device.leases += 1;
+            let gpus = device.hire(wanted, &lease.gpus);
             let class = device.class.clone();
             self.moved(lease.device, before, at_ms);
             if let Some(market) = &mut self.market {
                 market.traded(&class, wanted, lease.rate, at_ms);
             }
+            self.order_mut(id)?.leases.insert(lease.n, lease.lease(gpus));
         }
         Ok(())
     }
@@ -449,13 +488,9 @@ impl State {
         let lease = self.lease_mut(id)?;
         lease.phase = phase;
         if held {
+            let gpus = lease.gpus.clone();
             let before = self.share(device);
-            let found = self.device_mut(device)?;
-            found.committed = found.committed.less(wanted);
-            found.leases = found.leases.saturating_sub(1);
-            if found.leases == 0 {
-                found.committed = Resources::default();
-            }
+            self.device_mut(device)?.release(wanted, &gpus);
             self.moved(device, before, at_ms);
             if let Some(market) = &mut self.market {
                 market.served(device, lost);
@@ -547,22 +582,49 @@ impl State {
                     device.committed
                 ));
             }
+            let used = self.gpus_used_on(*id);
+            if !device.gpu_used_millis.is_empty() && used != device.gpu_used_millis
+                || used.iter().any(|used| *used > GPU_MILLIS)
+            {
+                let counted = &device.gpu_used_millis;
+                return Err(format!(
+                    "device {id} has {used:?} thousandths of its GPUs hired and counts {counted:?}"
+                ));
+            }
         }
         Ok(())
     }
 
-    fn committed_on(&self, device: DeviceId) -> Resources {
+    fn held_on(&self, device: DeviceId) -> impl Iterator<Item = (Resources, &Lease)> {
         let orders = self.orders.values();
-        let leases = orders.flat_map(|order| order.leases.values().map(move |lease| (order, lease)));
-        leases
-            .filter(|(_, lease)| lease.device == device && !lease.ended())
-            .fold(Resources::default(), |sum, (order, _)| sum.plus(order.quote.request.per_member))
+        let wanted = |order: &Order| order.quote.request.per_member;
+        let leases =
+            orders.flat_map(move |order| order.leases.values().map(move |lease| (wanted(order), lease)));
+        leases.filter(move |(_, lease)| lease.device == device && !lease.ended())
+    }
+
+    fn committed_on(&self, device: DeviceId) -> Resources {
+        self.held_on(device).fold(Resources::default(), |sum, (wanted, _)| sum.plus(wanted))
+    }
+
+    fn gpus_used_on(&self, device: DeviceId) -> Vec<u16> {
+        let gpus = self.devices.get(&device).map_or(0, |device| device.enrolment.offered.gpus);
+        let mut used = vec![0; gpus as usize];
+        for (wanted, lease) in self.held_on(device) {
+            for place in &lease.gpus {
+                if let Some(gpu) = used.get_mut(*place as usize) {
+                    *gpu += u16::try_from(wanted.millis_per_gpu()).unwrap_or(GPU_MILLIS);
+                }
+            }
+        }
+        used
     }
 }
 
 impl NewLease {
-    fn lease(&self) -> Lease {
+    fn lease(&self, gpus: Vec<u32>) -> Lease {
         Lease {
+            gpus,
             slot: self.slot,
             device: self.device,
             supplier: self.supplier,

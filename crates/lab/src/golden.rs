@@ -198,7 +198,7 @@ impl<D: Disk> Script<D> {
             network: "ionet".into(),
             tags: BTreeSet::from(["lab".to_string()]),
             ask_per_unit: Rate(ask),
-            offered: Resources { cpu_millis: 2000, memory_bytes: 4 * GIB, disk_bytes: 20 * GIB, gpus: 0 },
+            offered: Resources { cpu_millis: 2000, memory_bytes: 4 * GIB, disk_bytes: 20 * GIB, ..Resources::default() },
             hardware: Hardware {
                 cpu_model: "a CPU".into(),
                 cpu_threads: 2,
@@ -249,7 +249,7 @@ impl<D: Disk> Script<D> {
         let request = Request {
             engine: EngineKind::Command,
             members,
-            per_member: Resources { cpu_millis: 1000, memory_bytes: GIB, disk_bytes: GIB, gpus: 0 },
+            per_member: Resources { cpu_millis: 1000, memory_bytes: GIB, disk_bytes: GIB, ..Resources::default() },
             duration_ms: HOUR_MS,
             gpu_model: None,
             network: Some("ionet".into()),

@@ -21,6 +21,7 @@ pub(crate) fn request(args: &RequestArgs) -> Result<Request> {
             memory_bytes: args.memory,
             disk_bytes: args.disk,
             gpus: args.gpus,
+            gpu_share_millis: None,
         },
         duration_ms: args.hours.map_or(args.duration_ms, |hours| hours * HOUR_MS),
         gpu_model: args.gpu_model.clone(),

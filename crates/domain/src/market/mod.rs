@@ -1,6 +1,9 @@
 //! The market: what is asked for, what it costs and where it goes.
 
+pub(crate) mod book;
+pub mod capacity;
 pub mod competitors;
+pub mod demand;
 pub mod egress;
 pub mod hardware;
 pub mod hiding;
@@ -10,6 +13,8 @@ pub mod price_params;
 pub mod quote;
 pub mod record;
 pub mod request;
+pub mod score;
+mod search;
 
 pub use competitors::Feed;
 pub use egress::{Destination, Egress};

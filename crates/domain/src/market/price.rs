@@ -53,7 +53,7 @@ pub fn member_rate(device: &Device, wanted: Resources, duration_ms: u64) -> Rate
 /// A request for a GPU device is for one at least; on a CPU device the threads count.
 fn units(device: &Device, wanted: Resources) -> u64 {
     let units = units_millis(&device.class, wanted);
-    if device.class == HardwareClass::Cpu { units } else { units.max(1000) }
+    if device.class == HardwareClass::Cpu || wanted.is_share() { units } else { units.max(1000) }
 }
 
 fn asked(device: &Device, wanted: Resources, percent: u32) -> Rate {

@@ -25,7 +25,7 @@ pub const KEPT_FEEDS: usize = 64;
 pub fn units_millis(class: &HardwareClass, resources: Resources) -> u64 {
     match class {
         HardwareClass::Cpu => resources.cpu_millis.into(),
-        HardwareClass::Gpu(_) => u64::from(resources.gpus) * 1000,
+        HardwareClass::Gpu(_) => resources.total_gpu_millis(),
     }
 }
 
