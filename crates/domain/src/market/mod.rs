@@ -1,10 +1,13 @@
 //! The market: what is asked for, what it costs and where it goes.
 
+pub mod board;
 pub(crate) mod book;
 pub mod capacity;
 pub mod competitors;
 pub mod demand;
 pub mod egress;
+pub mod explain;
+pub mod explain_device;
 pub mod hardware;
 pub mod hiding;
 pub mod place;

@@ -157,7 +157,8 @@ impl<'a> Pricer<'a> {
         let percent = duration_factor_percent(request.duration_ms);
         let (ask, floor) = (asked(device, wanted, percent), floor(device, wanted));
         let units = units(device, wanted);
-        let known = self.table.zip(reference(&device.class));
+        // Who wants no GPU does not pay the market's rate for one: the ask alone counts.
+        let known = self.table.zip(reference(&device.class)).filter(|_| wanted.gpus > 0);
         let factors = known.map(|(table, _)| self.factors(table, id, device, request)).unwrap_or_default();
         let reference = known.map(|(_, known)| (known.reference(), known));
         let discounts = ["count", "commitment"];

@@ -124,7 +124,15 @@ pub fn quote(
 ) -> Result<Quote, Refusal> {
     request.check()?;
     let devices = place::plan(state, request, &place::Limits::default(), now_ms)?;
-    let quote = of_devices(state, id, account, request, &devices, now_ms)?;
+    let mut quote = of_devices(state, id, account, request, &devices, now_ms)?;
+    for class in other_classes(state, request, now_ms) {
+        let only = Request { gpu_model: Some(class), ..request.clone() };
+        let Ok(devices) = place::plan(state, &only, &place::Limits::default(), now_ms) else { continue };
+        let other = of_devices(state, id, account, request, &devices, now_ms)?;
+        if other.rate < quote.rate {
+            quote = other;
+        }
+    }
     if let Some(cap) = request.max_rate
         && quote.rate > cap
     {
@@ -132,6 +140,29 @@ pub fn quote(
         return Err(Refusal::OverPriceCap { rate_micro_usd_per_hour: rate, cap_micro_usd_per_hour: cap });
     }
     Ok(quote)
+}
+
+/// Most classes of hardware that are priced where a request takes several.
+const MOST_CLASSES: usize = 16;
+
+/// Where a request takes several classes with a market rate: each of them, the cheapest first. The supplier who asks least is
+/// not always of the class that costs least. The order goes to whoever asks least all the same, at the quoted rate.
+fn other_classes(state: &State, request: &Request, now_ms: u64) -> Vec<String> {
+    let names = request.gpu_model.as_deref().map_or(usize::MAX, |named| named.split('|').count());
+    if request.per_member.gpus == 0 || names < 2 {
+        return Vec::new();
+    }
+    let pricer = Pricer::new(state, now_ms);
+    let record = state.market.iter().flat_map(|market| market.classes.iter());
+    let known =
+        record.filter(|(_, class)| class.supply_millis > class.hired_millis).filter_map(|(name, _)| {
+            let class = HardwareClass::Gpu(name.clone());
+            let rate = pricer.class_rate(&class).filter(|_| request.allows(&class))?;
+            Some((rate, name.clone()))
+        });
+    let mut classes: Vec<_> = known.collect();
+    classes.sort();
+    classes.into_iter().take(MOST_CLASSES).map(|(_, name)| name).collect()
 }
 
 /// The quote for a request on these devices, one a member.

@@ -45,7 +45,14 @@ impl Share {
         }
         let class = device.class.clone();
         let supply_millis = units_millis(&class, device.enrolment.offered);
-        let hired_millis = units_millis(&class, device.committed);
+        let hired_millis = match class {
+            HardwareClass::Cpu => units_millis(&class, device.committed),
+            // Shares of GPUs are counted on the GPUs.
+            HardwareClass::Gpu(_) => {
+                let free: u64 = device.free_gpu_millis().iter().map(|free| u64::from(*free)).sum();
+                supply_millis.saturating_sub(free)
+            }
+        };
         Some(Self { class, supply_millis, hired_millis })
     }
 }
@@ -113,7 +120,7 @@ pub struct ClassRecord {
 
 impl ClassRecord {
     /// Counts the time since the last change.
-    fn advance(&mut self, now_ms: u64) {
+    pub(super) fn advance(&mut self, now_ms: u64) {
         let oldest_ms = now_ms.saturating_sub(KEPT_HOURS as u64 * HOUR_MS);
         let mut from_ms = self.since_ms.max(oldest_ms);
         while from_ms < now_ms {

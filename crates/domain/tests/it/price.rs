@@ -274,6 +274,25 @@ proptest! {
     }
 }
 
+/// The one who asks least is of the dearer class: the renter is quoted the cheaper one, and what he orders costs no more.
+#[test]
+fn a_request_that_takes_several_classes_costs_what_the_cheapest_does() {
+    let mut world = World::new();
+    world.fund(RENTER, 1_000_000_000);
+    let dear = world.gpu_device(10_000, A100, 1, Tier::Medium);
+    world.gpu_device(20_000, "NVIDIA GeForce RTX 3080", 1, Tier::Medium);
+    let wanted = Request { gpu_model: None, ..gpu_request(1, 1, A100) };
+    let quote = world.quote(&wanted).unwrap();
+    assert_eq!(quote.rate, Rate(200_000));
+    let order = world.order_quoted(quote).unwrap();
+    world.must(Actor::Server, CommandBody::Place { order });
+    let lease = &world.state.orders[&order].leases[&0];
+    assert_eq!((lease.device, lease.rate), (dear, Rate(200_000)));
+    // Who wants no GPU pays for none.
+    let no_gpu = Request { duration_ms: HOUR_MS, ..request(1) };
+    assert_eq!(world.quote(&no_gpu).unwrap().rate, Rate(10_000));
+}
+
 #[test]
 fn a_class_without_a_reference_goes_by_the_ask_and_says_so() {
     let mut world = World::new();

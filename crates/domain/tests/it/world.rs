@@ -100,7 +100,12 @@ impl World {
             network: "ionet".into(),
             tags: BTreeSet::new(),
             ask_per_unit: Rate(ask),
-            offered: Resources { cpu_millis: 2000, memory_bytes: 4 * GIB, disk_bytes: 20 * GIB, ..Resources::default() },
+            offered: Resources {
+                cpu_millis: 2000,
+                memory_bytes: 4 * GIB,
+                disk_bytes: 20 * GIB,
+                ..Resources::default()
+            },
             hardware: Hardware { cpu_threads: 2, memory_bytes: 8 * GIB, ..Hardware::default() },
         }
     }
@@ -192,7 +197,12 @@ pub(crate) fn request(members: u32) -> Request {
     Request {
         engine: EngineKind::Command,
         members,
-        per_member: Resources { cpu_millis: 1000, memory_bytes: GIB, disk_bytes: GIB, ..Resources::default() },
+        per_member: Resources {
+            cpu_millis: 1000,
+            memory_bytes: GIB,
+            disk_bytes: GIB,
+            ..Resources::default()
+        },
         duration_ms: HOUR_MS,
         gpu_model: None,
         network: None,

@@ -183,7 +183,12 @@ pub(crate) fn request() -> Request {
     Request {
         engine: EngineKind::Command,
         members: 1,
-        per_member: Resources { cpu_millis: 1000, memory_bytes: 64 << 20, disk_bytes: 0, ..Resources::default() },
+        per_member: Resources {
+            cpu_millis: 1000,
+            memory_bytes: 64 << 20,
+            disk_bytes: 0,
+            ..Resources::default()
+        },
         duration_ms: 3_600_000,
         gpu_model: None,
         network: None,
