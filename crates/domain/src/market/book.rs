@@ -204,8 +204,25 @@ impl Ids {
     }
 }
 
+/// What a member's cost depends on: all that is neither memory nor disk.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Shape {
+    cpu_offered_millis: u32,
+    cpu_millis: u32,
+    gpus: Box<[u16]>,
+}
+
+impl Shape {
+    fn of(capacity: &Capacity) -> Self {
+        let Capacity { cpu_offered_millis, cpu_millis, .. } = *capacity;
+        Self { cpu_offered_millis, cpu_millis, gpus: capacity.gpus.clone() }
+    }
+}
+
+/// Groups of one shape.
+pub(crate) type Groups = BTreeMap<Group, Ids>;
 /// One price.
-pub(crate) type Shelf = BTreeMap<Group, Ids>;
+pub(crate) type Shelf = BTreeMap<Shape, Groups>;
 /// How many GPUs are free: 0 none, 1 a part of one, n + 1 for n whole ones.
 type Rank = u8;
 
@@ -319,7 +336,8 @@ impl Book {
         let capacity = Capacity::of(device);
         let groups = kind.ranks.entry(rank(&capacity)).or_default().entry(Ask::of(device)).or_default();
         let traits = self.numbers.take(Traits::of(device));
-        match groups.entry(Group { traits, capacity }) {
+        let groups = groups.entry(Shape::of(&capacity)).or_default();
+        match groups.entry(Group { capacity, traits }) {
             Slot::Occupied(mut ids) => ids.get_mut().insert(id),
             Slot::Vacant(free) => drop(free.insert(Ids::One(id))),
         }
@@ -410,8 +428,9 @@ impl Book {
     fn entries(&self, class: &HardwareClass) -> BTreeMap<DeviceId, Entry<'_>> {
         let shelves = self.kinds.get(class).into_iter().flat_map(|kind| &kind.ranks);
         let shelves = shelves.flat_map(|(rank, shelves)| shelves.iter().map(move |groups| (*rank, groups)));
-        let groups =
-            shelves.flat_map(|(rank, (ask, groups))| groups.iter().map(move |group| (rank, *ask, group)));
+        let groups = shelves.flat_map(|(rank, (ask, shapes))| {
+            shapes.values().flatten().map(move |group| (rank, *ask, group))
+        });
         let entry = |(rank, ask, (group, ids)): (_, _, (&'_ Group, &'_ Ids))| -> Vec<_> {
             ids.iter().map(|id| (id, (rank, ask, group.traits, group.capacity.clone()))).collect()
         };
@@ -431,13 +450,18 @@ impl Numbers {
         let (rank, ask) = (rank(&capacity), Ask::of(device));
         let Some(traits) = self.of.get(&Traits::of(device)).copied() else { return };
         let Some(shelves) = kind.ranks.get_mut(&rank) else { return };
-        let Some(groups) = shelves.get_mut(&ask) else { return };
-        let group = Group { traits, capacity };
+        let Some(shapes) = shelves.get_mut(&ask) else { return };
+        let shape = Shape::of(&capacity);
+        let Some(groups) = shapes.get_mut(&shape) else { return };
+        let group = Group { capacity, traits };
         let Some(ids) = groups.get_mut(&group) else { return };
         if ids.remove(id) {
             groups.remove(&group);
         }
         if groups.is_empty() {
+            shapes.remove(&shape);
+        }
+        if shapes.is_empty() {
             shelves.remove(&ask);
         }
         if shelves.is_empty() {

@@ -42,13 +42,6 @@ impl Capacity {
         }
     }
 
-    /// Whether a member costs the same on both (`score`); what compares as equal here is neighbouring in order.
-    pub fn scores_as(&self, other: &Self) -> bool {
-        self.cpu_offered_millis == other.cpu_offered_millis
-            && self.cpu_millis == other.cpu_millis
-            && self.gpus == other.gpus
-    }
-
     /// How many GPUs are fully free.
     pub fn whole_gpus(&self) -> u32 {
         u32::try_from(self.gpus.iter().take_while(|free| **free >= GPU_MILLIS).count()).unwrap_or(u32::MAX)

@@ -5,10 +5,11 @@
 //! Always holds: nothing is placed unless all members are. Not here: the index (`book`), the formula (`score`).
 
 use std::borrow::Cow;
+use std::cell::RefCell;
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 
-use super::book::{Ask, Book, Group, IdsIter, Shelf, Traits};
+use super::book::{Ask, Book, Group, Groups, IdsIter, Shelf, Traits};
 use super::capacity::{Capacity, take};
 use super::place::{Limits, Seat, Sieve};
 use super::price::{duration_factor_percent, member_rate};
@@ -57,8 +58,47 @@ impl Ord for Candidate<'_> {
     }
 }
 
-/// A level: all candidates of one rate, the best on top.
-type Level<'a> = BinaryHeap<Reverse<Candidate<'a>>>;
+/// Once so many candidates tie, no more of the same cost are looked for: which is the oldest of very many matters to nobody.
+const ENOUGH: usize = 64;
+
+/// Groups of one shape that were not looked at yet.
+struct Closed<'a> {
+    cost: i64,
+    share_of: u16,
+    class: &'a HardwareClass,
+    groups: &'a Groups,
+}
+
+/// A level: all candidates of one rate, the best on top, and shapes by cost that are looked at when it is their turn.
+#[derive(Default)]
+pub(super) struct Level<'a> {
+    open: BinaryHeap<Reverse<Candidate<'a>>>,
+    closed: VecDeque<Closed<'a>>,
+}
+
+impl<'a> Level<'a> {
+    fn pop(&mut self, search: &Search<'a>) -> Option<Candidate<'a>> {
+        while let Some(next) = self.closed.front() {
+            match self.open.peek() {
+                Some(Reverse(best)) if best.cost < next.cost => break,
+                Some(Reverse(best)) if best.cost == next.cost && self.open.len() >= ENOUGH => break,
+                _ => {}
+            }
+            if let Some(next) = self.closed.pop_front() {
+                search.look_into(next, &mut self.open);
+            }
+        }
+        self.open.pop().map(|Reverse(best)| best)
+    }
+
+    fn push(&mut self, candidate: Option<Candidate<'a>>) {
+        self.open.extend(candidate.map(Reverse));
+    }
+
+    fn is_empty(&self) -> bool {
+        self.open.is_empty() && self.closed.is_empty()
+    }
+}
 
 /// Where levels come from, the cheapest first.
 pub(super) trait Levels<'a> {
@@ -73,6 +113,8 @@ pub(super) struct Search<'a> {
     request: &'a Request,
     limits: &'a Limits,
     now_ms: u64,
+    /// What is known of each number of traits.
+    accepted: RefCell<Vec<Option<bool>>>,
     /// Where the request could go to several models.
     scarcity: Option<&'a BTreeMap<String, i64>>,
 }
@@ -83,7 +125,8 @@ impl<'a> Search<'a> {
         let named_one = request.gpu_model.as_ref().is_some_and(|named| !named.contains('|'));
         let choice = request.per_member.gpus > 0 && !named_one;
         let scarcity = choice.then(|| book.scarcity());
-        Self { state, book, request, limits, now_ms, scarcity }
+        let accepted = RefCell::new(vec![None; book.numbers()]);
+        Self { state, book, request, limits, now_ms, accepted, scarcity }
     }
 
     /// Takes the best candidates until every member has a seat; fewer seats where no more fit.
@@ -95,7 +138,7 @@ impl<'a> Search<'a> {
         while seats.len() < wanted {
             let Some((rate, mut level)) = levels.next(self) else { break };
             while seats.len() < wanted
-                && let Some(Reverse(best)) = level.pop()
+                && let Some(best) = level.pop(self)
             {
                 let promised = self.limits.rates.as_deref();
                 if promised.is_some_and(|rates| rates.get(seats.len()).is_none_or(|most| rate > *most)) {
@@ -126,11 +169,11 @@ impl<'a> Search<'a> {
         let last = self.request.spread || one_tenant;
         let left = (!last).then(|| best.capacity.less(wanted, share_of)).filter(|left| left.fits(wanted));
         if let Some(left) = left {
-            level.extend(self.candidate(device, best.class, left).map(Reverse));
+            level.push(self.candidate(device, best.class, left));
         }
         if let Some(next) = self.next_of(&mut best.more) {
             best.id = next;
-            level.push(Reverse(best));
+            level.push(Some(best));
         }
         seat
     }
@@ -177,6 +220,26 @@ impl<'a> Search<'a> {
         self.candidate(id, &device.class, self.limits.room(id, device).0)
     }
 
+    /// Opens a shape: the oldest of each group that meets every condition.
+    fn look_into(&self, closed: Closed<'a>, open: &mut BinaryHeap<Reverse<Candidate<'a>>>) {
+        let Closed { cost, share_of, class, groups } = closed;
+        for (Group { capacity, traits }, ids) in groups {
+            if !capacity.fits(self.request.per_member) || !self.knows(*traits) {
+                continue;
+            }
+            let mut more = ids.iter();
+            let Some(id) = self.next_of(&mut more) else { continue };
+            let capacity = Cow::Borrowed(capacity);
+            open.push(Reverse(Candidate { cost, id, share_of, class, capacity, more }));
+        }
+    }
+
+    fn knows(&self, number: u32) -> bool {
+        let mut accepted = self.accepted.borrow_mut();
+        let Some(known) = accepted.get_mut(number as usize) else { return false };
+        *known.get_or_insert_with(|| self.book.traits(number).is_some_and(|traits| self.accepts(traits)))
+    }
+
     fn accepts(&self, traits: &Traits) -> bool {
         let request = self.request;
         request.network.as_ref().is_none_or(|network| *network == traits.network)
@@ -205,8 +268,6 @@ pub(super) struct Shelves<'a> {
     /// Shelves whose rate is known, and devices that are looked at by themselves.
     pending: BinaryHeap<Reverse<(Rate, usize)>>,
     known: Vec<Pending<'a>>,
-    /// What is known of each number of traits.
-    accepted: Vec<Option<bool>>,
     units_millis: [u64; 2],
     percent: u64,
 }
@@ -225,7 +286,6 @@ impl<'a> Shelves<'a> {
             bounds: BinaryHeap::new(),
             pending: BinaryHeap::new(),
             known: Vec::new(),
-            accepted: vec![None; search.book.numbers()],
             units_millis: [wanted.cpu_millis.into(), gpu_units_millis(wanted)],
             percent: duration_factor_percent(search.request.duration_ms).into(),
         };
@@ -279,41 +339,22 @@ impl<'a> Shelves<'a> {
                 }
                 None => self.rows[at] = None,
             }
-            let first = groups.values().next().and_then(|ids| ids.iter().next());
+            let first = groups.values().flat_map(BTreeMap::values).next().and_then(|ids| ids.iter().next());
             if let Some(device) = first.and_then(|id| search.state.devices.get(&id)) {
                 self.put(search.rate(device), Pending::Shelf(class, groups));
             }
         }
     }
 
-    fn accepts(&mut self, search: &Search<'_>, number: u32) -> bool {
-        let Some(known) = self.accepted.get_mut(number as usize) else { return false };
-        *known.get_or_insert_with(|| search.book.traits(number).is_some_and(|traits| search.accepts(traits)))
-    }
-
-    fn open(
-        &mut self,
-        search: &Search<'a>,
-        class: &'a HardwareClass,
-        groups: &'a Shelf,
-        level: &mut Level<'a>,
-    ) {
+    fn open(search: &Search<'a>, class: &'a HardwareClass, shelf: &'a Shelf, level: &mut Level<'a>) {
         let (Some(scorer), wanted) = (search.scorer(class), search.request.per_member) else { return };
-        // Groups that score the same are neighbours.
-        let mut last: Option<(&Capacity, (i64, u16))> = None;
-        for (Group { capacity, traits }, ids) in groups {
-            if !capacity.fits(wanted) || !self.accepts(search, *traits) {
-                continue;
+        let bare = Resources { memory_bytes: 0, disk_bytes: 0, ..wanted };
+        for groups in shelf.values() {
+            let Some((Group { capacity, .. }, _)) = groups.first_key_value() else { continue };
+            if capacity.fits(bare) {
+                let (cost, share_of) = scorer.cost(capacity, wanted);
+                level.closed.push_back(Closed { cost, share_of, class, groups });
             }
-            let mut more = ids.iter();
-            let Some(id) = search.next_of(&mut more) else { continue };
-            let (cost, share_of) = match last {
-                Some((same, score)) if same.scores_as(capacity) => score,
-                _ => scorer.cost(capacity, wanted),
-            };
-            last = Some((capacity, (cost, share_of)));
-            let capacity = Cow::Borrowed(capacity);
-            level.push(Reverse(Candidate { cost, id, share_of, class, capacity, more }));
         }
     }
 }
@@ -323,16 +364,17 @@ impl<'a> Levels<'a> for Shelves<'a> {
         loop {
             self.look(search);
             let Reverse((rate, _)) = *self.pending.peek()?;
-            let mut level = Level::new();
+            let mut level = Level::default();
             while let Some(Reverse((same, at))) = self.pending.peek().copied()
                 && same == rate
             {
                 self.pending.pop();
                 match self.known[at] {
-                    Pending::Shelf(class, groups) => self.open(search, class, groups, &mut level),
-                    Pending::Single(id) => level.extend(search.single(id).map(Reverse)),
+                    Pending::Shelf(class, groups) => Self::open(search, class, groups, &mut level),
+                    Pending::Single(id) => level.push(search.single(id)),
                 }
             }
+            level.closed.make_contiguous().sort_by_key(|closed| closed.cost);
             if !level.is_empty() {
                 return Some((rate, level));
             }
@@ -367,9 +409,9 @@ impl All {
 impl<'a> Levels<'a> for All {
     fn next(&mut self, search: &Search<'a>) -> Option<(Rate, Level<'a>)> {
         let (rate, _) = *self.suitable.peek()?;
-        let mut level = Level::new();
+        let mut level = Level::default();
         while let Some((_, id)) = self.suitable.next_if(|(same, _)| *same == rate) {
-            level.extend(search.single(id).map(Reverse));
+            level.push(search.single(id));
         }
         Some((rate, level))
     }

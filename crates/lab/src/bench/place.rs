@@ -67,12 +67,18 @@ struct Outcome {
     seconds: f64,
     checked: usize,
     worst_off_percent: f64,
-    bytes_per_device: f64,
+    /// Of the first run only: what is freed after it is used again.
+    bytes_per_device: Option<f64>,
 }
 
 /// Runs all sizes.
 pub fn run(size: &Size) -> Result<Report> {
-    let outcomes: Vec<_> = size.devices.iter().map(|devices| one(*devices, size)).collect::<Result<_>>()?;
+    let mut devices = size.devices.clone();
+    devices.sort_unstable_by(|a, b| b.cmp(a));
+    let most = devices.first().copied();
+    let run = |devices: &usize| one(*devices, size, most == Some(*devices));
+    let mut outcomes: Vec<_> = devices.iter().map(run).collect::<Result<_>>()?;
+    outcomes.reverse();
     let mut figures = Vec::new();
     for outcome in &outcomes {
         show(&mut figures, outcome);
@@ -105,11 +111,12 @@ fn show(figures: &mut Vec<Figure>, outcome: &Outcome) {
         Figure::new(name("placements_per_second"), per_second, "1/s").target(Target::AtLeast(20_000.0)),
         Figure::new(name("checked_against_all_devices"), outcome.checked as f64, "orders"),
         Figure::new(name("worst_off"), outcome.worst_off_percent, "%").target(Target::Below(1.0)),
-        Figure::new(name("memory_per_device"), outcome.bytes_per_device, "B").target(Target::Below(1500.0)),
     ]);
+    let memory = |bytes| Figure::new(name("memory_per_device"), bytes, "B").target(Target::Below(1500.0));
+    figures.extend(outcome.bytes_per_device.map(memory));
 }
 
-fn one(devices: usize, size: &Size) -> Result<Outcome> {
+fn one(devices: usize, size: &Size, first: bool) -> Result<Outcome> {
     let before = resident_bytes()?;
     let mut random = Random::new(7);
     let mut market = Market::new()?;
@@ -120,7 +127,7 @@ fn one(devices: usize, size: &Size) -> Result<Outcome> {
     // The first placement makes the index.
     let limits = Limits::default();
     black_box(place::find(&market.state, &wish(&mut random), &limits, market.now_ms));
-    let bytes_per_device = resident_bytes()?.saturating_sub(before) as f64 / devices.max(1) as f64;
+    let bytes = resident_bytes()?.saturating_sub(before) as f64 / devices.max(1) as f64;
     let mut run = Run { market, random, live: VecDeque::new(), hired: 0, most: gpus * HIRED_PERCENT / 100 };
     run.warm_up()?;
     let mut outcome = Outcome {
@@ -130,7 +137,7 @@ fn one(devices: usize, size: &Size) -> Result<Outcome> {
         seconds: 0.0,
         checked: 0,
         worst_off_percent: 0.0,
-        bytes_per_device,
+        bytes_per_device: first.then_some(bytes),
     };
     let every = (size.orders / size.checks.max(1)).max(1);
     for n in 0..size.orders {
