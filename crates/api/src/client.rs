@@ -214,6 +214,31 @@ impl Client {
         self.post("/v1/quotes", request).await
     }
 
+    /// What each kind of hardware costs, or those whose name contains `model`.
+    pub async fn prices(&self, model: Option<&str>) -> Answer<rest::PriceBoard> {
+        self.get("/v1/prices", &rest::PriceFilter { model: model.map(str::to_owned) }).await
+    }
+
+    /// Hands in prices elsewhere.
+    pub async fn feed(&self, request: &rest::FeedRequest) -> Answer<()> {
+        self.answer(self.request(Method::POST, "/v1/prices/feeds").json(request)).await.map(|_| ())
+    }
+
+    /// Why a request gets what it gets.
+    pub async fn explain(&self, request: &Request) -> Answer<rest::ExplainedRequest> {
+        self.post("/v1/explain", request).await
+    }
+
+    /// Where a cluster stands and why.
+    pub async fn explain_cluster(&self, cluster: OrderId) -> Answer<rest::ExplainedCluster> {
+        self.get(&format!("/v1/clusters/{cluster}/explain"), &()).await
+    }
+
+    /// Why a device gets the work that it gets.
+    pub async fn explain_device(&self, device: DeviceId) -> Answer<rest::ExplainedDevice> {
+        self.get(&format!("/v1/devices/{device}/explain"), &()).await
+    }
+
     /// Accepts a price.
     pub async fn order(&self, request: &rest::OrderRequest) -> Answer<rest::ClusterView> {
         self.post("/v1/clusters", request).await

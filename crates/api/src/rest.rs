@@ -6,7 +6,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use ionet_domain::account::{ActivityKind, Scope};
 use ionet_domain::connectivity::{Bandwidth, RelayMeasure};
 use ionet_domain::device::{DeviceStage, Enrolment, HardwareClass, Measured, OwnerRules, Resources, Tier};
-use ionet_domain::market::{Destination, Egress, Program, Quote};
+use ionet_domain::market::board::ClassPrices;
+use ionet_domain::market::explain::Explanation;
+use ionet_domain::market::explain_device::DeviceExplanation;
+use ionet_domain::market::{Destination, Egress, Feed, Program, Quote};
 use ionet_domain::money::{Asset, Rate};
 use ionet_domain::order::{Bill, CloseReason, LeasePhase, ReplaceReason, Stage};
 use ionet_domain::{Address, CommandId, DeviceId, EndpointId, KeyId, LeaseId, OrderId, Refusal, TransferId};
@@ -367,6 +370,83 @@ pub struct SignedQuote {
     pub quote: Quote,
     /// In hex.
     pub signature: String,
+}
+
+/// Which hardware.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields, default)]
+#[into_params(parameter_in = Query)]
+pub struct PriceFilter {
+    /// Only hardware whose name contains this, in any case.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
+}
+
+/// What each kind of hardware costs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PriceBoard {
+    /// As of when.
+    pub at_ms: u64,
+    /// One entry for each kind in the pool.
+    #[schema(value_type = Vec<Object>)]
+    pub classes: Vec<ClassPrices>,
+}
+
+/// Prices elsewhere, signed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct FeedRequest {
+    /// The statement.
+    #[schema(value_type = Object)]
+    pub feed: Feed,
+    /// In hex.
+    pub signature: String,
+}
+
+/// Why a request gets what it gets.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ExplainedRequest {
+    /// As of when.
+    pub at_ms: u64,
+    /// The reasons.
+    #[schema(value_type = Object)]
+    pub explanation: Explanation,
+}
+
+/// Where a cluster stands and why.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ExplainedCluster {
+    /// Which.
+    #[schema(value_type = String)]
+    pub cluster: OrderId,
+    /// As of when.
+    pub at_ms: u64,
+    /// Its stage.
+    #[schema(value_type = String)]
+    pub stage: Stage,
+    /// Why it ended.
+    #[schema(value_type = Option<Object>)]
+    pub reason: Option<CloseReason>,
+    /// That in a sentence.
+    pub says: String,
+    /// While it waits, and where devices were missing: what its request would need now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    pub explanation: Option<Explanation>,
+}
+
+/// Why a device gets the work that it gets, or none.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ExplainedDevice {
+    /// As of when.
+    pub at_ms: u64,
+    /// The reasons.
+    #[schema(value_type = Object)]
+    pub explanation: DeviceExplanation,
 }
 
 /// Accept a price.

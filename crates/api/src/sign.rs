@@ -7,7 +7,7 @@ use std::fmt;
 
 use ed25519_dalek::{Signature, Signer, SigningKey, Verifier, VerifyingKey};
 use ionet_domain::connectivity::Bandwidth;
-use ionet_domain::market::Quote;
+use ionet_domain::market::{Feed, Quote};
 use ionet_domain::{Address, EndpointId, OrderId};
 use serde::{Deserialize, Serialize};
 
@@ -137,6 +137,10 @@ impl Statement for Binding {
 
 impl Statement for Quote {
     const PURPOSE: &'static str = "quote";
+}
+
+impl Statement for Feed {
+    const PURPOSE: &'static str = "prices";
 }
 
 /// The server's leave to open tunnels into a cluster, for one client's endpoint key. Checked by the lease's own

@@ -90,6 +90,20 @@ pub(crate) enum Command {
   ionet quote -n 4 --cpus 2 --memory 8GiB --for 1d
   ionet quote --gpus 1 --gpu-model 'NVIDIA A100-SXM4-80GB'")]
     Quote(QuoteArgs),
+    /// What hardware costs: asks, market, last trades, history, prices elsewhere
+    #[command(after_help = "Examples:
+  ionet prices
+  ionet prices a100                  one kind in full, with a plot of its last days")]
+    Prices(PricesArgs),
+    /// Why a cluster waits or got no devices, or why a device gets no work
+    #[command(after_help = "Examples:
+  ionet explain clu_...
+  ionet explain dev_...              why does my device get no work?")]
+    Explain {
+        /// A cluster or a device
+        #[arg(value_name = "ID", value_parser = parse_explained)]
+        id: Explained,
+    },
     /// Rent clusters and use them
     #[command(subcommand)]
     Cluster(ClusterCommand),
@@ -395,6 +409,12 @@ pub(crate) enum DevicesCommand {
         /// Ask for one GPU or CPU thread an hour, in dollars
         #[arg(long, value_name = "USD", value_parser = parse_rate)]
         ask: Option<Rate>,
+        /// What a GPU or CPU thread would earn you otherwise, an hour, in dollars: you are never paid less
+        #[arg(long, value_name = "USD", value_parser = parse_rate)]
+        other_use: Option<Rate>,
+        /// What your power costs, a kilowatt-hour, in dollars: a GPU's power is added to its other use
+        #[arg(long, value_name = "USD", value_parser = parse_rate)]
+        power_price: Option<Rate>,
         /// Its tags from now on; may be given again
         #[arg(long, value_name = "WORD")]
         tag: Vec<String>,
@@ -485,6 +505,32 @@ pub(crate) struct RequestArgs {
 pub(crate) struct QuoteArgs {
     #[command(flatten)]
     pub(crate) request: RequestArgs,
+    /// If it is refused, say what would do and at which price
+    #[arg(long)]
+    pub(crate) explain: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PricesArgs {
+    /// Only hardware whose name contains this, in any case
+    pub(crate) model: Option<String>,
+}
+
+/// What can be explained.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Explained {
+    /// A cluster.
+    Cluster(OrderId),
+    /// A device.
+    Device(DeviceId),
+}
+
+fn parse_explained(text: &str) -> Result<Explained, String> {
+    if let Ok(device) = text.parse() {
+        return Ok(Explained::Device(device));
+    }
+    let cluster = text.parse().map(Explained::Cluster);
+    cluster.map_err(|_| format!("'{text}' is no cluster (clu_...) and no device (dev_...)"))
 }
 
 #[derive(Debug, Subcommand)]
@@ -573,6 +619,9 @@ pub(crate) enum ClusterCommand {
 pub(crate) struct CreateArgs {
     #[command(flatten)]
     pub(crate) request: RequestArgs,
+    /// If it is refused, say what would do and at which price
+    #[arg(long)]
+    pub(crate) explain: bool,
     /// A variable of the program, NAME=VALUE; may be given again
     #[arg(long, value_name = "NAME=VALUE", value_parser = parse_variable)]
     pub(crate) env: Vec<(String, String)>,

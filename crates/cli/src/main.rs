@@ -74,6 +74,8 @@ async fn dispatch(cli: Cli) -> Result<u8> {
         Command::Activity(args) => commands::account::activity(&context, &args).await,
         Command::Devices(args) => commands::devices::devices(&context, &args).await,
         Command::Quote(args) => commands::quote::quote(&context, &args).await,
+        Command::Prices(args) => commands::prices::prices(&context, &args).await,
+        Command::Explain { id } => commands::explain::explain(&context, id).await,
         Command::Cluster(command) => return commands::cluster::cluster(&context, &command).await,
         Command::Job(command) => commands::job::job(&context, &command).await,
         Command::Journal(command) => commands::journal::journal(&context, &command).await,

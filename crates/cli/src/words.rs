@@ -4,6 +4,7 @@ use ionet_api::rest::EventView;
 use ionet_domain::PayoutId;
 use ionet_domain::event::PublicBody as B;
 use ionet_domain::ledger::{Owner, Step, Transfer};
+use ionet_domain::money::decimal;
 use ionet_domain::order::{CloseReason, ReplaceReason};
 use serde_json::Value;
 
@@ -204,6 +205,13 @@ fn accounts(body: &B) -> String {
             format!("key {} made for {account}, cap {}", key.id, usd(key.cap_micro_usd))
         }
         B::KeyRevoked { key, .. } => format!("key {key} revoked"),
+        B::FeedTaken { feed, .. } => {
+            format!("{} prices elsewhere taken in from {} ({})", feed.points.len(), feed.signer, feed.source)
+        }
+        B::LoadsSet { loads } => {
+            let each = loads.iter().map(|(class, ppm)| format!("{class} {}", decimal((*ppm).into(), 6)));
+            format!("the load's part of prices set: {}", each.collect::<Vec<_>>().join(", "))
+        }
         B::Active(activity) => {
             let kind = serde_json::to_value(activity.kind).unwrap_or(Value::Null);
             format!("{}: {}", activity.account, kind.as_str().unwrap_or_default().replace('_', " "))

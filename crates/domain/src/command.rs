@@ -6,7 +6,7 @@ use crate::account::{ActivityKind, ApiKey};
 use crate::connectivity::RelayMeasure;
 use crate::device::{Contact, DeviceChange, Enrolment, Measured};
 use crate::id::{Address, CommandId, DeviceId, EndpointId, KeyId, LeaseId, OrderId, PayoutId, TransferId};
-use crate::market::{Destination, Egress, Program, Quote};
+use crate::market::{Destination, Egress, Feed, Program, Quote};
 use crate::meter::{Receipt, Witness};
 use crate::money::Asset;
 use crate::order::{CloseReason, WipeReceipt};
@@ -129,4 +129,8 @@ pub enum CommandBody {
     ConfirmPayout { payout: PayoutId, reference: String, amount: u64 },
     /// Let what has ended leave the live state.
     Retire,
+    /// Take in prices elsewhere, their signature already checked.
+    TakeFeed { feed: Feed, signature: String },
+    /// Set the load's part of the prices, once an hour.
+    SetLoads,
 }

@@ -12,7 +12,7 @@ use crate::device::{self, Contact, Device, DeviceChange, DeviceStage, Enrolment,
 use crate::event::{Event, PrivateBody, PublicBody};
 use crate::id::{Address, DeviceId, KeyId, LeaseId, OrderId, PayoutId, TransferId};
 use crate::ledger::{AccountKey, Owner, Step, Transfer};
-use crate::market::{Destination, Egress, Program, Quote};
+use crate::market::{Destination, Egress, Feed, PriceParams, Program, Quote, price};
 use crate::meter::{self, HeldCharge, Receipt, Witness};
 use crate::money::Asset;
 use crate::order::{self, Acceptance, CloseReason, LeasePhase, Move, Order, Stage};
@@ -100,7 +100,10 @@ impl Decision<'_> {
         self.by_server()?;
         match body {
             C::Found { .. } if self.state.founded => Err(Refusal::Founded),
-            C::Found { params } => only(PublicBody::Founded { params: params.clone() }),
+            C::Found { params } => {
+                params.price.as_ref().map_or(Ok(()), PriceParams::check)?;
+                only(PublicBody::Founded { params: params.clone() })
+            }
             C::BeginTerm { above } => {
                 let term = self.now_ms.max(self.state.term.max(*above).saturating_add(1));
                 only(PublicBody::TermBegun { term })
@@ -126,6 +129,11 @@ impl Decision<'_> {
                 self.confirm_payout(*payout, reference, *amount)
             }
             C::Retire => self.retire(),
+            C::TakeFeed { feed, signature } => self.take_feed(feed, signature),
+            C::SetLoads => {
+                let loads = price::check_loads(self.state, self.now_ms)?;
+                only(PublicBody::LoadsSet { loads })
+            }
             _ => Err(self.not_allowed("do this", "another kind of sender")),
         }
     }
@@ -611,6 +619,22 @@ impl Decision<'_> {
         });
         let done = done.map(|order| (PublicBody::OrderPaid { order }, None));
         Ok(std::iter::once((paid, None)).chain(done).collect())
+    }
+
+    /// Prices elsewhere count only from signers that the network's table names, and only if they are news.
+    fn take_feed(&self, feed: &Feed, signature: &str) -> Result<Vec<Happened>, Refusal> {
+        feed.check(self.now_ms)?;
+        let trusted = self.state.params.price.as_ref().is_some_and(|t| t.feed_signers.contains(&feed.signer));
+        if !trusted {
+            let (who, takes) =
+                (feed.signer.to_string(), "a signer that the network's price table names".into());
+            return Err(Refusal::NotAllowed { who, what: "give prices elsewhere".into(), takes });
+        }
+        let known = self.state.market.as_ref().and_then(|market| market.feeds.get(&feed.signer));
+        if known.is_some_and(|known| known.at_ms >= feed.at_ms) {
+            return Err(Refusal::NoChange { what: format!("prices elsewhere by {}", feed.signer) });
+        }
+        only(PublicBody::FeedTaken { feed: feed.clone(), signature: signature.into() })
     }
 
     fn retire(&self) -> Result<Vec<Happened>, Refusal> {

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::connectivity::{RelayMeasure, claimed_region, region_doubt};
 use crate::id::{Address, DeviceId, EndpointId};
+use crate::market::capacity::{self, GPU_MILLIS};
 use crate::money::Rate;
 use crate::refusal::Refusal;
 
@@ -23,19 +24,53 @@ pub struct Resources {
     pub memory_bytes: u64,
     /// Disk in bytes.
     pub disk_bytes: u64,
-    /// Whole GPUs.
+    /// GPUs.
     pub gpus: u32,
+    /// Of a member that wants a part of one GPU (`gpus` is 1): how many thousandths of it. Whole GPUs if `None`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu_share_millis: Option<u32>,
 }
 
 impl Resources {
-    /// What is left after `used`; nothing goes below zero.
+    /// Thousandths that are wanted of each GPU.
+    pub fn millis_per_gpu(self) -> u32 {
+        self.gpu_share_millis.unwrap_or(1000)
+    }
+
+    /// Whether a part of one GPU is wanted.
+    pub fn is_share(self) -> bool {
+        self.gpus == 1 && self.millis_per_gpu() < 1000
+    }
+
+    /// Whole GPUs; none where a part of one is wanted.
+    pub fn whole_gpus(self) -> u32 {
+        if self.is_share() { 0 } else { self.gpus }
+    }
+
+    /// Thousandths of GPUs in all.
+    pub fn total_gpu_millis(self) -> u64 {
+        u64::from(self.gpus) * u64::from(self.millis_per_gpu())
+    }
+
+    /// Whether a share makes sense: of one GPU, at least a thousandth of it and at most all.
+    pub fn check_share(self) -> Result<(), Refusal> {
+        match self.gpu_share_millis {
+            Some(share) if self.gpus != 1 || !(1..=1000).contains(&share) => {
+                Err(Refusal::out_of_range("gpu_share_millis", share, "1 to 1000, with gpus 1"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// What is left after `used`; nothing goes below zero. Shares of GPUs are not in these sums: see [`Device::gpu_used_millis`].
     #[must_use]
     pub fn less(self, used: Self) -> Self {
         Self {
             cpu_millis: self.cpu_millis.saturating_sub(used.cpu_millis),
             memory_bytes: self.memory_bytes.saturating_sub(used.memory_bytes),
             disk_bytes: self.disk_bytes.saturating_sub(used.disk_bytes),
-            gpus: self.gpus.saturating_sub(used.gpus),
+            gpus: self.gpus.saturating_sub(used.whole_gpus()),
+            gpu_share_millis: None,
         }
     }
 
@@ -46,7 +81,8 @@ impl Resources {
             cpu_millis: self.cpu_millis.saturating_add(other.cpu_millis),
             memory_bytes: self.memory_bytes.saturating_add(other.memory_bytes),
             disk_bytes: self.disk_bytes.saturating_add(other.disk_bytes),
-            gpus: self.gpus.saturating_add(other.gpus),
+            gpus: self.whole_gpus().saturating_add(other.whole_gpus()),
+            gpu_share_millis: None,
         }
     }
 
@@ -378,6 +414,28 @@ impl Enrolment {
     }
 }
 
+/// What the hardware's best other use is worth to its owner. Both zero means none.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Alternative {
+    /// What a unit (a GPU, a CPU thread) would earn otherwise.
+    pub revenue_per_unit: Rate,
+    /// What power costs, in micro-USD a kilowatt-hour; a GPU is counted with its board power.
+    pub power_micro_usd_per_kwh: u64,
+}
+
+impl Alternative {
+    fn check(self) -> Result<(), Refusal> {
+        const MOST: u64 = 1_000_000_000;
+        let within = |field, value| match value {
+            0..=MOST => Ok(()),
+            _ => Err(Refusal::out_of_range(field, value, format!("at most {MOST} micro-USD"))),
+        };
+        within("revenue_per_unit", self.revenue_per_unit.0)?;
+        within("power_micro_usd_per_kwh", self.power_micro_usd_per_kwh)
+    }
+}
+
 /// A device with everything known of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -395,6 +453,9 @@ pub struct Device {
     /// What relays measured of its links, oldest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub links: Vec<RelayMeasure>,
+    /// What else the owner would do with it, if he said so: the floor of its price.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub alternative: Option<Alternative>,
     /// The owner's wishes.
     pub rules: OwnerRules,
     /// Whether it is heard.
@@ -403,6 +464,9 @@ pub struct Device {
     pub committed: Resources,
     /// How many live leases it holds.
     pub leases: u32,
+    /// Thousandths of each offered GPU that live leases use, by its place in the offer; empty while none is in use.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gpu_used_millis: Vec<u16>,
 }
 
 impl Device {
@@ -415,10 +479,12 @@ impl Device {
             class: HardwareClass::Cpu,
             tier: None,
             links: Vec::new(),
+            alternative: None,
             rules: OwnerRules::default(),
             contact: Contact::Unknown { since_ms: now_ms },
             committed: Resources::default(),
             leases: 0,
+            gpu_used_millis: Vec::new(),
         }
     }
 
@@ -427,13 +493,83 @@ impl Device {
         region_doubt(claimed_region(&self.enrolment.tags)?, &self.links)
     }
 
-    /// What can still be hired. Without enforced limits a second tenant is never let in.
+    /// Whether limits are not enforced on boxes here, so that a second tenant is never let in.
+    pub fn one_tenant(&self) -> bool {
+        self.measured.as_ref().is_none_or(|measured| measured.enforcement.is_none())
+    }
+
+    /// What can still be hired; of GPUs, those that are fully free. Without enforced limits a second tenant is never let in.
     pub fn free(&self) -> Resources {
         let alone = self.measured.as_ref().is_some_and(|m| m.enforcement.is_none());
         if alone && self.leases > 0 {
             return Resources::default();
         }
-        self.enrolment.offered.less(self.committed)
+        let whole = self.free_gpu_millis().iter().filter(|free| **free == GPU_MILLIS).count();
+        let gpus = u32::try_from(whole).unwrap_or(u32::MAX);
+        Resources { gpus, ..self.enrolment.offered.less(self.committed) }
+    }
+
+    /// Thousandths that are free of each offered GPU, by its place in the offer.
+    pub fn free_gpu_millis(&self) -> Vec<u16> {
+        // A snapshot of a release without shares counts whole GPUs only; the first ones are in use then.
+        let counted = if self.gpu_used_millis.is_empty() { self.committed.gpus as usize } else { 0 };
+        let used = |place: usize| match self.gpu_used_millis.get(place) {
+            Some(used) => *used,
+            None if place < counted => GPU_MILLIS,
+            None => 0,
+        };
+        (0..self.enrolment.offered.gpus as usize)
+            .map(|place| GPU_MILLIS.saturating_sub(used(place)))
+            .collect()
+    }
+
+    /// Commits part of it to a lease: on these GPUs, or, where a release without shares chose none, on the first that are
+    /// fully free. Answers with the GPUs.
+    pub(crate) fn hire(&mut self, wanted: Resources, gpus: &[u32]) -> Vec<u32> {
+        let mut free = self.free_gpu_millis();
+        let millis = u16::try_from(wanted.millis_per_gpu()).unwrap_or(GPU_MILLIS);
+        let gpus = if gpus.is_empty() {
+            capacity::take(&mut free.clone(), wanted, GPU_MILLIS)
+        } else {
+            gpus.to_vec()
+        };
+        for place in &gpus {
+            if let Some(gpu) = free.get_mut(*place as usize) {
+                *gpu = gpu.saturating_sub(millis);
+            }
+        }
+        self.keep_gpus(&free);
+        self.committed = self.committed.plus(wanted);
+        self.leases += 1;
+        gpus
+    }
+
+    /// Takes back what a lease had.
+    pub(crate) fn release(&mut self, wanted: Resources, gpus: &[u32]) {
+        let mut free = self.free_gpu_millis();
+        let millis = u16::try_from(wanted.millis_per_gpu()).unwrap_or(GPU_MILLIS);
+        let mut used: Vec<u32> = gpus.to_vec();
+        if used.is_empty() {
+            used = (0..).zip(&free).filter(|(_, free)| **free == 0).map(|(place, _)| place).collect();
+            used.truncate(wanted.whole_gpus() as usize);
+        }
+        for place in used {
+            if let Some(gpu) = free.get_mut(place as usize) {
+                *gpu = gpu.saturating_add(millis).min(GPU_MILLIS);
+            }
+        }
+        self.keep_gpus(&free);
+        self.committed = self.committed.less(wanted);
+        self.leases = self.leases.saturating_sub(1);
+        if self.leases == 0 {
+            self.committed = Resources::default();
+            self.gpu_used_millis = Vec::new();
+        }
+    }
+
+    fn keep_gpus(&mut self, free: &[u16]) {
+        let used: Vec<u16> = free.iter().map(|free| GPU_MILLIS - free).collect();
+        self.gpu_used_millis = if used.iter().any(|used| *used > 0) { used } else { Vec::new() };
     }
 }
 
@@ -494,6 +630,9 @@ pub struct DeviceChange {
     pub tags: Option<BTreeSet<String>>,
     /// New wishes.
     pub rules: Option<OwnerRules>,
+    /// What else the owner would do with it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub alternative: Option<Alternative>,
 }
 
 impl DeviceChange {
@@ -501,6 +640,9 @@ impl DeviceChange {
     pub fn check(&self, device: &Device) -> Result<(), Refusal> {
         if let Some(rules) = &self.rules {
             rules.check()?;
+        }
+        if let Some(other) = self.alternative {
+            other.check()?;
         }
         if self == &Self::default() {
             return Err(Refusal::NoChange { what: "device".into() });

@@ -4,7 +4,7 @@
 //! of a key's secret) may be erased and the state still folds. Fields are named, never positional; new ones are
 //! optional, so that every old journal still folds.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -13,7 +13,7 @@ use crate::connectivity::RelayMeasure;
 use crate::device::{Contact, DeviceChange, Enrolment, HardwareClass, Measured, Tier};
 use crate::id::{Address, CommandId, DeviceId, EndpointId, KeyId, LeaseId, OrderId, PayoutId};
 use crate::ledger::{Owner, Transfer};
-use crate::market::{Destination, Egress, Program, Quote};
+use crate::market::{Destination, Egress, Feed, Program, Quote};
 use crate::meter::{Charge, Receipt, Witness};
 use crate::order::{Bill, CloseReason, NewLease, ReplaceReason, WipeReceipt};
 use crate::payout::Payout;
@@ -176,6 +176,10 @@ pub enum PublicBody {
     OrderPaid { order: OrderId },
     /// What has ended leaves the live state.
     Retired { orders: Vec<OrderId>, forget_ids_before_ms: u64 },
+    /// Prices elsewhere came in, with their signer's signature in hex.
+    FeedTaken { feed: Feed, signature: String },
+    /// The load's part of the prices was set, in ppm of the reference rate, by class; what is not named stays.
+    LoadsSet { loads: BTreeMap<String, u32> },
 }
 
 /// Private bodies.
@@ -216,6 +220,8 @@ impl PublicBody {
         };
         match self {
             Self::Founded { .. } | Self::TermBegun { .. } => vec!["network".into()],
+            Self::FeedTaken { feed, .. } => vec!["market".into(), feed.signer.to_string()],
+            Self::LoadsSet { .. } => vec!["market".into()],
             Self::KeyMade { account, key } => vec![account.to_string(), key.id.to_string()],
             Self::KeyRevoked { account, key } => vec![account.to_string(), key.to_string()],
             Self::Active(activity) => vec![activity.account.to_string(), activity_of(activity.account)],

@@ -149,6 +149,7 @@ mod tests {
             transfers: Vec::new(),
         };
         Lease {
+            gpus: Vec::new(),
             slot: 0,
             device: DeviceId::from_parts(1, 1),
             supplier: Address([1; 32]),

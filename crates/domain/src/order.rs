@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::id::{Address, DeviceId, KeyId, LeaseId, OrderId, TransferId, TransferKind};
 use crate::ledger::{AccountKey, Owner, Step, Transfer};
-use crate::market::place::{self, Limits};
+use crate::market::place::{self, Limits, Seat, Taken};
 use crate::market::{Destination, Egress, EngineKind, Program, Quote};
 use crate::meter::HeldCharge;
 use crate::money::{Asset, Rate};
@@ -231,6 +231,9 @@ pub struct Lease {
     pub supplier: Address,
     /// The quoted price of the slot.
     pub rate: Rate,
+    /// Which of the device's GPUs it has, by their place in its offer.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gpus: Vec<u32>,
     /// Where it stands.
     pub phase: LeasePhase,
     /// When charging began, in milliseconds since 1970.
@@ -450,6 +453,9 @@ pub struct NewLease {
     pub supplier: Address,
     /// At the quoted price of the slot.
     pub rate: Rate,
+    /// Which of the device's GPUs, by their place in its offer; none named means the first that are free.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gpus: Vec<u32>,
 }
 
 /// What `accept` needs to know.
@@ -489,7 +495,7 @@ pub fn accept(state: &State, order: &Acceptance<'_>, now_ms: u64) -> Result<Tran
         state.key(order.account, key)?.affords(quote.total_micro_usd)?;
     }
     let limits = Limits { promised: promised(state, now_ms), ..promise(quote) };
-    place::plan(state, &quote.request, &limits, now_ms)?;
+    place::seats(state, &quote.request, &limits, now_ms)?;
     Ok(fund)
 }
 
@@ -499,13 +505,13 @@ fn promise(quote: &Quote) -> Limits {
 }
 
 /// What orders that are paid for and not yet placed will take.
-fn promised(state: &State, now_ms: u64) -> BTreeMap<DeviceId, crate::device::Resources> {
-    let mut promised = BTreeMap::new();
+fn promised(state: &State, now_ms: u64) -> BTreeMap<DeviceId, Vec<Taken>> {
+    let mut promised: BTreeMap<DeviceId, Vec<Taken>> = BTreeMap::new();
     for order in state.orders.values().filter(|order| order.stage == Stage::Funded) {
         let limits = Limits { promised: promised.clone(), ..promise(&order.quote) };
-        for device in place::plan(state, &order.quote.request, &limits, now_ms).unwrap_or_default() {
-            let taken: &mut crate::device::Resources = promised.entry(device).or_default();
-            *taken = taken.plus(order.quote.request.per_member);
+        let wanted = order.quote.request.per_member;
+        for seat in place::seats(state, &order.quote.request, &limits, now_ms).unwrap_or_default() {
+            promised.entry(seat.device).or_default().push(Taken { wanted, gpus: seat.gpus });
         }
     }
     promised
@@ -524,9 +530,9 @@ fn escrow(order: OrderId, n: u32, account: Address, asset: Asset, amount: u64) -
 /// Chooses devices for every member: all leases or none.
 pub fn place(state: &State, order: &Order, now_ms: u64) -> Result<Vec<NewLease>, Refusal> {
     order.may(Move::Place)?;
-    let devices = place::plan(state, &order.quote.request, &promise(&order.quote), now_ms)?;
+    let seats = place::seats(state, &order.quote.request, &promise(&order.quote), now_ms)?;
     let slots: Vec<u32> = (0..order.quote.request.members).collect();
-    new_leases(state, order, &slots, &devices)
+    new_leases(state, order, &slots, seats)
 }
 
 /// Chooses devices for the members that were lost; the rest keep running and what failed is avoided.
@@ -542,8 +548,8 @@ pub fn replace(state: &State, order: &Order, now_ms: u64) -> Result<Vec<NewLease
     let limits = Limits { avoid, rates: Some(rates.collect()), ..Limits::default() };
     let members = u32::try_from(vacant.len()).unwrap_or(u32::MAX);
     let request = crate::market::Request { members, ..order.quote.request.clone() };
-    let devices = place::plan(state, &request, &limits, now_ms)?;
-    new_leases(state, order, &vacant, &devices)
+    let seats = place::seats(state, &request, &limits, now_ms)?;
+    new_leases(state, order, &vacant, seats)
 }
 
 /// Why an order gets these leases for lost ones.
@@ -560,15 +566,15 @@ fn new_leases(
     state: &State,
     order: &Order,
     slots: &[u32],
-    devices: &[DeviceId],
+    seats: Vec<Seat>,
 ) -> Result<Vec<NewLease>, Refusal> {
     let first = order.leases.keys().next_back().map_or(0, |n| n + 1);
-    let numbered = (first..).zip(slots.iter().zip(devices));
+    let numbered = (first..).zip(slots.iter().zip(seats));
     numbered
-        .map(|(n, (slot, device))| {
-            let supplier = state.device(*device)?.enrolment.owner;
+        .map(|(n, (slot, Seat { device, gpus, .. }))| {
+            let supplier = state.device(device)?.enrolment.owner;
             let rate = order.quote.items.get(*slot as usize).map(|item| item.rate).unwrap_or_default();
-            Ok(NewLease { n, slot: *slot, device: *device, supplier, rate })
+            Ok(NewLease { n, slot: *slot, device, supplier, rate, gpus })
         })
         .collect()
 }

@@ -10,7 +10,10 @@ use crate::device::{Device, DeviceStage, Resources};
 use crate::event::{Event, PrivateBody, PublicBody};
 use crate::id::{Address, CommandId, DeviceId, KeyId, LeaseId, OrderId, PayoutId};
 use crate::ledger::{Ledger, Step, Transfer};
-use crate::market::Program;
+use crate::market::book::{Book, BookCell};
+use crate::market::capacity::GPU_MILLIS;
+use crate::market::record::Share;
+use crate::market::{MarketRecord, PriceParams, Program};
 use crate::meter::{Charge, HeldCharge};
 use crate::money::{BasisPoints, HOUR_MS};
 use crate::order::{Lease, LeasePhase, Move, NewLease, Order, ReplaceReason};
@@ -37,6 +40,9 @@ pub struct Params {
     pub removal_grace_ms: u64,
     /// How long an ended order stays in the live state.
     pub retention_ms: u64,
+    /// What the market's prices are made by; without it, as in networks founded before there was one, asks alone count.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub price: Option<PriceParams>,
 }
 
 impl Default for Params {
@@ -50,6 +56,7 @@ impl Default for Params {
             dispute_window_ms: HOUR_MS,
             removal_grace_ms: 15 * 60_000,
             retention_ms: 24 * HOUR_MS,
+            price: Some(PriceParams::default()),
         }
     }
 }
@@ -99,15 +106,26 @@ pub struct State {
     pub orders: BTreeMap<OrderId, Order>,
     /// Payouts under way.
     pub payouts: BTreeMap<PayoutId, Payout>,
+    /// What the market did, if the network was founded with a table of prices.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub market: Option<MarketRecord>,
     /// The money.
     pub ledger: Ledger,
     /// Command ids that were carried out.
     pub commands: BTreeSet<CommandId>,
     /// What is not public.
     pub private: Private,
+    /// The index of what is open for hire: follows from the rest.
+    #[serde(skip)]
+    book: BookCell,
 }
 
 impl State {
+    /// The index of what is open for hire.
+    pub(crate) fn book(&self) -> &Book {
+        self.book.of(self)
+    }
+
     /// A device.
     pub fn device(&self, device: DeviceId) -> Result<&Device, Refusal> {
         self.devices.get(&device).ok_or(Refusal::UnknownDevice { device })
@@ -133,12 +151,42 @@ impl State {
     /// Folds an event. Reads nothing but the two, so it always gives the same state.
     pub fn apply(&mut self, event: &Event) -> Result<(), Broken> {
         let broken = |why: String| Broken { event: event.public.name(), why };
+        let touched = self.touched(&event.public);
+        if let Some(book) = self.book.kept() {
+            book.before(&event.public, &touched, &self.devices, &self.orders);
+        }
         self.fold(event).map_err(|refusal| broken(refusal.to_string()))?;
+        if let Some(book) = self.book.kept() {
+            book.after(&event.public, &touched, &self.devices, &self.orders);
+        }
         if let Some(command) = event.command {
             self.commands.insert(command);
         }
         self.events += 1;
         Ok(())
+    }
+
+    /// The devices that an event changes for placement.
+    fn touched(&self, event: &PublicBody) -> Vec<DeviceId> {
+        use PublicBody as B;
+        let of_lease =
+            |lease: &LeaseId| self.lease(*lease).map_or_else(|_| Vec::new(), |(_, l)| vec![l.device]);
+        match event {
+            B::DeviceEnrolled { enrolment } => vec![enrolment.device],
+            B::DeviceChecking { device }
+            | B::DevicePooled { device, .. }
+            | B::DeviceRefused { device, .. }
+            | B::DeviceLinksMeasured { device, .. }
+            | B::DeviceContact { device, .. }
+            | B::DeviceChanged { device, .. }
+            | B::DeviceArchived { device } => vec![*device],
+            B::OrderPlaced { leases, .. } => {
+                let devices: BTreeSet<_> = leases.iter().map(|lease| lease.device).collect();
+                devices.into_iter().collect()
+            }
+            B::LeaseLost { lease, .. } | B::LeaseRemoved { lease, .. } => of_lease(lease),
+            _ => Vec::new(),
+        }
     }
 
     fn fold(&mut self, event: &Event) -> Result<(), Refusal> {
@@ -147,6 +195,7 @@ impl State {
             B::Founded { params } => {
                 self.founded = true;
                 self.params = params.clone();
+                self.market = params.price.is_some().then(MarketRecord::default);
             }
             B::TermBegun { term } => self.term = *term,
             B::KeyMade { account, key } => self.fold_key(*account, key, event.private.as_ref()),
@@ -167,10 +216,14 @@ impl State {
                 self.lease_mut(*lease)?.phase = LeasePhase::Exited { exit_code: *exit_code };
             }
             B::LeaseLost { lease, reason } => {
-                self.end_lease(*lease, LeasePhase::Lost { reason: reason.clone() })?;
+                self.end_lease(*lease, LeasePhase::Lost { reason: reason.clone() }, event.at_ms)?;
             }
             B::LeaseRemoved { lease, wipe } => {
-                self.end_lease(*lease, LeasePhase::Removed { wipe: wipe.clone() })?;
+                self.end_lease(*lease, LeasePhase::Removed { wipe: wipe.clone() }, event.at_ms)?;
+            }
+            B::FeedTaken { feed, .. } => self.market.iter_mut().for_each(|market| market.fed(feed)),
+            B::LoadsSet { loads } => {
+                self.market.iter_mut().for_each(|market| market.loads_set(loads, event.at_ms));
             }
             B::LeaseMetered { receipt, charge, .. } => self.fold_charge(receipt.lease, charge)?,
             B::ChargesProven { lease, count, transfers }
@@ -207,6 +260,34 @@ impl State {
     }
 
     fn fold_device(&mut self, event: &Event) -> Result<(), Refusal> {
+        use PublicBody as B;
+        let (B::DeviceChecking { device }
+        | B::DevicePooled { device, .. }
+        | B::DeviceRefused { device, .. }
+        | B::DeviceArchived { device }) = &event.public
+        else {
+            return self.fold_device_alone(event);
+        };
+        let before = self.share(*device);
+        self.fold_device_alone(event)?;
+        self.moved(*device, before, event.at_ms);
+        Ok(())
+    }
+
+    /// A device's part of the market's supply.
+    fn share(&self, device: DeviceId) -> Option<Share> {
+        self.market.as_ref()?;
+        self.devices.get(&device).and_then(Share::of)
+    }
+
+    fn moved(&mut self, device: DeviceId, before: Option<Share>, at_ms: u64) {
+        let after = self.share(device);
+        if let Some(market) = &mut self.market {
+            market.moved(before, after, at_ms);
+        }
+    }
+
+    fn fold_device_alone(&mut self, event: &Event) -> Result<(), Refusal> {
         use PublicBody as B;
         if let B::DeviceEnrolled { enrolment } = &event.public {
             let device = Device::enrolled(enrolment.clone(), event.at_ms);
@@ -251,6 +332,7 @@ impl State {
                 if let Some(rules) = &change.rules {
                     device.rules.clone_from(rules);
                 }
+                device.alternative = change.alternative.or(device.alternative);
             }
             B::DeviceArchived { device } => self.device_mut(*device)?.stage = DeviceStage::Archived,
             _ => {}
@@ -286,7 +368,9 @@ impl State {
                     program.allow = allow;
                 }
             }
-            B::OrderPlaced { order, leases, reason } => self.fold_placed(*order, leases, *reason)?,
+            B::OrderPlaced { order, leases, reason } => {
+                self.fold_placed(*order, leases, *reason, event.at_ms)?;
+            }
             B::OrderStarted { order } => self.step(*order, Move::Start)?,
             B::OrderRunning { order } => self.fold_running(*order, event.at_ms)?,
             B::OrderClosing { order, reason } => {
@@ -321,6 +405,7 @@ impl State {
         id: OrderId,
         leases: &[NewLease],
         reason: Option<ReplaceReason>,
+        at_ms: u64,
     ) -> Result<(), Refusal> {
         let order = self.order_mut(id)?;
         let first = order.leases.is_empty();
@@ -331,11 +416,16 @@ impl State {
         }
         order.replaced = reason.or(order.replaced);
         let wanted = order.quote.request.per_member;
-        order.leases.extend(leases.iter().map(|new| (new.n, new.lease())));
         for lease in leases {
+            let before = self.share(lease.device);
             let device = self.device_mut(lease.device)?;
-            device.committed = device.committed.plus(wanted);
-            device.leases += 1;
+            let gpus = device.hire(wanted, &lease.gpus);
+            let class = device.class.clone();
+            self.moved(lease.device, before, at_ms);
+            if let Some(market) = &mut self.market {
+                market.traded(&class, wanted, lease.rate, at_ms);
+            }
+            self.order_mut(id)?.leases.insert(lease.n, lease.lease(gpus));
         }
         Ok(())
     }
@@ -391,17 +481,19 @@ impl State {
         Ok(())
     }
 
-    fn end_lease(&mut self, id: LeaseId, phase: LeasePhase) -> Result<(), Refusal> {
+    fn end_lease(&mut self, id: LeaseId, phase: LeasePhase, at_ms: u64) -> Result<(), Refusal> {
+        let lost = matches!(phase, LeasePhase::Lost { .. });
         let (order, lease) = self.lease(id)?;
         let (wanted, device, held) = (order.quote.request.per_member, lease.device, !lease.ended());
         let lease = self.lease_mut(id)?;
         lease.phase = phase;
         if held {
-            let device = self.device_mut(device)?;
-            device.committed = device.committed.less(wanted);
-            device.leases = device.leases.saturating_sub(1);
-            if device.leases == 0 {
-                device.committed = Resources::default();
+            let gpus = lease.gpus.clone();
+            let before = self.share(device);
+            self.device_mut(device)?.release(wanted, &gpus);
+            self.moved(device, before, at_ms);
+            if let Some(market) = &mut self.market {
+                market.served(device, lost);
             }
         }
         self.order_mut(id.order)?.generation += 1;
@@ -490,22 +582,49 @@ impl State {
                     device.committed
                 ));
             }
+            let used = self.gpus_used_on(*id);
+            if !device.gpu_used_millis.is_empty() && used != device.gpu_used_millis
+                || used.iter().any(|used| *used > GPU_MILLIS)
+            {
+                let counted = &device.gpu_used_millis;
+                return Err(format!(
+                    "device {id} has {used:?} thousandths of its GPUs hired and counts {counted:?}"
+                ));
+            }
         }
         Ok(())
     }
 
-    fn committed_on(&self, device: DeviceId) -> Resources {
+    fn held_on(&self, device: DeviceId) -> impl Iterator<Item = (Resources, &Lease)> {
         let orders = self.orders.values();
-        let leases = orders.flat_map(|order| order.leases.values().map(move |lease| (order, lease)));
-        leases
-            .filter(|(_, lease)| lease.device == device && !lease.ended())
-            .fold(Resources::default(), |sum, (order, _)| sum.plus(order.quote.request.per_member))
+        let wanted = |order: &Order| order.quote.request.per_member;
+        let leases =
+            orders.flat_map(move |order| order.leases.values().map(move |lease| (wanted(order), lease)));
+        leases.filter(move |(_, lease)| lease.device == device && !lease.ended())
+    }
+
+    fn committed_on(&self, device: DeviceId) -> Resources {
+        self.held_on(device).fold(Resources::default(), |sum, (wanted, _)| sum.plus(wanted))
+    }
+
+    fn gpus_used_on(&self, device: DeviceId) -> Vec<u16> {
+        let gpus = self.devices.get(&device).map_or(0, |device| device.enrolment.offered.gpus);
+        let mut used = vec![0; gpus as usize];
+        for (wanted, lease) in self.held_on(device) {
+            for place in &lease.gpus {
+                if let Some(gpu) = used.get_mut(*place as usize) {
+                    *gpu += u16::try_from(wanted.millis_per_gpu()).unwrap_or(GPU_MILLIS);
+                }
+            }
+        }
+        used
     }
 }
 
 impl NewLease {
-    fn lease(&self) -> Lease {
+    fn lease(&self, gpus: Vec<u32>) -> Lease {
         Lease {
+            gpus,
             slot: self.slot,
             device: self.device,
             supplier: self.supplier,

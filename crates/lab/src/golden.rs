@@ -10,9 +10,12 @@ use std::path::Path;
 use ionet_domain::account::{ActivityKind, ApiKey, Scope as KeyScope};
 use ionet_domain::command::CommandBody as C;
 use ionet_domain::connectivity::{Bandwidth, RelayMeasure};
-use ionet_domain::device::{Contact, DeviceChange, Enrolment, Hardware, Measured, OwnerRules, Resources};
+use ionet_domain::device::{
+    Alternative, Contact, DeviceChange, Enrolment, Gpu, GpuCheck, Hardware, Measured, OwnerRules, Resources,
+};
 use ionet_domain::id::{QuoteId, TransferKind};
-use ionet_domain::market::{Egress, EngineKind, Program, Request, price};
+use ionet_domain::market::competitors::PricePoint;
+use ionet_domain::market::{Egress, EngineKind, Feed, PriceParams, Program, Request, price};
 use ionet_domain::meter::{Receipt, Witness};
 use ionet_domain::money::{Asset, HOUR_MS, Rate};
 use ionet_domain::order::{CloseReason, WipeReceipt};
@@ -129,7 +132,8 @@ impl<D: Disk> Script<D> {
     }
 
     fn play(&mut self) -> Result<()> {
-        let params = Params { network: "golden".into(), ..Params::default() };
+        let price = Some(PriceParams { feed_signers: [OTHER].into(), ..PriceParams::default() });
+        let params = Params { network: "golden".into(), price, ..Params::default() };
         self.server(C::Found { params })?;
         self.server(C::BeginTerm { above: 0 })?;
         self.accounts()?;
@@ -145,7 +149,26 @@ impl<D: Disk> Script<D> {
         self.payouts()?;
         self.now_ms += 25 * HOUR_MS;
         self.server(C::Retire)?;
+        self.market()?;
         self.running(1, false).map(|_| ())
+    }
+
+    /// Prices elsewhere come in, and the load follows an hour in which nothing was hired.
+    fn market(&mut self) -> Result<()> {
+        let gpu = Gpu { uuid: "GPU-1".into(), model: "NVIDIA L4".into(), memory_bytes: 24 * GIB };
+        let (uuid, kernel_sees) = (gpu.uuid.clone(), true);
+        let seen = GpuCheck { uuid, kernel_sees, driver_memory_bytes: Some(gpu.memory_bytes) };
+        let device = self.enrol(SUPPLIER, 200_000, vec![gpu])?;
+        self.check(device, Ok(Measured { gpus: vec![seen], ..measures() }))?;
+        let alternative =
+            Some(Alternative { revenue_per_unit: Rate(100_000), power_micro_usd_per_kwh: 200_000 });
+        let change = DeviceChange { alternative, ..DeviceChange::default() };
+        self.ask(Actor::Wallet(SUPPLIER), C::ChangeDevice { device, change })?;
+        let point = PricePoint { model: "L4".into(), provider: "a cloud".into(), rate: Rate(700_000) };
+        let feed = Feed { signer: OTHER, at_ms: self.now_ms, source: "a page".into(), points: vec![point] };
+        self.server(C::TakeFeed { feed, signature: "00".into() })?;
+        self.now_ms += 2 * HOUR_MS;
+        self.server(C::SetLoads)
     }
 
     fn snapshot(&self) -> Result<()> {
@@ -186,7 +209,7 @@ impl<D: Disk> Script<D> {
         self.ask(Actor::Wallet(RENTER), C::RevokeKey { key: id })
     }
 
-    fn enrol(&mut self, owner: Address, ask: u64) -> Result<DeviceId> {
+    fn enrol(&mut self, owner: Address, ask: u64, gpus: Vec<Gpu>) -> Result<DeviceId> {
         let n = self.unique();
         let mut endpoint = [9; 32];
         endpoint[..16].copy_from_slice(&n.to_be_bytes());
@@ -198,12 +221,18 @@ impl<D: Disk> Script<D> {
             network: "ionet".into(),
             tags: BTreeSet::from(["lab".to_string()]),
             ask_per_unit: Rate(ask),
-            offered: Resources { cpu_millis: 2000, memory_bytes: 4 * GIB, disk_bytes: 20 * GIB, gpus: 0 },
+            offered: Resources {
+                cpu_millis: 2000,
+                memory_bytes: 4 * GIB,
+                disk_bytes: 20 * GIB,
+                gpus: u32::try_from(gpus.len()).unwrap_or(0),
+                ..Resources::default()
+            },
             hardware: Hardware {
                 cpu_model: "a CPU".into(),
                 cpu_threads: 2,
                 memory_bytes: 8 * GIB,
-                gpus: Vec::new(),
+                gpus,
                 unsupported: vec!["AMD GPU: not supported yet".into()],
             },
         };
@@ -212,7 +241,7 @@ impl<D: Disk> Script<D> {
     }
 
     fn device(&mut self, owner: Address, ask: u64) -> Result<DeviceId> {
-        let device = self.enrol(owner, ask)?;
+        let device = self.enrol(owner, ask, Vec::new())?;
         self.server(C::NoteContact { device, contact: Contact::Connected })?;
         self.check(device, Ok(measures()))?;
         Ok(device)
@@ -238,7 +267,7 @@ impl<D: Disk> Script<D> {
         self.ask(Actor::Device(device), C::ReportYield { device, yielding: true })?;
         self.ask(Actor::Device(device), C::ReportYield { device, yielding: false })?;
         self.ask(Actor::Wallet(SUPPLIER), C::Rebind { device, endpoint: EndpointId([77; 32]) })?;
-        let slow = self.enrol(OTHER, 1)?;
+        let slow = self.enrol(OTHER, 1, Vec::new())?;
         self.check(slow, Ok(Measured { cpu_one_mb_s: 1, ..measures() }))?;
         self.check(slow, Err("the check was ended".into()))?;
         self.ask(Actor::Wallet(OTHER), C::ArchiveDevice { device: slow })
@@ -249,7 +278,12 @@ impl<D: Disk> Script<D> {
         let request = Request {
             engine: EngineKind::Command,
             members,
-            per_member: Resources { cpu_millis: 1000, memory_bytes: GIB, disk_bytes: GIB, gpus: 0 },
+            per_member: Resources {
+                cpu_millis: 1000,
+                memory_bytes: GIB,
+                disk_bytes: GIB,
+                ..Resources::default()
+            },
             duration_ms: HOUR_MS,
             gpu_model: None,
             network: Some("ionet".into()),

@@ -110,6 +110,38 @@ enum Bench {
         #[command(flatten)]
         show: Show,
     },
+    /// The experiment of "Beware of Fragmentation" (USENIX ATC'23) on its published traces: six policies as a check, then
+    /// the product's own placement.
+    Fgd {
+        /// The folder with the nodes, the traces (.csv or .csv.gz) and the published table.
+        #[arg(long)]
+        data: PathBuf,
+        /// This trace alone.
+        #[arg(long)]
+        trace: Option<PathBuf>,
+        /// How many seeds, from 42 on.
+        #[arg(long, default_value_t = 10)]
+        seeds: u64,
+        /// Leave the six published policies out.
+        #[arg(long)]
+        only_product: bool,
+        #[command(flatten)]
+        show: Show,
+    },
+    /// How fast placement is, and whether it is what a look at every device gives.
+    Place {
+        /// Numbers of devices.
+        #[arg(long, value_delimiter = ',', default_values_t = [10_000, 100_000, 1_000_000])]
+        devices: Vec<usize>,
+        /// Orders for each.
+        #[arg(long, default_value_t = 100_000)]
+        orders: usize,
+        /// Orders that are also placed by a look at every device.
+        #[arg(long, default_value_t = 1000)]
+        checks: usize,
+        #[command(flatten)]
+        show: Show,
+    },
     /// A start from a snapshot and the events after it.
     Start {
         /// Events after the snapshot.
@@ -185,6 +217,14 @@ fn run_bench(bench: Bench) -> Result<bool> {
         Bench::Object { rounds, binary, show } => {
             let binary = binary.map_or_else(beside, Ok)?;
             shown(&show, |dir| bench::object::run(dir, &binary, rounds))
+        }
+        Bench::Fgd { data, trace, seeds, only_product, show } => {
+            let size = bench::fgd::Size { data, trace, seeds, only_product };
+            shown(&show, |_| bench::fgd::run(&size))
+        }
+        Bench::Place { devices, orders, checks, show } => {
+            let size = bench::place::Size { devices, orders, checks };
+            shown(&show, |_| bench::place::run(&size))
         }
         Bench::Start { events, runs, show } => shown(&show, |dir| bench::start::run(dir, events, runs)),
     }

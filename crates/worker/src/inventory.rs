@@ -90,6 +90,7 @@ pub fn default_offer(hardware: &Hardware, data_dir: &Path) -> Resources {
         memory_bytes: hardware.memory_bytes / 4 * 3,
         disk_bytes: disk_free_bytes(data_dir) / 2,
         gpus: u32::try_from(hardware.gpus.len()).unwrap_or(u32::MAX),
+        gpu_share_millis: None,
     }
 }
 

@@ -15,7 +15,7 @@ use serde_json::json;
 use tokio::io::AsyncReadExt;
 
 use crate::args::{ClusterCommand, CreateArgs};
-use crate::commands::{connect, egress, journal, network, quote};
+use crate::commands::{connect, egress, explain, journal, network, quote};
 use crate::context::{Context, now_ms, random};
 use crate::error::{CliError, Result};
 use crate::out::{Out, Progress};
@@ -63,7 +63,7 @@ async fn create(context: &Context, args: &CreateArgs) -> Result {
     program.check(request.engine)?;
     request.egress.check(&program.allow)?;
     let client = context.session().await?.client;
-    let signed = client.quote(&request).await?;
+    let signed = explain::or_explain(&client, &request, args.explain, client.quote(&request).await).await?;
     quote::show(context.out, &signed);
     context.out.confirm("order it?", args.yes)?;
     let view = order(&client, signed, program).await?;

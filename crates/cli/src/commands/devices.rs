@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 
 use ionet_api::rest::{DeviceFilter, DeviceView};
+use ionet_domain::DeviceId;
 use ionet_domain::connectivity::{Bandwidth, RelayMeasure};
-use ionet_domain::device::{DeviceChange, DeviceStage, Measured, OwnerRules, Resources, Window};
-use ionet_domain::{DeviceId, Rate};
+use ionet_domain::device::{Alternative, DeviceChange, DeviceStage, Measured, OwnerRules, Resources, Window};
 use serde_json::json;
 
 use crate::args::{DevicesArgs, DevicesCommand};
@@ -23,8 +23,14 @@ pub(crate) async fn devices(context: &Context, args: &DevicesArgs) -> Result {
             context.out.answer(&device, |out| show(out, &device));
             Ok(())
         }
-        Some(DevicesCommand::Set { device, ask, tag, schedule, egress }) => {
-            set(context, *device, *ask, tag, schedule, *egress).await
+        Some(DevicesCommand::Set { device, ask, other_use, power_price, tag, schedule, egress }) => {
+            let tags = (!tag.is_empty()).then(|| tag.iter().cloned().collect::<BTreeSet<_>>());
+            let alternative = (other_use.is_some() || power_price.is_some()).then(|| Alternative {
+                revenue_per_unit: other_use.unwrap_or_default(),
+                power_micro_usd_per_kwh: power_price.unwrap_or_default().0,
+            });
+            let change = DeviceChange { ask_per_unit: *ask, tags, rules: None, alternative };
+            set(context, *device, change, schedule, *egress).await
         }
         Some(DevicesCommand::Archive { device }) => {
             context.session().await?.client.archive_device(*device).await?;
@@ -176,23 +182,20 @@ fn measured_lines(measured: &Measured) -> Vec<(&'static str, String)> {
 async fn set(
     context: &Context,
     id: DeviceId,
-    ask: Option<Rate>,
-    tags: &[String],
+    mut change: DeviceChange,
     schedule: &[String],
     egress: Option<bool>,
 ) -> Result {
     let client = context.session().await?.client;
-    let mut rules = None;
     if !schedule.is_empty() || egress.is_some() {
         let now: OwnerRules = client.device(id).await?.rules;
         let schedule = if schedule.is_empty() { now.schedule.clone() } else { read_schedule(schedule)? };
         let no_egress = egress.map_or(now.no_egress, |on| !on);
-        rules = Some(OwnerRules { schedule, no_egress, ..now });
+        change.rules = Some(OwnerRules { schedule, no_egress, ..now });
     }
-    let tags = (!tags.is_empty()).then(|| tags.iter().cloned().collect::<BTreeSet<_>>());
-    let change = DeviceChange { ask_per_unit: ask, tags, rules };
     if change == DeviceChange::default() {
-        return Err(CliError::usage("nothing to change").help("say --ask, --tag, --egress or --schedule"));
+        return Err(CliError::usage("nothing to change")
+            .help("say --ask, --other-use, --tag, --egress or --schedule"));
     }
     let device = client.change_device(id, &change).await?;
     context.out.answer(&device, |out| show(out, &device));

@@ -191,6 +191,7 @@ async fn request(client: &Client) -> Result<Request> {
             memory_bytes: least(|free| free.memory_bytes, MEMORY_BYTES) >> 20 << 20,
             disk_bytes: least(|free| free.disk_bytes, 1 << 30),
             gpus: 0,
+            gpu_share_millis: None,
         },
         duration_ms: HOUR_MS,
         gpu_model: None,

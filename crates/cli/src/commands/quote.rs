@@ -2,9 +2,12 @@
 
 use ionet_api::rest::SignedQuote;
 use ionet_domain::device::Resources;
+use ionet_domain::market::price::{DecidedBy, Pricing};
+use ionet_domain::market::quote::ElsewhereCost;
 use ionet_domain::market::{Destination, Egress, Hiding, Quote, Request};
-use ionet_domain::money::{Asset, HOUR_MS};
+use ionet_domain::money::{Asset, HOUR_MS, decimal};
 
+use super::explain;
 use crate::args::{QuoteArgs, RequestArgs};
 use crate::context::{Context, now_ms};
 use crate::error::Result;
@@ -21,6 +24,7 @@ pub(crate) fn request(args: &RequestArgs) -> Result<Request> {
             memory_bytes: args.memory,
             disk_bytes: args.disk,
             gpus: args.gpus,
+            gpu_share_millis: None,
         },
         duration_ms: args.hours.map_or(args.duration_ms, |hours| hours * HOUR_MS),
         gpu_model: args.gpu_model.clone(),
@@ -63,7 +67,8 @@ pub(crate) fn network_rules<'a>(egress: Egress, allow: impl IntoIterator<Item = 
 /// `ionet quote`
 pub(crate) async fn quote(context: &Context, args: &QuoteArgs) -> Result {
     let request = request(&args.request)?;
-    let signed = context.session().await?.client.quote(&request).await?;
+    let client = context.session().await?.client;
+    let signed = explain::or_explain(&client, &request, args.explain, client.quote(&request).await).await?;
     context.out.answer(&signed, |out| show(out, &signed));
     Ok(())
 }
@@ -75,15 +80,86 @@ pub(crate) fn show(out: Out, signed: &SignedQuote) {
     out.line(network_rules(quote.request.egress, []));
     quote.request.hiding.explained().for_each(|line| out.line(line));
     out.table(&["MEMBER", "CLASS", "DEVICE", "RATE", "COMPUTE"], &[3, 4], rows(quote));
-    let factor = match quote.duration_factor_percent {
-        100 => String::new(),
-        percent => format!(" (duration factor {percent} % included)"),
-    };
-    out.line(format!("compute    {}{factor}", usd(quote.compute_micro_usd)));
-    out.line(format!("fee        {} ({} basis points)", usd(quote.fee_micro_usd), quote.renter_fee.0));
+    quote.pricing.iter().for_each(|how| pricing(out, how));
+    lines(out, quote);
     out.line(format!("at most    {}; what is not used comes back", usd(quote.total_micro_usd)));
     let left_ms = quote.expires_ms.saturating_sub(now_ms());
     out.line(format!("good for   {}; it reserves no capacity", span(left_ms)));
+    if let Some(elsewhere) = &quote.elsewhere {
+        out.line(elsewhere_line(elsewhere));
+    }
+}
+
+/// How a rate came about, in a few lines.
+fn pricing(out: Out, how: &Pricing) {
+    let Some((reference, source)) = &how.reference else {
+        let floor = how.floor_per_unit.map(|floor| format!(", floor of other use {floor}"));
+        let ask = how.ask_per_unit;
+        return out.line(format!(
+            "rate       {} by the ask: {ask} for a unit{}",
+            how.rate,
+            floor.unwrap_or_default()
+        ));
+    };
+    let decided = match how.decided_by {
+        DecidedBy::Ask => "the ask",
+        DecidedBy::Floor => "the supplier's other use",
+        DecidedBy::Market => "the market",
+    };
+    out.line(format!("rate       {} by {decided}; ask {} for a unit", how.rate, how.ask_per_unit));
+    out.line(format!("  reference      {reference}  {source}"));
+    for factor in &how.factors {
+        let times = decimal(factor.ppm.into(), 6);
+        out.line(format!("  {:<14} x {times:<8} {}", factor.name, factor.because));
+    }
+    if let Some(market) = how.market_per_unit {
+        out.line(format!("  market         {market} for a unit"));
+    }
+    if let Some(floor) = how.floor_per_unit {
+        out.line(format!("  other use      {floor} for a unit, at least"));
+    }
+}
+
+/// The total in its parts; what is nothing and has no story is left out.
+fn lines(out: Out, quote: &Quote) {
+    let Some(lines) = &quote.lines else {
+        out.line(format!("compute    {}", usd(quote.compute_micro_usd)));
+        return out.line(format!(
+            "fee        {} ({} basis points)",
+            usd(quote.fee_micro_usd),
+            quote.renter_fee.0
+        ));
+    };
+    out.line(format!("compute    {}", usd(lines.compute_micro_usd)));
+    if lines.disk_micro_usd > 0 {
+        out.line(format!(
+            "disk       {}; paused disk {}",
+            usd(lines.disk_micro_usd),
+            usd(lines.paused_disk_micro_usd)
+        ));
+    } else {
+        out.line("disk       included");
+    }
+    out.line(format!("traffic    {}; it is counted and free", usd(lines.traffic_micro_usd)));
+    if lines.discount_micro_usd > 0 {
+        out.line(format!("discount  -{} for time and count", usd(lines.discount_micro_usd)));
+    }
+    out.line(format!("fee        {} ({} basis points)", usd(lines.fee_micro_usd), quote.renter_fee.0));
+    out.line(format!(
+        "tax        {}; none is collected, what is due is yours to declare",
+        usd(lines.tax_micro_usd)
+    ));
+}
+
+fn elsewhere_line(elsewhere: &ElsewhereCost) -> String {
+    let prices = if elsewhere.prices == 1 { "one price" } else { "the median of dated prices" };
+    format!(
+        "elsewhere  {} for the same GPUs and time at {} each ({prices}, {}, {})",
+        usd(elsewhere.micro_usd),
+        elsewhere.median_per_gpu,
+        elsewhere.date,
+        elsewhere.source
+    )
 }
 
 fn rows(quote: &Quote) -> Vec<Vec<String>> {

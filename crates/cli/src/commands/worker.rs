@@ -117,6 +117,7 @@ fn offered(context: &Context, args: &WorkerStartArgs) -> Result<Option<Resources
         memory_bytes: args.memory.unwrap_or(whole.memory_bytes),
         disk_bytes: args.disk.unwrap_or(whole.disk_bytes),
         gpus: args.gpus,
+        gpu_share_millis: None,
     }))
 }
 

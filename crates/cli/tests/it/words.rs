@@ -14,6 +14,8 @@ fn every_command_explains_itself() {
         &["worker", "start"],
         &["login"],
         &["devices"],
+        &["prices"],
+        &["explain"],
         &["cluster", "create"],
         &["cluster", "connect"],
         &["job", "submit"],
@@ -39,6 +41,8 @@ const ERRORS: &[(&[&str], i32, &str)] = &[
     (&["cluster", "create", "--engine", "command"], 1, "out_of_range"),
     (&["cluster", "create", "--", "echo"], 1, "out_of_range"),
     (&["devices", "set", "dev_00000000000000000000000000"], 3, "no_network"),
+    (&["prices"], 3, "no_network"),
+    (&["explain", "dev_00000000000000000000000000"], 3, "no_network"),
     (&["journal", "head"], 3, "no_network"),
 ];
 
@@ -62,6 +66,7 @@ const USAGE: &[&[&str]] = &[
     &["quote", "--memory", "lots"],
     &["quote", "--cpus", "-1"],
     &["cluster", "show", "dev_00000000000000000000000000"],
+    &["explain", "key_00000000000000000000000000"],
     &["cluster", "extend", "clu_00000000000000000000000000"],
     &["login", "--scopes", "read"],
     &["login", "--new-key", "--scopes", "everything"],

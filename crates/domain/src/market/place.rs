@@ -1,18 +1,23 @@
 //! Placement: all members of a request or none, on the cheapest devices that fit; and the count of what each
 //! constraint removed when it does not work out.
 //!
-//! The same state gives the same answer: ties go to the older device.
+//! Among devices that cost the same, the one on which a member costs the rest of the market least (`score`), then the older
+//! one. [`seats`] finds them from the book, [`exhaustive`] by looking at every device: the same answer, for checking.
+//! Always holds: the same state gives the same answer. Not here: the index (`book`), the price (`price`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::book::Book;
+use super::capacity::Capacity;
 use super::egress::Egress;
 use super::price::member_rate;
 use super::request::Request;
+use super::search::{All, Search, Shelves};
 use crate::connectivity::claimed_region;
-use crate::device::{Contact, Device, DeviceStage, HardwareClass, Resources, Tier};
+use crate::device::{Contact, Device, DeviceStage, Resources, Tier};
 use crate::id::DeviceId;
 use crate::money::Rate;
 use crate::order::{Order, Stage};
@@ -70,7 +75,29 @@ pub struct Limits {
     /// The promised prices, cheapest first: the i-th device may cost at most the i-th.
     pub rates: Option<Vec<Rate>>,
     /// Promised to orders that are paid for and not yet placed.
-    pub promised: BTreeMap<DeviceId, Resources>,
+    pub promised: BTreeMap<DeviceId, Vec<Taken>>,
+}
+
+/// Part of a device that is spoken for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Taken {
+    /// How much.
+    pub wanted: Resources,
+    /// Of which GPUs, by their place in the device's offer.
+    pub gpus: Vec<u32>,
+}
+
+/// Where a member goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Seat {
+    /// The device.
+    pub device: DeviceId,
+    /// Its GPUs, by their place in the device's offer.
+    pub gpus: Vec<u32>,
+    /// What the supplier takes at least, an hour.
+    pub rate: Rate,
+    /// What it costs the rest of the market; comparable among devices of the same rate only.
+    pub cost: i64,
 }
 
 /// Chooses a device for every member, cheapest first; the answer's order is the members' order.
@@ -80,79 +107,101 @@ pub fn plan(
     limits: &Limits,
     now_ms: u64,
 ) -> Result<Vec<DeviceId>, Refusal> {
-    let mut sieve = Sieve { request, limits, now_ms, removed: BTreeMap::new() };
-    let mut open: Vec<Slot> =
-        state.devices.iter().filter_map(|(id, device)| sieve.slot(*id, device)).collect();
-    open.sort_by_key(|slot| (slot.rate, slot.id));
-    let chosen = fill(&open, request.members as usize, limits.rates.as_deref());
-    if chosen.len() < request.members as usize {
-        let short = sieve.shortfall(state, u32::try_from(chosen.len()).unwrap_or(0));
-        return Err(Refusal::NoCapacity(short));
-    }
-    Ok(chosen)
+    let seats = seats(state, request, limits, now_ms)?;
+    Ok(seats.into_iter().map(|seat| seat.device).collect())
 }
 
-/// How many members of the request a device takes, at which price each.
-struct Slot {
-    rate: Rate,
-    id: DeviceId,
-    members: u32,
+/// Chooses device and GPUs for every member, cheapest first; the answer's order is the members' order.
+pub fn seats(state: &State, request: &Request, limits: &Limits, now_ms: u64) -> Result<Vec<Seat>, Refusal> {
+    let search = Search::new(state, request, limits, now_ms);
+    all_or_none(state, request, limits, now_ms, search.fill(Shelves::new(&search)))
 }
 
-/// Takes members from the cheapest devices on; a promised price ends the run when it is passed.
-fn fill(open: &[Slot], wanted: usize, promised: Option<&[Rate]>) -> Vec<DeviceId> {
-    let each = open.iter().flat_map(|slot| (0..slot.members).map(move |_| slot));
-    let mut chosen = Vec::with_capacity(wanted);
-    for slot in each.take(wanted) {
-        if promised.is_some_and(|rates| rates.get(chosen.len()).is_none_or(|most| slot.rate > *most)) {
-            break;
-        }
-        chosen.push(slot.id);
+/// The same without reasons: `None` where not all members fit.
+pub fn find(state: &State, request: &Request, limits: &Limits, now_ms: u64) -> Option<Vec<Seat>> {
+    let search = Search::new(state, request, limits, now_ms);
+    Some(search.fill(Shelves::new(&search))).filter(|seats| seats.len() == request.members as usize)
+}
+
+/// The same without the index: every device is looked at.
+pub fn exhaustive(
+    state: &State,
+    request: &Request,
+    limits: &Limits,
+    now_ms: u64,
+) -> Result<Vec<Seat>, Refusal> {
+    let search = Search::new(state, request, limits, now_ms);
+    all_or_none(state, request, limits, now_ms, search.fill(All::new(&search)))
+}
+
+fn all_or_none(
+    state: &State,
+    request: &Request,
+    limits: &Limits,
+    now_ms: u64,
+    seats: Vec<Seat>,
+) -> Result<Vec<Seat>, Refusal> {
+    if seats.len() == request.members as usize {
+        return Ok(seats);
     }
-    chosen
+    let possible = u32::try_from(seats.len()).unwrap_or(u32::MAX);
+    Err(Refusal::NoCapacity(Sieve::new(request, limits, now_ms).shortfall(state, possible)))
+}
+
+/// Whether the state's index, if it has one yet, is the one that would be built from the state now.
+pub fn index_is_true(state: &State) -> bool {
+    state.book().same(&Book::build(state))
 }
 
 /// The place of "hired by others now" among the constraints.
 const HIRED: u8 = 8;
 
-struct Sieve<'a> {
+/// Tells which constraint removes a device, in words; for reasons, and for devices that are looked at by themselves.
+pub(super) struct Sieve<'a> {
     request: &'a Request,
     limits: &'a Limits,
     now_ms: u64,
     removed: BTreeMap<(u8, String), u32>,
 }
 
-impl Sieve<'_> {
-    fn slot(&mut self, id: DeviceId, device: &Device) -> Option<Slot> {
-        if let Some(constraint) = self.misses(id, device) {
-            *self.removed.entry(constraint).or_insert(0) += 1;
-            return None;
-        }
-        let rate = member_rate(device, self.request.per_member, self.request.duration_ms);
-        Some(Slot { rate, id, members: self.members_on(id, device) })
-    }
-
-    fn free(&self, id: DeviceId, device: &Device) -> Resources {
-        match self.limits.promised.get(&id) {
-            None => device.free(),
-            Some(_) if device.measured.as_ref().is_some_and(|m| m.enforcement.is_none()) => {
-                Resources::default()
+impl Limits {
+    /// What of a device is free beside what is promised: in all, and of each GPU by its place in the offer.
+    pub(super) fn room(&self, id: DeviceId, device: &Device) -> (Capacity, Vec<u16>) {
+        let (mut gpus, mut free) = (device.free_gpu_millis(), Capacity::of(device));
+        for taken in self.promised.get(&id).into_iter().flatten() {
+            let millis = u16::try_from(taken.wanted.millis_per_gpu()).unwrap_or(u16::MAX);
+            for gpu in &taken.gpus {
+                if let Some(gpu) = gpus.get_mut(*gpu as usize) {
+                    *gpu = gpu.saturating_sub(millis);
+                }
             }
-            Some(promised) => device.free().less(*promised),
+            free = free.less(Resources { gpus: 0, ..taken.wanted }, 0);
+            if device.one_tenant() {
+                free.cpu_millis = 0;
+            }
         }
+        let capacity = Capacity { gpus: Capacity::with(device, gpus.clone()).gpus, ..free };
+        (capacity, gpus)
+    }
+}
+
+impl<'a> Sieve<'a> {
+    pub(super) fn new(request: &'a Request, limits: &'a Limits, now_ms: u64) -> Self {
+        Self { request, limits, now_ms, removed: BTreeMap::new() }
     }
 
-    fn members_on(&self, id: DeviceId, device: &Device) -> u32 {
-        let one_tenant = device.measured.as_ref().is_none_or(|m| m.enforcement.is_none());
-        if self.request.spread || one_tenant {
-            return 1;
+    /// Whether the device meets every constraint.
+    pub(super) fn suits(&self, id: DeviceId, device: &Device) -> bool {
+        self.misses(id, device).is_none()
+    }
+
+    /// Counts what each constraint removes.
+    fn sift(&mut self, state: &State) {
+        for (id, device) in &state.devices {
+            if let Some(constraint) = self.misses(*id, device) {
+                *self.removed.entry(constraint).or_insert(0) += 1;
+            }
         }
-        let (wanted, mut free, mut members) = (self.request.per_member, self.free(id, device), 0);
-        while free.holds(wanted) && members < self.request.members {
-            free = free.less(wanted);
-            members += 1;
-        }
-        members
     }
 
     /// The first constraint that the device does not meet, with its place in the order.
@@ -161,8 +210,7 @@ impl Sieve<'_> {
         let enrolment = &device.enrolment;
         let tag = r.tags.iter().find(|tag| !enrolment.tags.contains(*tag));
         let other_network = r.network.as_ref().filter(|network| **network != enrolment.network);
-        let other_model =
-            r.gpu_model.as_ref().filter(|model| device.class != HardwareClass::Gpu((*model).clone()));
+        let other_model = r.gpu_model.as_ref().filter(|_| !r.allows(&device.class));
         let wanted = r.per_member;
         let missing = if device.stage != DeviceStage::Pooled {
             (0, format!("not pooled ({})", device.stage))
@@ -186,7 +234,7 @@ impl Sieve<'_> {
             (6, "not heard from at present".into())
         } else if let Some(why) = device.rules.closed(self.now_ms) {
             (7, why.into())
-        } else if !self.free(id, device).holds(wanted) {
+        } else if !self.limits.room(id, device).0.fits(wanted) {
             (HIRED, "hired by others now".into())
         } else {
             return self.too_dear(device);
@@ -215,7 +263,9 @@ impl Sieve<'_> {
         (rate > *most).then(|| (9, format!("a price above the promised {most}")))
     }
 
-    fn shortfall(self, state: &State, possible: u32) -> Shortfall {
+    /// Why it does not work out.
+    pub(super) fn shortfall(mut self, state: &State, possible: u32) -> Shortfall {
+        self.sift(state);
         // Only a device that would do if it were free is worth waiting for.
         let may_do = |id| {
             let missing = state.devices.get(&id).map(|device| self.misses(id, device));

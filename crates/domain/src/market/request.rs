@@ -7,7 +7,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::device::{Resources, Tier};
+use crate::device::{HardwareClass, Resources, Tier};
 use crate::market::egress::{Destination, Egress};
 use crate::market::hiding::Hiding;
 use crate::money::{Asset, HOUR_MS, Rate};
@@ -64,7 +64,7 @@ pub struct Request {
     pub per_member: Resources,
     /// For how long, in milliseconds.
     pub duration_ms: u64,
-    /// Only this GPU model; `None` with no GPUs wanted means any device.
+    /// Only this GPU model, or one of several with `|` between them; `None` with no GPUs wanted means any device.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gpu_model: Option<String>,
     /// Only this supply network.
@@ -100,6 +100,15 @@ const MIN_MEMORY_BYTES: u64 = 16 << 20;
 const MIN_RAY_MEMORY_BYTES: u64 = 1 << 30;
 
 impl Request {
+    /// Whether a device of this class would do.
+    pub fn allows(&self, class: &HardwareClass) -> bool {
+        match (&self.gpu_model, class) {
+            (None, _) => true,
+            (Some(named), HardwareClass::Gpu(model)) => named.split('|').any(|name| name == model),
+            (Some(_), HardwareClass::Cpu) => false,
+        }
+    }
+
     /// Whether the request makes sense at all; says which field and what it may be.
     pub fn check(&self) -> Result<(), Refusal> {
         let in_range = |field: &str, value: u64, least: u64, most: u64| {
@@ -117,6 +126,7 @@ impl Request {
         in_range("memory_bytes", self.per_member.memory_bytes, least_memory, 64 << 40)?;
         in_range("disk_bytes", self.per_member.disk_bytes, 0, 1 << 50)?;
         in_range("gpus", self.per_member.gpus.into(), 0, 64)?;
+        self.per_member.check_share()?;
         in_range("duration_ms", self.duration_ms, MIN_DURATION_MS, MAX_DURATION_MS)?;
         if self.asset != Asset::Iosd {
             return Err(Refusal::Unsupported {

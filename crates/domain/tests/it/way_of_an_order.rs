@@ -297,7 +297,14 @@ fn a_lost_head_is_told_from_a_lost_member() {
         let order = world.running(&request(2));
         let mut found = world.state.order(order).unwrap().clone();
         found.quote.request.engine = engine;
-        let lease = |slot: u32| NewLease { n: slot + 2, slot, device, supplier: SUPPLIER, rate: Rate(1) };
+        let lease = |slot: u32| NewLease {
+            n: slot + 2,
+            slot,
+            device,
+            supplier: SUPPLIER,
+            rate: Rate(1),
+            gpus: Vec::new(),
+        };
         let leases: Vec<_> = slots.iter().map(|slot| lease(*slot)).collect();
         assert_eq!(replace_reason(&found, &leases), reason, "{engine} {slots:?}");
     }

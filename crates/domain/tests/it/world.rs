@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 
 use ionet_domain::command::{Actor, Command, CommandBody};
-use ionet_domain::device::{Contact, Enrolment, Hardware, Measured, Resources};
+use ionet_domain::connectivity::{Bandwidth, RelayMeasure};
+use ionet_domain::device::{Contact, Enrolment, Gpu, GpuCheck, Hardware, Measured, Resources, Tier};
 use ionet_domain::id::{QuoteId, TransferKind};
 use ionet_domain::market::{EngineKind, Program, Quote, Request, price};
 use ionet_domain::meter::{Receipt, Witness};
@@ -99,7 +100,12 @@ impl World {
             network: "ionet".into(),
             tags: BTreeSet::new(),
             ask_per_unit: Rate(ask),
-            offered: Resources { cpu_millis: 2000, memory_bytes: 4 * GIB, disk_bytes: 20 * GIB, gpus: 0 },
+            offered: Resources {
+                cpu_millis: 2000,
+                memory_bytes: 4 * GIB,
+                disk_bytes: 20 * GIB,
+                ..Resources::default()
+            },
             hardware: Hardware { cpu_threads: 2, memory_bytes: 8 * GIB, ..Hardware::default() },
         }
     }
@@ -191,7 +197,12 @@ pub(crate) fn request(members: u32) -> Request {
     Request {
         engine: EngineKind::Command,
         members,
-        per_member: Resources { cpu_millis: 1000, memory_bytes: GIB, disk_bytes: GIB, gpus: 0 },
+        per_member: Resources {
+            cpu_millis: 1000,
+            memory_bytes: GIB,
+            disk_bytes: GIB,
+            ..Resources::default()
+        },
         duration_ms: HOUR_MS,
         gpu_model: None,
         network: None,
@@ -202,5 +213,46 @@ pub(crate) fn request(members: u32) -> Request {
         hiding: ionet_domain::market::Hiding::default(),
         max_rate: None,
         asset: Asset::Iosd,
+    }
+}
+
+/// What a request for GPUs asks for.
+pub(crate) fn gpu_request(members: u32, gpus: u32, model: &str) -> Request {
+    let per_member = Resources { gpus, ..request(1).per_member };
+    Request { gpu_model: Some(model.into()), per_member, ..request(members) }
+}
+
+impl World {
+    /// A pooled, connected device with GPUs of a model, measured at a tier by a relay in its region.
+    pub(crate) fn gpu_device(&mut self, ask: u64, model: &str, gpus: u32, tier: Tier) -> DeviceId {
+        let mut enrolment = self.enrolment(SUPPLIER, ask);
+        let device = enrolment.device;
+        enrolment.offered.gpus = gpus;
+        enrolment.offered.memory_bytes = 8 * GIB;
+        enrolment.tags = BTreeSet::from(["region.us".into()]);
+        let card =
+            |n: u32| Gpu { uuid: format!("{device}-{n}"), model: model.into(), memory_bytes: 80 * GIB };
+        enrolment.hardware.gpus = (0..gpus).map(card).collect();
+        let seen = |gpu: &Gpu| GpuCheck {
+            uuid: gpu.uuid.clone(),
+            kernel_sees: true,
+            driver_memory_bytes: Some(gpu.memory_bytes),
+        };
+        let checks = enrolment.hardware.gpus.iter().map(seen).collect();
+        self.must(Actor::Wallet(SUPPLIER), CommandBody::Enrol { enrolment, machine_name: "rack".into() });
+        self.must(Actor::Server, CommandBody::NoteContact { device, contact: Contact::Connected });
+        self.must(Actor::Server, CommandBody::BeginCheck { device });
+        let measured = Ok(Measured { gpus: checks, ..good_measures() });
+        self.must(Actor::Device(device), CommandBody::ReportCheck { device, measured });
+        let (down_mbit_s, up_mbit_s) = tier.least();
+        let measure = RelayMeasure {
+            relay: "us1".into(),
+            region: Some("us".into()),
+            at_ms: self.now_ms,
+            rtt_us: 9_000,
+            bandwidth: Some(Bandwidth { down_mbit_s, up_mbit_s }),
+        };
+        self.must(Actor::Server, CommandBody::ReportLinks { device, measures: vec![measure] });
+        device
     }
 }

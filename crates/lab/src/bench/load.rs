@@ -149,7 +149,12 @@ fn device(engine: &mut Engine, n: u64) -> Result<()> {
         network: "bench".into(),
         tags: BTreeSet::new(),
         ask_per_unit: Rate(ASK_MICRO_USD_PER_HOUR),
-        offered: Resources { cpu_millis: 2000, memory_bytes: 4 * GIB, disk_bytes: 4 * GIB, gpus: 0 },
+        offered: Resources {
+            cpu_millis: 2000,
+            memory_bytes: 4 * GIB,
+            disk_bytes: 4 * GIB,
+            ..Resources::default()
+        },
         hardware: Hardware { cpu_threads: 2, memory_bytes: 8 * GIB, ..Hardware::default() },
     };
     ask(engine, Actor::Wallet(owner), C::Enrol { enrolment, machine_name: "bench".into() })?;
@@ -165,7 +170,12 @@ fn running(engine: &mut Engine, n: u64) -> Result<OrderId> {
     let request = Request {
         engine: EngineKind::Command,
         members: MEMBERS,
-        per_member: Resources { cpu_millis: 1000, memory_bytes: GIB, disk_bytes: GIB, gpus: 0 },
+        per_member: Resources {
+            cpu_millis: 1000,
+            memory_bytes: GIB,
+            disk_bytes: GIB,
+            ..Resources::default()
+        },
         duration_ms: HOUR_MS,
         gpu_model: None,
         network: None,

@@ -4,11 +4,14 @@
 #![expect(clippy::cast_precision_loss, reason = "counts become figures for people")]
 
 pub mod engine;
+pub mod fgd;
 pub mod load;
+mod market;
 pub mod memory;
 mod network;
 pub mod object;
 pub mod overlay;
+pub mod place;
 pub mod plot;
 pub mod ray;
 pub mod start;

@@ -40,6 +40,7 @@ pub(super) fn machine(n: usize, plan: &Plan, net: &MemNet) -> (DeviceNode, bool)
             memory_bytes: 6 * GIB,
             disk_bytes: 40 * GIB,
             gpus: u32::try_from(gpus.len()).unwrap_or(0),
+            gpu_share_millis: None,
         },
         hardware: Hardware { cpu_threads: threads, memory_bytes: 8 * GIB, gpus, ..Hardware::default() },
     };

@@ -259,7 +259,12 @@ impl World {
         let mut request = Request {
             engine: EngineKind::Command,
             members: 2,
-            per_member: Resources { cpu_millis: 1000, memory_bytes: GIB, disk_bytes: GIB, gpus: 0 },
+            per_member: Resources {
+                cpu_millis: 1000,
+                memory_bytes: GIB,
+                disk_bytes: GIB,
+                ..Resources::default()
+            },
             duration_ms: random.between(load.duration_ms.0, load.duration_ms.1),
             gpu_model: None,
             network: None,

@@ -7,7 +7,7 @@ use ionet_journal::FileDisk;
 use ionet_lab::golden;
 
 /// Every kind of event there is.
-const KINDS: [&str; 37] = [
+const KINDS: [&str; 39] = [
     "active",
     "charges_proven",
     "charges_voided",
@@ -21,6 +21,7 @@ const KINDS: [&str; 37] = [
     "device_pooled",
     "device_rebound",
     "device_refused",
+    "feed_taken",
     "founded",
     "key_made",
     "key_revoked",
@@ -29,6 +30,7 @@ const KINDS: [&str; 37] = [
     "lease_metered",
     "lease_ready",
     "lease_removed",
+    "loads_set",
     "order_accepted",
     "order_closing",
     "order_egress_changed",

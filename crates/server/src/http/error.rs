@@ -21,6 +21,9 @@ pub(crate) enum Error {
     /// A quote that this server did not sign, or not in this form.
     #[error("the quote is not one that this network signed ({0}); ask for a new one and send it unchanged")]
     BadQuote(SignatureError),
+    /// Prices elsewhere that their signer did not sign, or not in this form.
+    #[error("the feed is not signed by the signer that it names ({0})")]
+    BadFeed(SignatureError),
     /// Nobody is signed in, or not as it must be.
     #[error(
         "{reason}; sign in ('ionet login', or POST /v1/sign-in/challenge and /v1/sign-in) and send the header \
@@ -66,7 +69,7 @@ impl Error {
             Self::Refused(refusal) => refusal.code(),
             Self::Malformed { reason, .. } if reason.contains("unknown field") => "unknown_field",
             Self::Malformed { .. } => "malformed",
-            Self::BadQuote(error) => error.code(),
+            Self::BadQuote(error) | Self::BadFeed(error) => error.code(),
             Self::NotSignedIn { code, .. } => code,
             Self::Server(error) => error.code(),
             Self::NoSuchPath { .. } => "no_such_path",
@@ -85,7 +88,7 @@ impl Error {
     pub(crate) fn status(&self) -> StatusCode {
         match self {
             Self::Refused(refusal) => status_of(refusal),
-            Self::Malformed { .. } | Self::BadQuote(_) => StatusCode::BAD_REQUEST,
+            Self::Malformed { .. } | Self::BadQuote(_) | Self::BadFeed(_) => StatusCode::BAD_REQUEST,
             Self::NotSignedIn { .. } => StatusCode::UNAUTHORIZED,
             Self::NoSuchPath { .. } | Self::UnknownKey { .. } => StatusCode::NOT_FOUND,
             Self::WrongMethod { .. } => StatusCode::METHOD_NOT_ALLOWED,

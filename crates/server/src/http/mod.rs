@@ -15,6 +15,7 @@ mod extract;
 mod history;
 mod journal;
 mod layers;
+mod market;
 mod metrics;
 mod network;
 mod openapi;

@@ -55,6 +55,6 @@ pub(super) async fn openapi(State(api): State<Api>) -> Response {
 #[utoipa::path(get, path = "/", tag = "network",
     responses((status = 200, body = String, content_type = "text/html")))]
 pub(super) async fn home(State(api): State<Api>) -> Response {
-    let numbers = api.handle.read(page::Numbers::of);
+    let numbers = api.handle.read(|view| page::Numbers::of(view, api.now_ms()));
     page::answer(&numbers, api.handle.network())
 }

@@ -7,7 +7,7 @@ use utoipa::openapi::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::{Api, accounts, clusters, devices, journal, layers, network, schemas};
+use super::{Api, accounts, clusters, devices, journal, layers, market, network, schemas};
 
 #[derive(utoipa::OpenApi)]
 #[openapi(
@@ -22,7 +22,8 @@ use super::{Api, accounts, clusters, devices, journal, layers, network, schemas}
         (name = "network", description = "What the network is and how it does"),
         (name = "accounts", description = "Sign-in, API keys, wallets, activity"),
         (name = "devices", description = "The pool"),
-        (name = "clusters", description = "Prices, orders, tunnels"),
+        (name = "clusters", description = "Quotes, orders, tunnels"),
+        (name = "market", description = "Prices here and elsewhere, and the reason for every no"),
         (name = "books", description = "The public journal, live events, the ledger")
     )
 )]
@@ -52,6 +53,10 @@ pub(super) fn routes() -> OpenApiRouter<Api> {
         .routes(routes!(clusters::extend))
         .routes(routes!(clusters::change_egress))
         .routes(routes!(clusters::grant))
+        .routes(routes!(market::feed))
+        .routes(routes!(market::explain_request))
+        .routes(routes!(market::explain_cluster))
+        .routes(routes!(market::explain_device))
         .routes(routes!(journal::books))
         .route_layer(from_fn(layers::no_query));
     let filtered = OpenApiRouter::new()
@@ -59,6 +64,7 @@ pub(super) fn routes() -> OpenApiRouter<Api> {
         .routes(routes!(accounts::activity))
         .routes(routes!(devices::devices))
         .routes(routes!(clusters::clusters))
+        .routes(routes!(market::prices))
         .routes(routes!(journal::journal))
         .routes(routes!(journal::events));
     OpenApiRouter::with_openapi(Described::openapi()).merge(plain).merge(filtered)

@@ -10,6 +10,8 @@ use axum::response::{IntoResponse, Response};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use ionet_domain::device::DeviceStage;
+use ionet_domain::market::board::{self, ClassPrices};
+use ionet_domain::money::Rate;
 use sha2::{Digest, Sha256};
 
 use super::views;
@@ -33,12 +35,13 @@ static POLICY: LazyLock<String> = LazyLock::new(|| {
 pub(super) struct Numbers {
     devices: BTreeMap<(String, &'static str), u64>,
     clusters: BTreeMap<String, u64>,
+    prices: Vec<ClassPrices>,
     head_seq: u64,
     head_hash: String,
 }
 
 impl Numbers {
-    pub(super) fn of(view: &View) -> Self {
+    pub(super) fn of(view: &View, now_ms: u64) -> Self {
         let mut devices = BTreeMap::new();
         for device in view.state.devices.values().filter(|device| device.stage != DeviceStage::Archived) {
             *devices.entry((device.class.to_string(), views::device_status(device))).or_default() += 1;
@@ -48,7 +51,8 @@ impl Numbers {
             *clusters.entry(order.stage.to_string()).or_default() += 1;
         }
         let head = view.head;
-        Self { devices, clusters, head_seq: head.seq, head_hash: head.hash.to_string() }
+        let prices = board::prices(&view.state, None, now_ms);
+        Self { devices, clusters, prices, head_seq: head.seq, head_hash: head.hash.to_string() }
     }
 
     fn device_rows(&self) -> String {
@@ -57,6 +61,22 @@ impl Numbers {
             let _ = write!(rows, "<tr><td>{}<td>{status}<td class=n>{count}", escaped(class));
         }
         if rows.is_empty() { "<tr><td colspan=3>none yet".into() } else { rows }
+    }
+
+    fn price_rows(&self) -> String {
+        let mut rows = String::new();
+        let rate = |rate: Option<Rate>| rate.map_or_else(|| "-".to_owned(), |rate| rate.to_string());
+        for known in &self.prices {
+            let class = escaped(&known.class.to_string());
+            let (free, hired) = (known.free_millis / 1000, known.hired_ppm / 10_000);
+            let (ask, market) = (rate(known.lowest_ask), rate(known.market));
+            let elsewhere = known.elsewhere.as_ref();
+            let elsewhere =
+                elsewhere.map_or_else(|| "-".to_owned(), |e| format!("{} ({})", e.median, e.date));
+            let _ = write!(rows, "<tr><td>{class}<td class=n>{free}<td class=n>{hired} %");
+            let _ = write!(rows, "<td class=n>{ask}<td class=n>{market}<td class=n>{}", escaped(&elsewhere));
+        }
+        if rows.is_empty() { "<tr><td colspan=6>none yet".into() } else { rows }
     }
 
     fn cluster_rows(&self) -> String {
@@ -77,6 +97,7 @@ pub(super) fn answer(numbers: &Numbers, network: String) -> Response {
         .replace("{version}", env!("CARGO_PKG_VERSION"))
         .replace("{devices}", &numbers.device_rows())
         .replace("{clusters}", &numbers.cluster_rows())
+        .replace("{prices}", &numbers.price_rows())
         .replace("{seq}", &numbers.head_seq.to_string())
         .replace("{hash}", &numbers.head_hash)
         .replace("{network}", &escaped(&network));

@@ -19,9 +19,11 @@ pub(super) fn add(whole: &mut Value) {
             }
         }
     }
-    for (path, method, name) in
-        [("/v1/quotes", "post", "Request"), ("/v1/devices/{device}", "patch", "DeviceChange")]
-    {
+    for (path, method, name) in [
+        ("/v1/quotes", "post", "Request"),
+        ("/v1/explain", "post", "Request"),
+        ("/v1/devices/{device}", "patch", "DeviceChange"),
+    ] {
         whole["paths"][path][method]["requestBody"]["content"]["application/json"]["schema"] = of(name);
     }
 }
@@ -107,6 +109,13 @@ fn mentions() -> Vec<(&'static str, &'static str, Value)> {
         ("DeviceView", "telemetry", maybe(&of("Telemetry"))),
         ("SignedQuote", "quote", of("Quote")),
         ("OrderRequest", "program", of("Program")),
+        ("PriceBoard", "classes", list(&of("ClassPrices"))),
+        ("FeedRequest", "feed", of("Feed")),
+        ("ExplainedRequest", "explanation", of("Explanation")),
+        ("ExplainedCluster", "stage", of("Stage")),
+        ("ExplainedCluster", "reason", maybe(&of("CloseReason"))),
+        ("ExplainedCluster", "explanation", maybe(&of("Explanation"))),
+        ("ExplainedDevice", "explanation", of("DeviceExplanation")),
         ("LeaseView", "class", of("HardwareClass")),
         ("LeaseView", "phase", of("LeasePhase")),
         ("LeaseView", "now", maybe(&of("BoxPhase"))),
@@ -121,7 +130,8 @@ fn mentions() -> Vec<(&'static str, &'static str, Value)> {
 }
 
 fn all() -> impl Iterator<Item = (String, Value)> {
-    let groups = [words(), market(), devices(), orders(), reports()];
+    let groups =
+        [words(), market(), prices(), boards(), reasons(), device_reasons(), devices(), orders(), reports()];
     groups.into_iter().flatten().map(|(name, schema)| (name.to_owned(), schema))
 }
 
@@ -157,8 +167,13 @@ fn words() -> Named {
 }
 
 fn market() -> Named {
-    let resources =
-        [("cpu_millis", number()), ("memory_bytes", count()), ("disk_bytes", count()), ("gpus", number())];
+    let resources = [
+        ("cpu_millis", number()),
+        ("memory_bytes", count()),
+        ("disk_bytes", count()),
+        ("gpus", number()),
+        ("gpu_share_millis?", maybe(&number())),
+    ];
     let request = [
         ("engine", of("EngineKind")),
         ("members", number()),
@@ -186,6 +201,7 @@ fn market() -> Named {
         ("class", of("HardwareClass")),
         ("rate", count()),
         ("compute_micro_usd", count()),
+        ("pricing?", maybe(&number())),
     ];
     let quote = [
         ("id", text()),
@@ -202,6 +218,9 @@ fn market() -> Named {
         ("issued_ms", count()),
         ("expires_ms", count()),
         ("reserves_capacity", truth()),
+        ("pricing?", list(&of("Pricing"))),
+        ("lines?", maybe(&of("QuoteLines"))),
+        ("elsewhere?", maybe(&of("ElsewhereCost"))),
     ];
     vec![
         ("Resources", object(&resources)),
@@ -209,6 +228,185 @@ fn market() -> Named {
         ("Program", object(&program)),
         ("QuoteItem", object(&item)),
         ("Quote", object(&quote)),
+    ]
+}
+
+/// Prices of all hardware, here and elsewhere.
+fn boards() -> Named {
+    let trade = [("at_ms", count()), ("per_unit", count()), ("units_millis", count())];
+    let hour = [
+        ("hour", count()),
+        ("supply", count()),
+        ("hired", count()),
+        ("trades", number()),
+        ("low", count()),
+        ("high", count()),
+    ];
+    let competitor =
+        [("provider", text()), ("rate", count()), ("date", text()), ("source", text()), ("counted", truth())];
+    let range = json!({ "type": "array", "description": "The cheapest and the dearest.", "minItems": 2,
+        "maxItems": 2, "items": count() });
+    let elsewhere =
+        [("median", count()), ("prices", number()), ("range", range), ("date", text()), ("source", text())];
+    let class = [
+        ("class", of("HardwareClass")),
+        ("devices", number()),
+        ("open_devices", number()),
+        ("units_millis", count()),
+        ("free_millis", count()),
+        ("hired_ppm", count()),
+        ("lowest_ask?", maybe(&count())),
+        ("reference?", maybe(&count())),
+        ("market?", maybe(&count())),
+        ("trades", list(&of("Trade"))),
+        ("hours", list(&of("MarketHour"))),
+        ("elsewhere?", maybe(&of("Elsewhere"))),
+        ("competitors", list(&of("Competitor"))),
+    ];
+    let point = [("model", text()), ("provider", text()), ("rate", count())];
+    let feed =
+        [("signer", text()), ("at_ms", count()), ("source", text()), ("points", list(&of("PricePoint")))];
+    vec![
+        ("Trade", object(&trade)),
+        ("MarketHour", object(&hour)),
+        ("Competitor", object(&competitor)),
+        ("Elsewhere", object(&elsewhere)),
+        ("ClassPrices", object(&class)),
+        ("PricePoint", object(&point)),
+        ("Feed", object(&feed)),
+    ]
+}
+
+/// Reasons for every no and every wait.
+fn reasons() -> Named {
+    let conditions = [
+        "pooled",
+        "heard",
+        "open",
+        "gpu_model",
+        "network",
+        "tags",
+        "tier",
+        "egress",
+        "cpus",
+        "memory",
+        "disk",
+        "gpus",
+        "members",
+        "spread",
+        "price_cap",
+    ];
+    let shortfall = [
+        ("wanted", number()),
+        ("possible", number()),
+        ("devices", number()),
+        ("removed", list(&of("Removed"))),
+        ("free_in_ms", maybe(&count())),
+    ];
+    let near = [
+        ("device", text()),
+        ("class", of("HardwareClass")),
+        ("least_rate", count()),
+        ("misses", list(&text())),
+    ];
+    let relaxation = [
+        ("changes", list(&of("Change"))),
+        ("rate", count()),
+        ("total_micro_usd", count()),
+        ("request", of("Request")),
+    ];
+    let explanation = [
+        ("request", of("Request")),
+        ("fits", truth()),
+        ("rate?", maybe(&count())),
+        ("refused?", maybe(&text())),
+        ("shortfall?", maybe(&of("Shortfall"))),
+        ("nearest", list(&of("NearMiss"))),
+        ("relaxations", list(&of("Relaxation"))),
+    ];
+    vec![
+        ("Condition", one_of(&conditions)),
+        ("Removed", object(&[("constraint", text()), ("devices", number())])),
+        ("Shortfall", object(&shortfall)),
+        ("NearMiss", object(&near)),
+        ("Change", object(&[("condition", of("Condition")), ("from", text()), ("to", text())])),
+        ("Relaxation", object(&relaxation)),
+        ("Explanation", object(&explanation)),
+    ]
+}
+
+/// Why a device gets the work that it gets.
+fn device_reasons() -> Named {
+    let passed = [
+        ("order", text()),
+        ("at_ms", count()),
+        ("waiting", truth()),
+        ("got", truth()),
+        ("why", list(&text())),
+    ];
+    let device = [
+        ("device", text()),
+        ("class", of("HardwareClass")),
+        ("closed", list(&text())),
+        ("leases", number()),
+        ("ask_per_unit", count()),
+        ("lowest_ask_per_unit?", maybe(&count())),
+        ("market_per_unit?", maybe(&count())),
+        ("rivals", number()),
+        ("cheaper", number()),
+        ("hired_ppm?", maybe(&count())),
+        ("served", of("Served")),
+        ("orders", list(&of("Passed"))),
+        ("advice", list(&text())),
+    ];
+    vec![
+        ("Served", object(&[("kept", number()), ("lost", number())])),
+        ("Passed", object(&passed)),
+        ("DeviceExplanation", object(&device)),
+    ]
+}
+
+/// How a price is made, and what it is compared with.
+fn prices() -> Named {
+    let factor = [("name", text()), ("ppm", number()), ("because", text())];
+    let pricing = [
+        ("units_millis", count()),
+        ("ask_per_unit", count()),
+        ("floor_per_unit?", maybe(&count())),
+        ("reference?", maybe(&of("Reference"))),
+        ("factors?", list(&of("Factor"))),
+        ("market_per_unit?", maybe(&count())),
+        ("decided_by", one_of(&["ask", "floor", "market"])),
+        ("disk_rate", count()),
+        ("list_rate", count()),
+        ("rate", count()),
+    ];
+    let lines = [
+        ("compute_micro_usd", count()),
+        ("disk_micro_usd", count()),
+        ("paused_disk_micro_usd", count()),
+        ("traffic_micro_usd", count()),
+        ("discount_micro_usd", count()),
+        ("fee_micro_usd", count()),
+        ("tax_micro_usd", count()),
+    ];
+    let elsewhere = [
+        ("micro_usd", count()),
+        ("median_per_gpu", count()),
+        ("prices", number()),
+        ("date", text()),
+        ("source", text()),
+    ];
+    vec![
+        (
+            "Reference",
+            json!({ "type": "array", "description": "A rate and where it is from.", "minItems": 2, "maxItems": 2,
+                "prefixItems": [count(), text()] }),
+        ),
+        ("Factor", object(&factor)),
+        ("Pricing", object(&pricing)),
+        ("QuoteLines", object(&lines)),
+        ("ElsewhereCost", object(&elsewhere)),
     ]
 }
 
@@ -251,7 +449,9 @@ fn devices() -> Named {
         ("ask_per_unit?", maybe(&count())),
         ("tags?", maybe(&list(&text()))),
         ("rules?", maybe(&of("OwnerRules"))),
+        ("alternative?", maybe(&of("Alternative"))),
     ];
+    let alternative = [("revenue_per_unit?", count()), ("power_micro_usd_per_kwh?", count())];
     let enrolment = [
         ("device", text()),
         ("owner", text()),
@@ -273,6 +473,7 @@ fn devices() -> Named {
         ("RelayMeasure", object(&relay_measure)),
         ("Window", object(&[("from_minute", number()), ("to_minute", number())])),
         ("OwnerRules", object(&rules)),
+        ("Alternative", object(&alternative)),
         ("DeviceChange", object(&change)),
         ("Enrolment", object(&enrolment)),
         ("DeviceStage", variants(&["registered", "checking", "pooled", "archived"], &[("refused", refused)])),
@@ -371,11 +572,19 @@ mod tests {
     use ionet_api::worker::{BoxPhase, GpuTelemetry, MemberEndpoint, Telemetry};
     use ionet_domain::connectivity::{Bandwidth, RelayMeasure};
     use ionet_domain::device::{
-        DeviceChange, DeviceStage, Enrolment, Gpu, GpuCheck, Hardware, HardwareClass, Measured, OwnerRules,
-        Resources, Tier, Window,
+        Alternative, DeviceChange, DeviceStage, Enrolment, Gpu, GpuCheck, Hardware, HardwareClass, Measured,
+        OwnerRules, Resources, Tier, Window,
     };
     use ionet_domain::id::{QuoteId, TransferKind};
     use ionet_domain::ledger::{AccountKey, Owner, Step, Transfer};
+    use ionet_domain::market::board::ClassPrices;
+    use ionet_domain::market::competitors::{Competitor, Elsewhere, Feed, PricePoint};
+    use ionet_domain::market::explain::{Change, Condition, Explanation, NearMiss, Relaxation};
+    use ionet_domain::market::explain_device::{DeviceExplanation, Passed};
+    use ionet_domain::market::place::{Removed, Shortfall};
+    use ionet_domain::market::price::{DecidedBy, Factor, Pricing};
+    use ionet_domain::market::quote::ElsewhereCost;
+    use ionet_domain::market::record::{Hour, Served, Trade};
     use ionet_domain::market::request::EnvironmentRef;
     use ionet_domain::market::{EngineKind, Program, Quote, QuoteItem, Request};
     use ionet_domain::money::BasisPoints;
@@ -472,6 +681,7 @@ mod tests {
             class: HardwareClass::Gpu("A".into()),
             rate: Rate(1),
             compute_micro_usd: 2,
+            pricing: Some(0),
         };
         Quote {
             id: QuoteId::from_parts(1, 2),
@@ -488,15 +698,114 @@ mod tests {
             issued_ms: 1,
             expires_ms: 2,
             reserves_capacity: false,
+            pricing: vec![pricing()],
+            lines: Some(Box::default()),
+            elsewhere: Some(Box::new(ElsewhereCost {
+                micro_usd: 1,
+                median_per_gpu: Rate(1),
+                prices: 2,
+                date: "2026-03".into(),
+                source: "s".into(),
+            })),
+        }
+    }
+
+    fn pricing() -> Pricing {
+        let factor = Factor { name: "load".into(), ppm: 1, because: "b".into() };
+        Pricing {
+            units_millis: 1000,
+            ask_per_unit: Rate(1),
+            floor_per_unit: Some(Rate(1)),
+            reference: Some((Rate(1), "s".into())),
+            factors: vec![factor],
+            market_per_unit: Some(Rate(1)),
+            decided_by: DecidedBy::Market,
+            disk_rate: Rate(0),
+            list_rate: Rate(2),
+            rate: Rate(1),
+        }
+    }
+
+    fn class_prices() -> ClassPrices {
+        let (date, source) = ("2026-03".to_owned(), "s".to_owned());
+        let range = (Rate(1), Rate(2));
+        let elsewhere =
+            Elsewhere { median: Rate(1), prices: 1, range, date: date.clone(), source: source.clone() };
+        let provider = "p".into();
+        ClassPrices {
+            class: HardwareClass::Gpu("A".into()),
+            devices: 1,
+            open_devices: 1,
+            units_millis: 1,
+            free_millis: 1,
+            hired_ppm: 1,
+            lowest_ask: Some(Rate(1)),
+            reference: Some(Rate(1)),
+            market: Some(Rate(1)),
+            trades: vec![Trade { at_ms: 1, per_unit: Rate(1), units_millis: 1 }],
+            hours: vec![Hour::default()],
+            elsewhere: Some(elsewhere),
+            competitors: vec![Competitor { provider, rate: Rate(1), date, source, counted: true }],
+        }
+    }
+
+    fn explanation() -> Explanation {
+        let change = Change { condition: Condition::Tier, from: "a".into(), to: "b".into() };
+        let removed = vec![Removed { constraint: "c".into(), devices: 1 }];
+        Explanation {
+            request: request(),
+            fits: false,
+            rate: Some(Rate(1)),
+            refused: Some("r".into()),
+            shortfall: Some(Shortfall { wanted: 1, possible: 0, devices: 1, removed, free_in_ms: Some(1) }),
+            nearest: vec![NearMiss {
+                device: DeviceId::from_parts(1, 2),
+                class: HardwareClass::Cpu,
+                least_rate: Rate(1),
+                misses: vec!["m".into()],
+            }],
+            relaxations: vec![Relaxation {
+                changes: vec![change],
+                rate: Rate(1),
+                total_micro_usd: 1,
+                request: request(),
+            }],
+        }
+    }
+
+    fn device_explanation() -> DeviceExplanation {
+        let order = OrderId::from_parts(1, 2);
+        DeviceExplanation {
+            device: DeviceId::from_parts(1, 2),
+            class: HardwareClass::Cpu,
+            closed: vec!["c".into()],
+            leases: 1,
+            ask_per_unit: Rate(1),
+            lowest_ask_per_unit: Some(Rate(1)),
+            market_per_unit: Some(Rate(1)),
+            rivals: 1,
+            cheaper: 1,
+            hired_ppm: Some(1),
+            served: Served::default(),
+            orders: vec![Passed { order, at_ms: 1, waiting: true, got: false, why: vec!["w".into()] }],
+            advice: vec!["a".into()],
         }
     }
 
     #[test]
     fn the_markets_types_are_described_as_they_are() {
         let check = Check(all().collect());
-        check.full("Resources", Resources::default());
+        check.full("Resources", Resources { gpu_share_millis: Some(500), ..Resources::default() });
         check.full("Request", request());
         check.full("Quote", quote());
+        check.full("Pricing", pricing());
+        check.full("QuoteLines", ionet_domain::market::quote::Lines::default());
+        check.full("ClassPrices", class_prices());
+        check.full("Explanation", explanation());
+        check.full("DeviceExplanation", device_explanation());
+        let point = PricePoint { model: "m".into(), provider: "p".into(), rate: Rate(1) };
+        let feed = Feed { signer: Address([1; 32]), at_ms: 1, source: "s".into(), points: vec![point] };
+        check.full("Feed", feed);
         let environment = Some(EnvironmentRef("ray@sha256:0".into()));
         let env = BTreeMap::from([("A".to_owned(), "b".to_owned())]);
         let allow = BTreeSet::from(["pypi.org:443".parse().unwrap()]);
@@ -522,7 +831,9 @@ mod tests {
         check.full("RelayMeasure", measure);
         check.full("Measured", Measured { gpus: vec![seen], enforcement: None, ..Measured::default() });
         let (ask_per_unit, tags) = (Some(Rate(1)), Some(BTreeSet::from(["t".to_owned()])));
-        check.full("DeviceChange", DeviceChange { ask_per_unit, tags, rules: Some(rules) });
+        let alternative = Some(Alternative::default());
+        let change = DeviceChange { ask_per_unit, tags, rules: Some(rules), alternative };
+        check.full("DeviceChange", change);
         check.full(
             "Enrolment",
             Enrolment {

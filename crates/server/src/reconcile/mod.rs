@@ -10,6 +10,7 @@ mod lease;
 mod meter;
 mod payout;
 mod place;
+mod price;
 mod ready;
 mod replace;
 mod retire;
@@ -80,7 +81,10 @@ pub fn leases(view: &View, now_ms: u64) -> Vec<Todo> {
 
 /// Everything else that devices need now. Looks at all of them: ask about once a second.
 pub fn devices(view: &View, now_ms: u64) -> Vec<Todo> {
-    [contact::step, check::step, term::step].into_iter().flat_map(|step| step(view, now_ms)).collect()
+    [contact::step, check::step, term::step, price::step]
+        .into_iter()
+        .flat_map(|step| step(view, now_ms))
+        .collect()
 }
 
 /// Orders in a stage.

@@ -3,12 +3,13 @@
 use std::collections::BTreeSet;
 
 use ionet_api::rest::{
-    EgressRequest, EnrolRequest, ExtendRequest, OrderRequest, SendRequest, TunnelGrantRequest,
+    EgressRequest, EnrolRequest, ExtendRequest, FeedRequest, OrderRequest, SendRequest, TunnelGrantRequest,
 };
 use ionet_domain::account::Scope;
 use ionet_domain::device::DeviceChange;
 use ionet_domain::id::TransferKind;
-use ionet_domain::market::Egress;
+use ionet_domain::market::competitors::PricePoint;
+use ionet_domain::market::{Egress, Feed};
 use ionet_domain::{Asset, CommandId, DeviceId, EndpointId, OrderId, Rate};
 use serde_json::{Value, json};
 
@@ -65,6 +66,11 @@ const TABLE: &[Line] = &[
     ("post", "/v1/devices/{device}/check", none, [401, 403, 403, 409]),
     ("delete", "/v1/devices/{device}", none, [401, 403, 403, 204]),
     ("post", "/v1/quotes", |_| json_of(request()), [401, 200, 403, 200]),
+    ("get", "/v1/prices", none, [200; 4]),
+    ("post", "/v1/prices/feeds", feed, [403; 4]),
+    ("post", "/v1/explain", |_| json_of(request()), [401, 200, 403, 200]),
+    ("get", "/v1/clusters/{cluster}/explain", none, [401, 404, 403, 200]),
+    ("get", "/v1/devices/{device}/explain", none, [401, 403, 403, 200]),
     ("get", "/v1/clusters", none, [401, 200, 403, 200]),
     ("post", "/v1/clusters", |scene| json_of(&scene.next), [401, 403, 403, 200]),
     ("get", "/v1/clusters/{cluster}", none, [401, 404, 403, 200]),
@@ -101,6 +107,14 @@ fn extend(scene: &Scene) -> Value {
 fn egress(scene: &Scene) -> Value {
     let id = CommandId::from_bits(scene.network.order_id().bits());
     json_of(EgressRequest { id, egress: Egress::Off, allow: std::collections::BTreeSet::new() })
+}
+
+/// Signed well, by somebody whom the network's table does not name.
+fn feed(scene: &Scene) -> Value {
+    let points = vec![PricePoint { model: "L4".into(), provider: "x".into(), rate: Rate(1) }];
+    let feed = Feed { signer: wallet(1).address(), at_ms: 1, source: "seen".into(), points };
+    let signature = wallet(1).sign(&scene.network.handle().network(), &feed);
+    json_of(FeedRequest { feed, signature })
 }
 
 fn tunnel(_: &Scene) -> Value {

@@ -183,7 +183,12 @@ pub(crate) fn request() -> Request {
     Request {
         engine: EngineKind::Command,
         members: 1,
-        per_member: Resources { cpu_millis: 1000, memory_bytes: 64 << 20, disk_bytes: 0, gpus: 0 },
+        per_member: Resources {
+            cpu_millis: 1000,
+            memory_bytes: 64 << 20,
+            disk_bytes: 0,
+            ..Resources::default()
+        },
         duration_ms: 3_600_000,
         gpu_model: None,
         network: None,
@@ -218,7 +223,7 @@ pub(crate) fn enrolment(device: DeviceId, owner: Address, endpoint: EndpointId) 
         network: "ionet".into(),
         tags: BTreeSet::from(["test".to_owned()]),
         ask_per_unit: Rate(100_000),
-        offered: Resources { cpu_millis: 4000, memory_bytes, disk_bytes: 1 << 30, gpus: 0 },
+        offered: Resources { cpu_millis: 4000, memory_bytes, disk_bytes: 1 << 30, ..Resources::default() },
         hardware: Hardware {
             cpu_model: "Abacus".into(),
             cpu_threads: 4,

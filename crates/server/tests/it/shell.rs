@@ -162,7 +162,12 @@ fn enrolment(endpoint: EndpointId, now_ms: u64) -> Enrolment {
         network: "ionet".into(),
         tags: std::collections::BTreeSet::new(),
         ask_per_unit: Rate(1_800_000_000),
-        offered: Resources { cpu_millis: 1000, memory_bytes: 2 * GIB, disk_bytes: 8 * GIB, gpus: 0 },
+        offered: Resources {
+            cpu_millis: 1000,
+            memory_bytes: 2 * GIB,
+            disk_bytes: 8 * GIB,
+            ..Resources::default()
+        },
         hardware: Hardware { cpu_threads: 2, memory_bytes: 8 * GIB, ..Hardware::default() },
     }
 }

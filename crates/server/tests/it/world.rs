@@ -351,7 +351,12 @@ impl World {
             network: "ionet".into(),
             tags: BTreeSet::new(),
             ask_per_unit: Rate(ask),
-            offered: Resources { cpu_millis: 1000, memory_bytes: 2 * GIB, disk_bytes: 8 * GIB, gpus: 0 },
+            offered: Resources {
+                cpu_millis: 1000,
+                memory_bytes: 2 * GIB,
+                disk_bytes: 8 * GIB,
+                ..Resources::default()
+            },
             hardware: Hardware { cpu_threads: 2, memory_bytes: 8 * GIB, ..Hardware::default() },
         };
         self.must(Actor::Wallet(owner), CommandBody::Enrol { enrolment, machine_name: "box".into() });
@@ -388,7 +393,12 @@ pub(crate) fn request(members: u32) -> Request {
     Request {
         engine: EngineKind::Command,
         members,
-        per_member: Resources { cpu_millis: 1000, memory_bytes: GIB, disk_bytes: GIB, gpus: 0 },
+        per_member: Resources {
+            cpu_millis: 1000,
+            memory_bytes: GIB,
+            disk_bytes: GIB,
+            ..Resources::default()
+        },
         duration_ms: HOUR_MS,
         gpu_model: None,
         network: None,

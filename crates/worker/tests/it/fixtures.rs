@@ -52,7 +52,12 @@ pub(crate) fn wanted(lease: LeaseId) -> DesiredLease {
         lease,
         engine: EngineKind::Command,
         program: Program { argv: vec!["/bin/true".into()], ..Program::default() },
-        resources: Resources { cpu_millis: 500, memory_bytes: 128 << 20, disk_bytes: 1 << 30, gpus: 0 },
+        resources: Resources {
+            cpu_millis: 500,
+            memory_bytes: 128 << 20,
+            disk_bytes: 1 << 30,
+            ..Resources::default()
+        },
         token: ionet_api::Secret::new("0123456789abcdef0123456789abcdef"),
         engine_epoch: 0,
         running: false,

@@ -1,0 +1,89 @@
+//! What a device has free, GPU by GPU, and what is left of it after a member.
+//!
+//! Always holds: the GPUs' free thousandths are in descending order, so that two devices with the same rest are equal here
+//! whichever of their cards is in use; nothing goes below zero. Not here: which devices are open ([`super::book`]).
+
+use crate::device::{Device, Resources};
+
+/// Thousandths of a whole GPU.
+pub const GPU_MILLIS: u16 = 1000;
+
+/// What a device has free.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Capacity {
+    /// Thousandths of a CPU thread that the device offers in all.
+    pub cpu_offered_millis: u32,
+    /// Thousandths of a CPU thread that are free.
+    pub cpu_millis: u32,
+    /// Free thousandths of each GPU, the freest first; used up ones are listed too.
+    pub gpus: Box<[u16]>,
+    /// Free memory.
+    pub memory_bytes: u64,
+    /// Free disk.
+    pub disk_bytes: u64,
+}
+
+impl Capacity {
+    /// A device's capacity, as its leases leave it.
+    pub fn of(device: &Device) -> Self {
+        Self::with(device, device.free_gpu_millis())
+    }
+
+    /// The same where the free thousandths of each GPU are known.
+    pub fn with(device: &Device, mut gpus: Vec<u16>) -> Self {
+        let free = device.free();
+        gpus.sort_unstable_by(|a, b| b.cmp(a));
+        Self {
+            cpu_offered_millis: device.enrolment.offered.cpu_millis,
+            cpu_millis: free.cpu_millis,
+            memory_bytes: free.memory_bytes,
+            disk_bytes: free.disk_bytes,
+            gpus: gpus.into(),
+        }
+    }
+
+    /// How many GPUs are fully free.
+    pub fn whole_gpus(&self) -> u32 {
+        u32::try_from(self.gpus.iter().take_while(|free| **free >= GPU_MILLIS).count()).unwrap_or(u32::MAX)
+    }
+
+    /// Whether a member fits: whole GPUs must be fully free, a share fits on one GPU.
+    pub fn fits(&self, wanted: Resources) -> bool {
+        wanted.cpu_millis <= self.cpu_millis
+            && wanted.memory_bytes <= self.memory_bytes
+            && wanted.disk_bytes <= self.disk_bytes
+            && self.gpus_fit(wanted)
+    }
+
+    fn gpus_fit(&self, wanted: Resources) -> bool {
+        let Some(last) = wanted.gpus.checked_sub(1) else { return true };
+        self.gpus.get(last as usize).is_some_and(|free| u32::from(*free) >= wanted.millis_per_gpu())
+    }
+
+    /// What is left after a member that fits. A share is taken from a GPU that has `share_of` free.
+    #[must_use]
+    pub fn less(&self, wanted: Resources, share_of: u16) -> Self {
+        let mut left = self.clone();
+        left.cpu_millis = left.cpu_millis.saturating_sub(wanted.cpu_millis);
+        left.memory_bytes = left.memory_bytes.saturating_sub(wanted.memory_bytes);
+        left.disk_bytes = left.disk_bytes.saturating_sub(wanted.disk_bytes);
+        take(&mut left.gpus, wanted, share_of);
+        left.gpus.sort_unstable_by(|a, b| b.cmp(a));
+        left
+    }
+}
+
+/// Takes a member's GPUs out of a list of free thousandths and answers with their places: whole ones from the first that are
+/// fully free, a share from the first that has exactly `share_of` free.
+pub fn take(free: &mut [u16], wanted: Resources, share_of: u16) -> Vec<u32> {
+    let millis = u16::try_from(wanted.millis_per_gpu()).unwrap_or(GPU_MILLIS);
+    let least = if wanted.is_share() { share_of } else { GPU_MILLIS };
+    let mut taken = Vec::with_capacity(wanted.gpus as usize);
+    for (place, gpu) in (0..).zip(free.iter_mut()) {
+        if taken.len() < wanted.gpus as usize && *gpu == least && *gpu >= millis {
+            *gpu -= millis;
+            taken.push(place);
+        }
+    }
+    taken
+}

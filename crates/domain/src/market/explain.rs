@@ -1,0 +1,609 @@
+//! A reason for every no and every wait: what each condition removed, the nearest misses, and the smallest changes to the
+//! request that would succeed now, each with its price.
+//!
+//! Always holds: a relaxation was tried (`quote`) before it is named, so with it the request succeeds in this very state;
+//! one change is named before two; the same state gives the same answer. It looks at every device, so it runs beside the
+//! writer and never in it. Not here: placing (`place`), why a device gets no work (`explain_device`).
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use super::egress::Egress;
+use super::place::Shortfall;
+use super::price::member_rate;
+use super::quote::{Quote, quote};
+use super::request::Request;
+use crate::connectivity::claimed_region;
+use crate::device::{Contact, Device, DeviceStage, HardwareClass, Resources, Tier};
+use crate::id::{Address, DeviceId, QuoteId};
+use crate::money::Rate;
+use crate::refusal::Refusal;
+use crate::state::State;
+
+/// Most devices that are remembered for each set of unmet conditions, beside one for each member.
+const KEPT_PER_SET: usize = 256;
+/// Most relaxations that are tried, and named.
+const TRIES: usize = 48;
+const NAMED: usize = 8;
+/// Most of the nearest misses that are named.
+const NEAREST: usize = 5;
+
+/// A condition of a request, as devices meet it or not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Condition {
+    /// The device is in the pool.
+    Pooled,
+    /// The device is heard from.
+    Heard,
+    /// Its owner lets new leases in.
+    Open,
+    /// The hardware.
+    GpuModel,
+    /// The supply network.
+    Network,
+    /// Tags, and what round trips say of a region.
+    Tags,
+    /// Connectivity.
+    Tier,
+    /// Egress that the supplier allows.
+    Egress,
+    /// CPU that is free.
+    Cpus,
+    /// Memory that is free.
+    Memory,
+    /// Disk that is free.
+    Disk,
+    /// GPUs that are free.
+    Gpus,
+    /// How many members, together.
+    Members,
+    /// A device for each member.
+    Spread,
+    /// The renter's cap on the price.
+    PriceCap,
+}
+
+impl Condition {
+    /// What a renter can change, as far as it shows on single devices.
+    const RELAXABLE: [Self; 9] = [
+        Self::GpuModel,
+        Self::Network,
+        Self::Tags,
+        Self::Tier,
+        Self::Egress,
+        Self::Cpus,
+        Self::Memory,
+        Self::Disk,
+        Self::Gpus,
+    ];
+}
+
+/// A device that would nearly do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NearMiss {
+    /// Which.
+    pub device: DeviceId,
+    /// What it is.
+    pub class: HardwareClass,
+    /// What its supplier takes at least for a member.
+    pub least_rate: Rate,
+    /// Every condition that it does not meet, with both numbers.
+    pub misses: Vec<String>,
+}
+
+/// One change to a request.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Change {
+    /// Which condition.
+    pub condition: Condition,
+    /// What was asked for.
+    pub from: String,
+    /// What would do.
+    pub to: String,
+}
+
+/// One change, or two together, with which the request succeeds now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Relaxation {
+    /// What changes.
+    pub changes: Vec<Change>,
+    /// All members an hour, before fees.
+    pub rate: Rate,
+    /// The whole time with the fee, in micro-USD.
+    pub total_micro_usd: u64,
+    /// The request with the changes.
+    pub request: Request,
+}
+
+/// Why a request gets what it gets.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Explanation {
+    /// The request as it was understood, defaults included.
+    pub request: Request,
+    /// Whether it would be placed now.
+    pub fits: bool,
+    /// What it costs an hour then, before fees.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate: Option<Rate>,
+    /// Why not, in one sentence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<String>,
+    /// What each condition removed, in order.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shortfall: Option<Shortfall>,
+    /// The devices that miss the fewest conditions.
+    pub nearest: Vec<NearMiss>,
+    /// What would succeed now, single changes first, then by price.
+    pub relaxations: Vec<Relaxation>,
+}
+
+/// Explains a request against the state as it is.
+///
+/// # Errors
+/// If the request makes no sense by itself.
+pub fn request(state: &State, wanted: &Request, now_ms: u64) -> Result<Explanation, Refusal> {
+    let mut found = Explanation {
+        request: wanted.clone(),
+        fits: false,
+        rate: None,
+        refused: None,
+        shortfall: None,
+        nearest: Vec::new(),
+        relaxations: Vec::new(),
+    };
+    match priced(state, wanted, now_ms) {
+        Ok(quote) => {
+            found.fits = true;
+            found.rate = Some(quote.rate);
+            return Ok(found);
+        }
+        Err(Refusal::NoCapacity(shortfall)) => {
+            found.refused = Some(shortfall.to_string());
+            found.shortfall = Some(shortfall);
+        }
+        Err(refusal @ Refusal::OverPriceCap { .. }) => found.refused = Some(refusal.to_string()),
+        Err(other) => return Err(other),
+    }
+    let pool = Pool::of(state, wanted, now_ms);
+    found.nearest = pool.nearest.iter().map(|near| pool.near_miss(*near)).collect();
+    let possible = found.shortfall.as_ref().map_or(0, |short| short.possible);
+    found.relaxations =
+        Search { state, wanted, pool: &pool, now_ms, tries: TRIES, found: Vec::new() }.all(possible);
+    Ok(found)
+}
+
+/// The quote that the request would get; nothing of it is promised to anybody.
+fn priced(state: &State, wanted: &Request, now_ms: u64) -> Result<Quote, Refusal> {
+    quote(state, QuoteId::from_bits(0), Address([0; 32]), wanted, now_ms)
+}
+
+/// Every condition that a device does not meet now, in the order in which they are applied.
+pub(super) fn misses(device: &Device, wanted: &Request, now_ms: u64) -> Vec<Condition> {
+    use Condition as C;
+    let free = device.free();
+    let per = wanted.per_member;
+    let gpus = if per.is_share() {
+        device.free_gpu_millis().iter().any(|free| u32::from(*free) >= per.millis_per_gpu())
+    } else {
+        free.gpus >= per.gpus
+    };
+    let met = [
+        (C::Pooled, device.stage == DeviceStage::Pooled),
+        (C::GpuModel, wanted.allows(&device.class)),
+        (C::Network, wanted.network.as_ref().is_none_or(|network| *network == device.enrolment.network)),
+        (C::Tags, missing_tags(device, wanted).is_empty()),
+        (C::Tier, wanted.tier.is_none_or(|least| device.tier.unwrap_or(Tier::Basic) >= least)),
+        (C::Egress, !device.rules.no_egress || wanted.egress == Egress::Off),
+        (C::Heard, device.contact == Contact::Connected),
+        (C::Open, device.rules.closed(now_ms).is_none()),
+        (C::Gpus, gpus),
+        (C::Cpus, free.cpu_millis >= per.cpu_millis),
+        (C::Memory, free.memory_bytes >= per.memory_bytes),
+        (C::Disk, free.disk_bytes >= per.disk_bytes),
+    ];
+    met.into_iter().filter(|(_, met)| !met).map(|(condition, _)| condition).collect()
+}
+
+/// Tags that the device does not have, and the region's where measurements do not bear it out.
+fn missing_tags<'a>(device: &Device, wanted: &'a Request) -> Vec<&'a String> {
+    let doubted = claimed_region(&wanted.tags).filter(|_| device.region_doubt().is_some());
+    let lacks = |tag: &&String| {
+        !device.enrolment.tags.contains(*tag) || doubted.is_some_and(|region| tag.ends_with(region))
+    };
+    wanted.tags.iter().filter(lacks).collect()
+}
+
+/// A condition that a device does not meet, in words with both numbers.
+pub(super) fn in_words(condition: Condition, device: &Device, wanted: &Request, now_ms: u64) -> String {
+    use Condition as C;
+    let (free, per) = (device.free(), wanted.per_member);
+    let leased = if device.leases > 0 { format!(" beside {} leases", device.leases) } else { String::new() };
+    let has =
+        |what: &str, wanted: String, free: String| format!("{what}: {wanted} wanted, {free} free{leased}");
+    let mib = |bytes: u64| format!("{} MiB", bytes >> 20);
+    match condition {
+        C::Pooled => format!("not pooled ({})", device.stage),
+        C::Heard => "not heard from at present".into(),
+        C::Open => device.rules.closed(now_ms).unwrap_or("closed").into(),
+        C::GpuModel => {
+            format!(
+                "hardware: {} wanted, it is {}",
+                wanted.gpu_model.as_deref().unwrap_or("any"),
+                device.class
+            )
+        }
+        C::Network => {
+            let wanted = wanted.network.as_deref().unwrap_or("any");
+            format!("supply network: {wanted} wanted, it is {}", device.enrolment.network)
+        }
+        C::Tags => {
+            let doubt = device.region_doubt().filter(|_| claimed_region(&wanted.tags).is_some());
+            let lacking: Vec<_> = missing_tags(device, wanted).into_iter().map(String::as_str).collect();
+            doubt.map_or_else(
+                || format!("tags: lacks {}", lacking.join(", ")),
+                |doubt| format!("region: {doubt}"),
+            )
+        }
+        C::Tier => {
+            let least = wanted.tier.unwrap_or(Tier::Basic);
+            format!("connectivity: {least} wanted, measured {}", device.tier.unwrap_or(Tier::Basic))
+        }
+        C::Egress => format!("egress: {} wanted, its supplier forbids it", wanted.egress),
+        C::Cpus => has("CPU", format!("{} millis", per.cpu_millis), format!("{} millis", free.cpu_millis)),
+        C::Memory => has("memory", mib(per.memory_bytes), mib(free.memory_bytes)),
+        C::Disk => has("disk", mib(per.disk_bytes), mib(free.disk_bytes)),
+        C::Gpus => has("GPUs", gpus_text(per), free.gpus.to_string()),
+        C::Members | C::Spread | C::PriceCap => "not a device's own condition".into(),
+    }
+}
+
+fn gpus_text(per: Resources) -> String {
+    match per.gpu_share_millis {
+        Some(share) if per.is_share() => format!("{share} thousandths of one"),
+        _ => per.gpus.to_string(),
+    }
+}
+
+/// The devices that come into question, by what they miss.
+struct Pool<'a> {
+    wanted: &'a Request,
+    now_ms: u64,
+    /// Those that miss at most two conditions, all of which a renter can change.
+    sets: BTreeMap<BTreeSet<Condition>, Vec<&'a Device>>,
+    nearest: Vec<(usize, Rate, DeviceId, &'a Device)>,
+}
+
+type Near<'a> = (usize, Rate, DeviceId, &'a Device);
+
+impl<'a> Pool<'a> {
+    fn of(state: &'a State, wanted: &'a Request, now_ms: u64) -> Self {
+        let mut pool = Self { wanted, now_ms, sets: BTreeMap::new(), nearest: Vec::new() };
+        let kept = KEPT_PER_SET + wanted.members as usize;
+        for (id, device) in &state.devices {
+            if matches!(device.stage, DeviceStage::Archived) {
+                continue;
+            }
+            let missed = misses(device, wanted, now_ms);
+            if !missed.is_empty() {
+                pool.note_near(missed.len(), *id, device);
+            }
+            if missed.len() <= 2 && missed.iter().all(|one| Condition::RELAXABLE.contains(one)) {
+                let set = pool.sets.entry(missed.into_iter().collect()).or_default();
+                if set.len() < kept {
+                    set.push(device);
+                }
+            }
+        }
+        pool
+    }
+
+    /// Keeps the few with the fewest misses, the cheaper and then the older first.
+    fn note_near(&mut self, missed: usize, id: DeviceId, device: &'a Device) {
+        let worst = self.nearest.last().filter(|_| self.nearest.len() >= NEAREST);
+        if worst.is_some_and(|worst| worst.0 < missed) {
+            return;
+        }
+        let near: Near<'a> =
+            (missed, member_rate(device, self.wanted.per_member, self.wanted.duration_ms), id, device);
+        let key = |near: &Near<'_>| (near.0, near.1, near.2);
+        let at = self.nearest.partition_point(|known| key(known) <= key(&near));
+        self.nearest.insert(at, near);
+        self.nearest.truncate(NEAREST);
+    }
+
+    fn near_miss(&self, (_, least_rate, id, device): Near<'_>) -> NearMiss {
+        let missed = misses(device, self.wanted, self.now_ms);
+        let words = |one: &Condition| in_words(*one, device, self.wanted, self.now_ms);
+        NearMiss {
+            device: id,
+            class: device.class.clone(),
+            least_rate,
+            misses: missed.iter().map(words).collect(),
+        }
+    }
+
+    /// The devices that would do if these conditions were no matter.
+    fn without(&self, relaxed: &BTreeSet<Condition>) -> impl Iterator<Item = &'a Device> {
+        self.sets
+            .iter()
+            .filter(|(set, _)| set.is_subset(relaxed))
+            .flat_map(|(_, devices)| devices.iter().copied())
+    }
+
+    /// Whether that many members of a request would fit on these devices.
+    fn enough(&self, devices: &[&Device], wanted: &Request) -> bool {
+        let mut members = 0;
+        devices.iter().any(|device| {
+            if misses(device, wanted, self.now_ms).is_empty() {
+                members += room(device, wanted);
+            }
+            members >= wanted.members
+        })
+    }
+}
+
+/// How many members of a request that it may take fit on a device now.
+fn room(device: &Device, wanted: &Request) -> u32 {
+    if wanted.spread || device.one_tenant() {
+        return 1;
+    }
+    let (free, per) = (device.free(), wanted.per_member);
+    let times = |free: u64, per: u64| free.checked_div(per).unwrap_or(u64::MAX);
+    let gpus = if per.is_share() {
+        let millis = per.millis_per_gpu().max(1);
+        device.free_gpu_millis().iter().map(|free| u64::from(u32::from(*free) / millis)).sum()
+    } else {
+        times(free.gpus.into(), per.gpus.into())
+    };
+    let least = [
+        times(free.cpu_millis.into(), per.cpu_millis.into()),
+        times(free.memory_bytes, per.memory_bytes),
+        times(free.disk_bytes, per.disk_bytes),
+        gpus,
+        wanted.members.into(),
+    ];
+    least.into_iter().min().and_then(|n| u32::try_from(n).ok()).unwrap_or(u32::MAX)
+}
+
+/// Looks for relaxations.
+struct Search<'a> {
+    state: &'a State,
+    wanted: &'a Request,
+    pool: &'a Pool<'a>,
+    now_ms: u64,
+    tries: usize,
+    found: Vec<Relaxation>,
+}
+
+impl Search<'_> {
+    fn all(mut self, possible: u32) -> Vec<Relaxation> {
+        self.whole_request(possible);
+        let present: BTreeSet<Condition> = self.pool.sets.keys().flatten().copied().collect();
+        for one in &present {
+            for relaxed in self.options(&[*one].into(), *one, self.wanted) {
+                self.attempt(relaxed, &[*one]);
+            }
+        }
+        for (n, one) in present.iter().enumerate() {
+            for other in present.iter().skip(n + 1) {
+                self.pair(*one, *other);
+            }
+        }
+        self.found.sort_by_key(|found| (found.changes.len(), found.rate));
+        self.found.truncate(NAMED);
+        self.found
+    }
+
+    /// What concerns all members together.
+    fn whole_request(&mut self, possible: u32) {
+        if self.wanted.max_rate.is_some() {
+            self.attempt(self.wanted.clone(), &[]);
+        }
+        if self.wanted.spread {
+            self.attempt(Request { spread: false, ..self.wanted.clone() }, &[Condition::Spread]);
+        }
+        if possible > 0 {
+            self.attempt(Request { members: possible, ..self.wanted.clone() }, &[Condition::Members]);
+        }
+    }
+
+    /// Two changes, unless one of them is enough.
+    fn pair(&mut self, one: Condition, other: Condition) {
+        let alone = |found: &Relaxation, condition| matches!(found.changes.as_slice(), [only] if only.condition == condition);
+        if self.found.iter().any(|found| alone(found, one) || alone(found, other)) {
+            return;
+        }
+        let both = [one, other].into();
+        for first in self.options(&both, one, self.wanted) {
+            for relaxed in self.options(&both, other, &first) {
+                if self.attempt(relaxed, &[one, other]) {
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Tries a relaxed request; a price above the cap is one more change, if there is room for one.
+    fn attempt(&mut self, relaxed: Request, changed: &[Condition]) -> bool {
+        if self.tries == 0 {
+            return false;
+        }
+        self.tries -= 1;
+        let uncapped = Request { max_rate: None, ..relaxed.clone() };
+        let Ok(quote) = priced(self.state, &uncapped, self.now_ms) else { return false };
+        let mut changed = changed.to_vec();
+        let mut request = relaxed;
+        if request.max_rate.is_some_and(|cap| quote.rate > cap) {
+            changed.push(Condition::PriceCap);
+            request.max_rate = Some(quote.rate);
+        }
+        if changed.is_empty() || changed.len() > 2 {
+            return false;
+        }
+        let relaxation = Relaxation {
+            changes: changed.iter().map(|one| change(*one, self.wanted, &request)).collect(),
+            rate: quote.rate,
+            total_micro_usd: quote.total_micro_usd,
+            request,
+        };
+        if !self.found.contains(&relaxation) {
+            self.found.push(relaxation);
+        }
+        true
+    }
+
+    /// The request with one condition relaxed as little as may do, in each way that there is; `from` may already have another
+    /// one relaxed, and `relaxed` names all of them.
+    fn options(&self, relaxed: &BTreeSet<Condition>, one: Condition, from: &Request) -> Vec<Request> {
+        use Condition as C;
+        let devices: Vec<_> = self.pool.without(relaxed).collect();
+        let with = |change: &dyn Fn(&mut Request)| {
+            let mut request = from.clone();
+            change(&mut request);
+            request
+        };
+        match one {
+            C::GpuModel => Self::models(&devices, from),
+            C::Network => vec![with(&|request| request.network = None)],
+            C::Tags => {
+                let lacking = |device: &&Device| {
+                    missing_tags(device, self.wanted).into_iter().cloned().collect::<BTreeSet<_>>()
+                };
+                let sets: BTreeSet<_> =
+                    devices.iter().map(lacking).filter(|set| !set.is_empty()).take(8).collect();
+                let without =
+                    |set: &BTreeSet<String>| with(&|request| request.tags.retain(|tag| !set.contains(tag)));
+                sets.iter().map(without).collect()
+            }
+            C::Tier => {
+                let lower = [Tier::High, Tier::Medium, Tier::Low, Tier::Basic];
+                let below = lower.into_iter().filter(|tier| from.tier.is_some_and(|least| *tier < least));
+                let tier =
+                    |tier| with(&|request| request.tier = Some(tier).filter(|tier| *tier > Tier::Basic));
+                self.least(&devices, relaxed, &below.map(tier).collect::<Vec<_>>())
+            }
+            C::Egress => vec![with(&|request| request.egress = Egress::Off)],
+            _ => self.sizes(&devices, relaxed, one, from),
+        }
+    }
+
+    /// Smaller members, the largest that may do first.
+    fn sizes(
+        &self,
+        devices: &[&Device],
+        relaxed: &BTreeSet<Condition>,
+        one: Condition,
+        from: &Request,
+    ) -> Vec<Request> {
+        let Some((grain, _)) = size(one, from.per_member) else { return Vec::new() };
+        let of = |resources| size(one, resources).map_or(0, |(_, amount)| amount);
+        let free = devices.iter().map(|device| of(device.free()) / grain * grain);
+        let smaller = |value| Request { per_member: sized(one, from.per_member, value), ..from.clone() };
+        let steps: Vec<_> = below(free, of(from.per_member)).map(smaller).collect();
+        self.least(devices, relaxed, &steps)
+    }
+
+    /// Of ever greater relaxations the first with room for all members, and the greatest as a last resort. While another
+    /// condition is still to be relaxed, room cannot be judged yet: a few are handed on.
+    fn least(&self, devices: &[&Device], relaxed: &BTreeSet<Condition>, steps: &[Request]) -> Vec<Request> {
+        let first = steps.partition_point(|request| !self.pool.enough(devices, request));
+        if let Some(found) = steps.get(first) {
+            return vec![found.clone()];
+        }
+        if relaxed.len() < 2 {
+            return Vec::new();
+        }
+        let last = steps.len().saturating_sub(1);
+        let some: BTreeSet<usize> = [0, last / 2, last].into_iter().filter(|n| *n < steps.len()).collect();
+        some.into_iter().map(|n| steps[n].clone()).collect()
+    }
+
+    /// Other hardware beside what was asked for: each other class that there is, the cheapest first.
+    fn models(devices: &[&Device], from: &Request) -> Vec<Request> {
+        let mut least: BTreeMap<&HardwareClass, Rate> = BTreeMap::new();
+        for device in devices.iter().filter(|device| !from.allows(&device.class)) {
+            let rate = member_rate(device, from.per_member, from.duration_ms);
+            let known = least.entry(&device.class).or_insert(rate);
+            *known = rate.min(*known);
+        }
+        let mut classes: Vec<_> = least.into_iter().map(|(class, rate)| (rate, class)).collect();
+        classes.sort();
+        let also = |class: &HardwareClass| {
+            let asked = from.gpu_model.as_deref().unwrap_or_default();
+            match class {
+                HardwareClass::Gpu(model) => Some(format!("{asked}|{model}")),
+                HardwareClass::Cpu => None,
+            }
+        };
+        let with = |(_, class): (Rate, &HardwareClass)| Request { gpu_model: also(class), ..from.clone() };
+        classes.into_iter().take(4).map(with).collect()
+    }
+}
+
+/// Distinct values below what was asked for and above zero, the largest first; each also shared by two and by four members.
+fn below(free: impl Iterator<Item = u64>, asked: u64) -> impl Iterator<Item = u64> {
+    let parts = free.flat_map(|free| [free, free / 2, free / 4]);
+    let values: BTreeSet<u64> = parts.filter(|value| (1..asked).contains(value)).collect();
+    values.into_iter().rev()
+}
+
+/// The steps in which a size is made smaller, and how large it is; none for what is no size.
+fn size(one: Condition, resources: Resources) -> Option<(u64, u64)> {
+    match one {
+        Condition::Cpus => Some((100, resources.cpu_millis.into())),
+        Condition::Memory => Some((1 << 20, resources.memory_bytes)),
+        Condition::Disk => Some((1 << 20, resources.disk_bytes)),
+        Condition::Gpus => Some((1, resources.gpus.into())),
+        _ => None,
+    }
+}
+
+/// The same with one size set; fewer GPUs are whole ones.
+fn sized(one: Condition, resources: Resources, value: u64) -> Resources {
+    match one {
+        Condition::Cpus => Resources { cpu_millis: narrow(value), ..resources },
+        Condition::Memory => Resources { memory_bytes: value, ..resources },
+        Condition::Disk => Resources { disk_bytes: value, ..resources },
+        Condition::Gpus => Resources { gpus: narrow(value), gpu_share_millis: None, ..resources },
+        _ => resources,
+    }
+}
+
+fn narrow(value: u64) -> u32 {
+    u32::try_from(value).unwrap_or(u32::MAX)
+}
+
+/// What was asked for under a condition, and what would do.
+fn change(condition: Condition, from: &Request, to: &Request) -> Change {
+    let text = |request: &Request| value(condition, request);
+    Change { condition, from: text(from), to: text(to) }
+}
+
+fn value(condition: Condition, request: &Request) -> String {
+    use Condition as C;
+    let any = || "any".to_owned();
+    let per = request.per_member;
+    let list = |tags: &BTreeSet<String>| tags.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
+    match condition {
+        C::GpuModel => request.gpu_model.clone().map_or_else(any, |model| model.replace('|', " or ")),
+        C::Network => request.network.clone().unwrap_or_else(any),
+        C::Tags if request.tags.is_empty() => any(),
+        C::Tags => list(&request.tags),
+        C::Tier => request.tier.map_or_else(any, |tier| tier.to_string()),
+        C::Egress => request.egress.to_string(),
+        C::Cpus => format!("{} millis", per.cpu_millis),
+        C::Memory => format!("{} MiB", per.memory_bytes >> 20),
+        C::Disk => format!("{} MiB", per.disk_bytes >> 20),
+        C::Gpus => gpus_text(per),
+        C::Members => request.members.to_string(),
+        C::Spread => if request.spread { "a device each" } else { "devices may be shared" }.into(),
+        C::PriceCap => request.max_rate.map_or_else(any, |rate| rate.to_string()),
+        C::Pooled | C::Heard | C::Open => String::new(),
+    }
+}

@@ -1,0 +1,314 @@
+//! The promise: an itemised, all-in price, good for a minute. It reserves no capacity and says so.
+//!
+//! Always holds: the lines add up to the total; what a quote names is the most that can be charged. Not here: how a rate is
+//! made (`price`), signing it (`ionet-server`).
+
+use serde::{Deserialize, Serialize};
+
+use super::competitors;
+use super::place;
+use super::price::{Pricer, Pricing, duration_factor_percent};
+use super::request::Request;
+use crate::device::HardwareClass;
+use crate::id::{Address, DeviceId, QuoteId};
+use crate::money::{BasisPoints, Rate};
+use crate::refusal::Refusal;
+use crate::state::State;
+
+/// How long a quote is good for.
+pub const QUOTE_LIFE_MS: u64 = 60_000;
+
+/// One member's price.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct QuoteItem {
+    /// What the price was made from; the order may get another device at the same price.
+    pub device: DeviceId,
+    /// What kind of device it is.
+    pub class: HardwareClass,
+    /// The price of this member.
+    pub rate: Rate,
+    /// What the whole time costs before fees, in micro-USD.
+    pub compute_micro_usd: u64,
+    /// Its place in the quote's `pricing`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pricing: Option<u32>,
+}
+
+/// What a quote's total is made of, in micro-USD: all but the discount are added, the discount is taken off.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Lines {
+    /// Computing time without discounts.
+    pub compute_micro_usd: u64,
+    /// Disk while the cluster runs.
+    pub disk_micro_usd: u64,
+    /// Disk while the cluster is paused: nothing, as clusters do not pause yet.
+    pub paused_disk_micro_usd: u64,
+    /// Traffic out of the cluster: counted, and free at present.
+    pub traffic_micro_usd: u64,
+    /// For time and count, taken off.
+    pub discount_micro_usd: u64,
+    /// The renter's reservation fee.
+    pub fee_micro_usd: u64,
+    /// Taxes: none are collected; what is due where you are is yours to declare.
+    pub tax_micro_usd: u64,
+}
+
+/// What the same GPUs and time cost elsewhere, computed from dated prices.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ElsewhereCost {
+    /// All GPUs for the whole time at the median, in micro-USD, before anybody's fees and taxes.
+    pub micro_usd: u64,
+    /// The median for one GPU an hour; of several models the dearest one's.
+    pub median_per_gpu: Rate,
+    /// How many prices it was computed from.
+    pub prices: u32,
+    /// The newest date among them.
+    pub date: String,
+    /// Where they were seen.
+    pub source: String,
+}
+
+/// A signed, all-in price for a request.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Quote {
+    /// Its name.
+    pub id: QuoteId,
+    /// Whom it is for.
+    pub account: Address,
+    /// What it is for.
+    pub request: Request,
+    /// A price per member, in the order in which devices are chosen: the supplier who asks least first.
+    pub items: Vec<QuoteItem>,
+    /// All members together, before fees.
+    pub rate: Rate,
+    /// The duration factor on the asks in percent, already in the rates.
+    pub duration_factor_percent: u32,
+    /// The renter's reservation fee.
+    pub renter_fee: BasisPoints,
+    /// The supplier's reservation fee, taken from what he earns.
+    pub supplier_fee: BasisPoints,
+    /// The whole time before fees, in micro-USD.
+    pub compute_micro_usd: u64,
+    /// The most that the renter's fee can be, in micro-USD.
+    pub fee_micro_usd: u64,
+    /// The most that can ever be charged, in micro-USD; this is what is set aside.
+    pub total_micro_usd: u64,
+    /// When it was made, in milliseconds since 1970.
+    pub issued_ms: u64,
+    /// When it stops being good.
+    pub expires_ms: u64,
+    /// Always false: capacity is taken by the order, not by the quote.
+    pub reserves_capacity: bool,
+    /// How the items' rates came about, each way once.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pricing: Vec<Pricing>,
+    /// The total in its parts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lines: Option<Box<Lines>>,
+    /// What the same costs elsewhere, if that is known of all its hardware.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub elsewhere: Option<Box<ElsewhereCost>>,
+}
+
+/// Prices a request on the devices that could take it now.
+pub fn quote(
+    state: &State,
+    id: QuoteId,
+    account: Address,
+    request: &Request,
+    now_ms: u64,
+) -> Result<Quote, Refusal> {
+    request.check()?;
+    let devices = place::plan(state, request, &place::Limits::default(), now_ms)?;
+    let mut quote = of_devices(state, id, account, request, &devices, now_ms)?;
+    for class in other_classes(state, request, now_ms) {
+        let only = Request { gpu_model: Some(class), ..request.clone() };
+        let Ok(devices) = place::plan(state, &only, &place::Limits::default(), now_ms) else { continue };
+        let other = of_devices(state, id, account, request, &devices, now_ms)?;
+        if other.rate < quote.rate {
+            quote = other;
+        }
+    }
+    if let Some(cap) = request.max_rate
+        && quote.rate > cap
+    {
+        let (rate, cap) = (quote.rate.0, cap.0);
+        return Err(Refusal::OverPriceCap { rate_micro_usd_per_hour: rate, cap_micro_usd_per_hour: cap });
+    }
+    Ok(quote)
+}
+
+/// Most classes of hardware that are priced where a request takes several.
+const MOST_CLASSES: usize = 16;
+
+/// Where a request takes several classes with a market rate: each of them, the cheapest first. The supplier who asks least is
+/// not always of the class that costs least. The order goes to whoever asks least all the same, at the quoted rate.
+fn other_classes(state: &State, request: &Request, now_ms: u64) -> Vec<String> {
+    let names = request.gpu_model.as_deref().map_or(usize::MAX, |named| named.split('|').count());
+    if request.per_member.gpus == 0 || names < 2 {
+        return Vec::new();
+    }
+    let pricer = Pricer::new(state, now_ms);
+    let record = state.market.iter().flat_map(|market| market.classes.iter());
+    let known =
+        record.filter(|(_, class)| class.supply_millis > class.hired_millis).filter_map(|(name, _)| {
+            let class = HardwareClass::Gpu(name.clone());
+            let rate = pricer.class_rate(&class).filter(|_| request.allows(&class))?;
+            Some((rate, name.clone()))
+        });
+    let mut classes: Vec<_> = known.collect();
+    classes.sort();
+    classes.into_iter().take(MOST_CLASSES).map(|(_, name)| name).collect()
+}
+
+/// The quote for a request on these devices, one a member.
+pub(super) fn of_devices(
+    state: &State,
+    id: QuoteId,
+    account: Address,
+    request: &Request,
+    devices: &[DeviceId],
+    now_ms: u64,
+) -> Result<Quote, Refusal> {
+    let mut pricing = Vec::new();
+    let (mut items, mut last) = (Vec::with_capacity(devices.len()), None);
+    let pricer = Pricer::new(state, now_ms);
+    for device in devices {
+        let found = state.device(*device)?;
+        let place = match last {
+            // Members on one device come one after the other and are priced alike.
+            Some((known, place)) if known == *device => place,
+            _ => place_of(&mut pricing, pricer.price(*device, found, request)),
+        };
+        last = Some((*device, place));
+        let rate = pricing.get(place).map(|how| how.rate).unwrap_or_default();
+        let pricing = u32::try_from(place).ok();
+        let class = found.class.clone();
+        items.push(QuoteItem { device: *device, class, rate, compute_micro_usd: 0, pricing });
+    }
+    let rate = Rate(items.iter().map(|item| item.rate.0).fold(0, u64::saturating_add));
+    let mut quote = Quote {
+        id,
+        account,
+        request: request.clone(),
+        items,
+        rate,
+        duration_factor_percent: duration_factor_percent(request.duration_ms),
+        renter_fee: state.params.renter_fee,
+        supplier_fee: state.params.supplier_fee,
+        compute_micro_usd: 0,
+        fee_micro_usd: 0,
+        total_micro_usd: 0,
+        issued_ms: now_ms,
+        expires_ms: now_ms + QUOTE_LIFE_MS,
+        reserves_capacity: false,
+        pricing,
+        lines: Some(Box::default()),
+        elsewhere: None,
+    };
+    quote.add_up();
+    quote.elsewhere = elsewhere(state, &quote, now_ms).map(Box::new);
+    Ok(quote)
+}
+
+/// Where this way of pricing stands in the list; put there if it is new.
+fn place_of(all: &mut Vec<Pricing>, one: Pricing) -> usize {
+    let known = all.iter().position(|known| *known == one);
+    known.unwrap_or_else(|| {
+        all.push(one);
+        all.len() - 1
+    })
+}
+
+fn elsewhere(state: &State, quote: &Quote, now_ms: u64) -> Option<ElsewhereCost> {
+    let limits = state.params.price.as_ref().map(|table| table.feed_limits).unwrap_or_default();
+    let none = std::collections::BTreeMap::new();
+    let feeds = state.market.as_ref().map_or(&none, |record| &record.feeds);
+    let gpus = u64::from(quote.request.per_member.gpus.max(1));
+    let mut classes: Vec<_> = quote.items.iter().map(|item| &item.class).collect();
+    classes.sort_unstable();
+    let mut cost: Option<ElsewhereCost> = None;
+    for same in classes.chunk_by(|a, b| a == b) {
+        let HardwareClass::Gpu(model) = same.first()? else { return None };
+        let found = competitors::elsewhere(&competitors::prices(model, feeds, limits, now_ms))?;
+        let count = gpus.saturating_mul(same.len() as u64);
+        let part = found.median.total_for(quote.request.duration_ms).saturating_mul(count);
+        cost = Some(match cost {
+            None => ElsewhereCost {
+                micro_usd: part,
+                median_per_gpu: found.median,
+                prices: found.prices,
+                date: found.date,
+                source: found.source,
+            },
+            Some(known) => ElsewhereCost {
+                micro_usd: known.micro_usd.saturating_add(part),
+                median_per_gpu: known.median_per_gpu.max(found.median),
+                prices: known.prices + found.prices,
+                date: known.date.max(found.date),
+                source: if known.source == found.source {
+                    known.source
+                } else {
+                    format!("{}; {}", known.source, found.source)
+                },
+            },
+        });
+    }
+    cost
+}
+
+impl Quote {
+    /// Sets the totals from items and duration: the one place where a quote is added up.
+    pub fn add_up(&mut self) {
+        for item in &mut self.items {
+            item.compute_micro_usd = item.rate.total_for(self.request.duration_ms);
+        }
+        self.compute_micro_usd = self.items.iter().map(|item| item.compute_micro_usd).sum();
+        self.fee_micro_usd = self.items.iter().map(|item| self.renter_fee.of(item.compute_micro_usd)).sum();
+        self.total_micro_usd = self.compute_micro_usd + self.fee_micro_usd;
+        if self.lines.is_some() {
+            self.lines = Some(Box::new(self.split()));
+        }
+    }
+
+    /// The total in its parts; compute takes what rounding leaves.
+    fn split(&self) -> Lines {
+        let each = |part: fn(&Pricing) -> u64| -> u64 {
+            let of = |item: &QuoteItem| {
+                let how = self.pricing.get(item.pricing? as usize)?;
+                Some(Rate(part(how)).total_for(self.request.duration_ms))
+            };
+            self.items.iter().filter_map(of).fold(0, u64::saturating_add)
+        };
+        let disk_micro_usd = each(|how| how.disk_rate.0);
+        let discount_micro_usd = each(|how| how.list_rate.0.saturating_sub(how.rate.0));
+        Lines {
+            compute_micro_usd: self.compute_micro_usd.saturating_add(discount_micro_usd) - disk_micro_usd,
+            disk_micro_usd,
+            paused_disk_micro_usd: 0,
+            traffic_micro_usd: 0,
+            discount_micro_usd,
+            fee_micro_usd: self.fee_micro_usd,
+            tax_micro_usd: 0,
+        }
+    }
+}
+
+impl Lines {
+    /// All lines together: a quote's total.
+    pub fn total_micro_usd(&self) -> u64 {
+        let added = [
+            self.compute_micro_usd,
+            self.disk_micro_usd,
+            self.paused_disk_micro_usd,
+            self.traffic_micro_usd,
+            self.fee_micro_usd,
+            self.tax_micro_usd,
+        ];
+        added.into_iter().fold(0, u64::saturating_add).saturating_sub(self.discount_micro_usd)
+    }
+}
