@@ -43,6 +43,9 @@ pub struct Params {
     /// What the market's prices are made by; without it, as in networks founded before there was one, asks alone count.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub price: Option<PriceParams>,
+    /// Whether shares of a GPU may be asked for. Off, as no worker keeps a box to its part of a card yet.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub gpu_shares: bool,
 }
 
 impl Default for Params {
@@ -57,6 +60,7 @@ impl Default for Params {
             removal_grace_ms: 15 * 60_000,
             retention_ms: 24 * HOUR_MS,
             price: Some(PriceParams::default()),
+            gpu_shares: false,
         }
     }
 }

@@ -123,6 +123,13 @@ pub fn quote(
     now_ms: u64,
 ) -> Result<Quote, Refusal> {
     request.check()?;
+    if request.per_member.is_share() && !state.params.gpu_shares {
+        return Err(Refusal::Unsupported {
+            what: "a share of a GPU".into(),
+            reason: "nothing keeps a box to its part of a card yet".into(),
+            available: "whole GPUs".into(),
+        });
+    }
     let devices = place::plan(state, request, &place::Limits::default(), now_ms)?;
     let mut quote = of_devices(state, id, account, request, &devices, now_ms)?;
     for class in other_classes(state, request, now_ms) {

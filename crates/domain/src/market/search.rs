@@ -85,7 +85,7 @@ impl<'a> Level<'a> {
                 _ => {}
             }
             if let Some(next) = self.closed.pop_front() {
-                search.look_into(next, &mut self.open);
+                search.look_into(&next, &mut self.open);
             }
         }
         self.open.pop().map(|Reverse(best)| best)
@@ -221,8 +221,8 @@ impl<'a> Search<'a> {
     }
 
     /// Opens a shape: the oldest of each group that meets every condition.
-    fn look_into(&self, closed: Closed<'a>, open: &mut BinaryHeap<Reverse<Candidate<'a>>>) {
-        let Closed { cost, share_of, class, groups } = closed;
+    fn look_into(&self, closed: &Closed<'a>, open: &mut BinaryHeap<Reverse<Candidate<'a>>>) {
+        let Closed { cost, share_of, class, groups } = *closed;
         for (Group { capacity, traits }, ids) in groups {
             if !capacity.fits(self.request.per_member) || !self.knows(*traits) {
                 continue;

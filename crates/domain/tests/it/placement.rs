@@ -267,6 +267,13 @@ fn shares_fill_one_gpu_before_they_open_another() {
 }
 
 #[test]
+fn shares_are_refused_where_no_worker_keeps_them_apart() {
+    let (mut market, _) = one_device(1);
+    market.world.state.params.gpu_shares = false;
+    assert_eq!(market.world.order(&share(500)).unwrap_err().code(), "unsupported");
+}
+
+#[test]
 fn a_share_is_of_one_gpu() {
     for (gpus, share, ok) in [
         (1, Some(1), true),

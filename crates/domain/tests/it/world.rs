@@ -32,7 +32,10 @@ pub(crate) struct World {
 impl World {
     pub(crate) fn new() -> Self {
         let mut world = Self { state: State::default(), now_ms: START_MS, events: Vec::new(), next: 0 };
-        world.must(Actor::Server, CommandBody::Found { params: Params::default() });
+        world.must(
+            Actor::Server,
+            CommandBody::Found { params: Params { gpu_shares: true, ..Params::default() } },
+        );
         world.must(Actor::Server, CommandBody::BeginTerm { above: 0 });
         world
     }

@@ -24,9 +24,8 @@ use crate::{LabError, Result};
 
 const GIB: u64 = 1 << 30;
 
-/// Model, share of all GPU devices in thousandths (our assumption), price of a GPU in cents an hour. Prices: the reference rates
-/// of the market's issue (A100, RTX 4090, RTX 3080, RTX A6000, RTX A4000); the others about the lowest of the table of
-/// clouds by Full Stack Deep Learning (the-full-stack/website, MIT, as of 2023).
+/// Model, share of all GPU devices in thousandths, price of a GPU in cents an hour. Both are assumptions that only spread the
+/// load of this benchmark; prices that people are told stand in `ionet_domain::market::hardware`.
 const HARDWARE: [(&str, u64, u64); 14] = [
     ("NVIDIA GeForce RTX 4090", 220, 37),
     ("NVIDIA GeForce RTX 3090", 140, 25),

@@ -76,16 +76,15 @@ pub fn run(size: &Size) -> Result<Report> {
 }
 
 fn traces(size: &Size) -> Result<Vec<Trace>> {
-    let files = match &size.trace {
-        Some(file) => vec![file.clone()],
-        None => {
-            let what = || format!("read {}", size.data.display());
-            let entries = fs::read_dir(&size.data).map_err(LabError::io(what()))?;
-            let mut files: Vec<_> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
-            files.retain(|file| file_name(file).starts_with(PREFIX));
-            files.sort();
-            files
-        }
+    let files = if let Some(file) = &size.trace {
+        vec![file.clone()]
+    } else {
+        let what = || format!("read {}", size.data.display());
+        let entries = fs::read_dir(&size.data).map_err(LabError::io(what()))?;
+        let mut files: Vec<_> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
+        files.retain(|file| file_name(file).starts_with(PREFIX));
+        files.sort();
+        files
     };
     let read = |file: &PathBuf| {
         let name = file_name(file);
@@ -127,7 +126,7 @@ fn spread(values: &[f64]) -> (f64, f64) {
 
 enum Run {
     Published(Cluster),
-    Product(Product),
+    Product(Box<Product>),
 }
 
 /// One seed: the allocation in percent at each load.
@@ -139,7 +138,7 @@ fn one(nodes: &[Node], pods: &[Pod], policy: Option<Policy>, seed: u64) -> Resul
     trace::shuffle(&mut nodes, &mut random);
     let mut run = match policy {
         Some(policy) => Run::Published(Cluster::new(policy, &nodes, pods, random)),
-        None => Run::Product(Product::new(&nodes, pods)?),
+        None => Run::Product(Box::new(Product::new(&nodes, pods)?)),
     };
     let (mut asked, mut given) = (0, 0);
     let mut read = [(0.0, 0.0); 2];
@@ -201,14 +200,14 @@ fn by_trace(
     let percent = LOADS[load];
     let of = |name: &str| found.iter().find(|(policy, _)| *policy == name).map(|(_, outcomes)| outcomes);
     let Some(product) = of(PRODUCT) else { return };
-    for (n, trace) in traces.iter().enumerate() {
+    for (at, trace) in traces.iter().enumerate() {
         let known = published.get(&(trace.name.clone(), "FGD".into(), percent)).copied();
-        let beside = known.or_else(|| of("FGD").map(|outcomes| outcomes[n][load]));
+        let beside = known.or_else(|| of("FGD").map(|outcomes| outcomes[at][load]));
         let Some((mean, deviation)) = beside else { continue };
-        let (own, _) = product[n][load];
-        figures.push(Figure::new(format!("{}_at_{percent}", trace.name), own, "% of GPUs"));
-        let lead = Figure::new(format!("{}_above_FGD_at_{percent}", trace.name), own - mean, "points");
-        figures.push(lead.target(Target::AtLeast(-deviation)));
+        let (reached, _) = product[at][load];
+        figures.push(Figure::new(format!("{}_at_{percent}", trace.name), reached, "% of GPUs"));
+        let above = Figure::new(format!("{}_above_FGD_at_{percent}", trace.name), reached - mean, "points");
+        figures.push(above.target(Target::AtLeast(-deviation)));
     }
 }
 

@@ -115,8 +115,11 @@ pub(super) struct Cluster {
     typical: Vec<(Pod, f64)>,
     random: Random,
     /// Scores by kind of pod and machine, as long as the machine does not change.
-    known: BTreeMap<Pod, Vec<Option<(u32, f64, usize)>>>,
+    known: BTreeMap<Pod, Vec<Option<Known>>>,
 }
+
+/// The machine's count of changes then, the score and the GPU of a share.
+type Known = (u32, f64, usize);
 
 impl Cluster {
     pub(super) fn new(policy: Policy, nodes: &[Node], pods: &[Pod], random: Random) -> Self {
@@ -173,14 +176,14 @@ impl Cluster {
     fn score(&self, machine: &Machine, pod: &Pod) -> (f64, usize) {
         let tightest = machine.tightest(pod.gpu_millis);
         let whole = |score: f64| ((100.0 * score).floor(), tightest);
-        let (cpu, free) =
+        let (free_cpu, free_cards) =
             (machine.cpu as f64 / MOST_CPU_MILLIS, machine.free() as f64 / MOST_GPU_MILLIS as f64);
-        let wanted_cpu = f64::from(pod.cpu_millis) / MOST_CPU_MILLIS;
-        let wanted_gpu = pod.total_gpu_millis() as f64 / MOST_GPU_MILLIS as f64;
+        let asked_cpu = f64::from(pod.cpu_millis) / MOST_CPU_MILLIS;
+        let asked_cards = pod.total_gpu_millis() as f64 / MOST_GPU_MILLIS as f64;
         match self.policy {
             Policy::Random => (0.0, tightest),
-            Policy::DotProd => whole(1.0 - (cpu * wanted_cpu + free * wanted_gpu) / 2.0),
-            Policy::BestFit => whole(1.0 - (cpu - wanted_cpu + free - wanted_gpu) / 2.0),
+            Policy::DotProd => whole(1.0 - f64::midpoint(free_cpu * asked_cpu, free_cards * asked_cards)),
+            Policy::BestFit => whole(1.0 - f64::midpoint(free_cpu - asked_cpu, free_cards - asked_cards)),
             Policy::GpuClustering => (clustering(machine, pod), tightest),
             Policy::GpuPacking => (packing(machine, pod), tightest),
             Policy::Fgd => self.fgd(machine, pod),
@@ -233,9 +236,9 @@ fn packing(machine: &Machine, pod: &Pod) -> f64 {
     let mut gpus: Vec<_> = machine.gpus.iter().filter(|free| **free >= i64::from(pod.gpu_millis)).collect();
     gpus.sort_unstable();
     gpus.truncate(pod.gpus as usize);
-    let opened = gpus.iter().filter(|free| ***free == gpu).count() as i64;
+    let opened = gpus.iter().filter(|free| ***free == gpu).count();
     if opened > 0 {
-        return (50 - opened).max(33) as f64;
+        return 50_usize.saturating_sub(opened).max(33) as f64;
     }
     let free: i64 = gpus.iter().map(|free| *free * 100 / gpu).sum();
     (100 - free / 10).max(50) as f64
