@@ -285,7 +285,7 @@ pub enum Contact {
 }
 
 /// A stretch of the week in which the owner offers the machine, UTC.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Window {
     /// First minute of the week, Monday 00:00 is 0.

@@ -10,7 +10,7 @@ use crate::device::{Device, DeviceStage, Resources};
 use crate::event::{Event, PrivateBody, PublicBody};
 use crate::id::{Address, CommandId, DeviceId, KeyId, LeaseId, OrderId, PayoutId};
 use crate::ledger::{Ledger, Step, Transfer};
-use crate::market::book::{Book, BookCell};
+use crate::market::book::{Book, BookCell, Turn};
 use crate::market::capacity::GPU_MILLIS;
 use crate::market::record::Share;
 use crate::market::{MarketRecord, PriceParams, Program};
@@ -155,13 +155,15 @@ impl State {
     /// Folds an event. Reads nothing but the two, so it always gives the same state.
     pub fn apply(&mut self, event: &Event) -> Result<(), Broken> {
         let broken = |why: String| Broken { event: event.public.name(), why };
-        let touched = self.touched(&event.public);
+        let touched = &*self.touched(&event.public);
         if let Some(book) = self.book.kept() {
-            book.before(&event.public, &touched, &self.devices, &self.orders);
+            let (devices, orders) = (&self.devices, &self.orders);
+            book.before(Turn { event: &event.public, touched, devices, orders });
         }
         self.fold(event).map_err(|refusal| broken(refusal.to_string()))?;
         if let Some(book) = self.book.kept() {
-            book.after(&event.public, &touched, &self.devices, &self.orders);
+            let (devices, orders) = (&self.devices, &self.orders);
+            book.after(Turn { event: &event.public, touched, devices, orders });
         }
         if let Some(command) = event.command {
             self.commands.insert(command);

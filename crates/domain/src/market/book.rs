@@ -61,12 +61,11 @@ pub(crate) struct Traits {
     pub(crate) one_tenant: bool,
     pub(crate) no_egress: bool,
     pub(crate) region_doubted: bool,
-    schedule: Vec<(u16, u16)>,
+    schedule: Vec<Window>,
 }
 
 impl Traits {
     fn of(device: &Device) -> Self {
-        let window = |window: &Window| (window.from_minute, window.to_minute);
         Self {
             network: device.enrolment.network.clone(),
             tags: device.enrolment.tags.clone(),
@@ -74,18 +73,14 @@ impl Traits {
             one_tenant: device.one_tenant(),
             no_egress: device.rules.no_egress,
             region_doubted: device.region_doubt().is_some(),
-            schedule: device.rules.schedule.iter().map(window).collect(),
+            schedule: device.rules.schedule.clone(),
         }
     }
 
     /// Whether the owner's schedule allows a lease to begin now.
     pub(crate) fn open(&self, now_ms: u64) -> bool {
-        let window = |(from_minute, to_minute): &(u16, u16)| Window {
-            from_minute: *from_minute,
-            to_minute: *to_minute,
-        };
-        let schedule = self.schedule.iter().map(window).collect();
-        self.schedule.is_empty() || OwnerRules { schedule, ..OwnerRules::default() }.closed(now_ms).is_none()
+        let rules = || OwnerRules { schedule: self.schedule.clone(), ..OwnerRules::default() };
+        self.schedule.is_empty() || rules().closed(now_ms).is_none()
     }
 }
 
@@ -249,6 +244,44 @@ impl Kind {
         };
         self.ranks.range(least..).map(|(_, shelves)| shelves.iter())
     }
+
+    /// Puts a device into its group.
+    fn insert(&mut self, numbers: &mut Numbers, id: DeviceId, device: &Device) {
+        let capacity = Capacity::of(device);
+        let shelves = self.ranks.entry(rank(&capacity)).or_default();
+        let groups = shelves.entry(Ask::of(device)).or_default().entry(Shape::of(&capacity)).or_default();
+        let traits = numbers.take(Traits::of(device));
+        match groups.entry(Group { capacity, traits }) {
+            Slot::Occupied(mut ids) => ids.get_mut().insert(id),
+            Slot::Vacant(free) => drop(free.insert(Ids::One(id))),
+        }
+    }
+
+    /// Takes a device out of its group; what is empty then goes with it.
+    fn remove(&mut self, numbers: &mut Numbers, id: DeviceId, device: &Device) {
+        let capacity = Capacity::of(device);
+        let (rank, ask) = (rank(&capacity), Ask::of(device));
+        let Some(traits) = numbers.of.get(&Traits::of(device)).copied() else { return };
+        let Some(shelves) = self.ranks.get_mut(&rank) else { return };
+        let Some(shapes) = shelves.get_mut(&ask) else { return };
+        let shape = Shape::of(&capacity);
+        let Some(groups) = shapes.get_mut(&shape) else { return };
+        let group = Group { capacity, traits };
+        let Some(ids) = groups.get_mut(&group) else { return };
+        if ids.remove(id) {
+            groups.remove(&group);
+        }
+        if groups.is_empty() {
+            shapes.remove(&shape);
+        }
+        if shapes.is_empty() {
+            shelves.remove(&ask);
+        }
+        if shelves.is_empty() {
+            self.ranks.remove(&rank);
+        }
+        numbers.give_back(traits);
+    }
 }
 
 fn rank(capacity: &Capacity) -> Rank {
@@ -258,8 +291,15 @@ fn rank(capacity: &Capacity) -> Rank {
     }
 }
 
-type Devices = BTreeMap<DeviceId, Device>;
-type Orders = BTreeMap<OrderId, Order>;
+/// An event that is folded, with the state before or after it.
+#[derive(Clone, Copy)]
+pub(crate) struct Turn<'a> {
+    pub(crate) event: &'a PublicBody,
+    /// The devices that it changes.
+    pub(crate) touched: &'a [DeviceId],
+    pub(crate) devices: &'a BTreeMap<DeviceId, Device>,
+    pub(crate) orders: &'a BTreeMap<OrderId, Order>,
+}
 
 /// What is open for hire, and what is usually asked for.
 #[derive(Debug, Default)]
@@ -333,14 +373,7 @@ impl Book {
         if device.one_tenant() && device.leases > 0 {
             return;
         }
-        let capacity = Capacity::of(device);
-        let groups = kind.ranks.entry(rank(&capacity)).or_default().entry(Ask::of(device)).or_default();
-        let traits = self.numbers.take(Traits::of(device));
-        let groups = groups.entry(Shape::of(&capacity)).or_default();
-        match groups.entry(Group { capacity, traits }) {
-            Slot::Occupied(mut ids) => ids.get_mut().insert(id),
-            Slot::Vacant(free) => drop(free.insert(Ids::One(id))),
-        }
+        kind.insert(&mut self.numbers, id, device);
     }
 
     fn remove(&mut self, id: DeviceId, device: &Device) {
@@ -348,7 +381,7 @@ impl Book {
         kind.devices -= 1;
         kind.supply_millis -= u64::from(device.enrolment.offered.gpus) * u64::from(GPU_MILLIS);
         if !(device.one_tenant() && device.leases > 0) {
-            self.numbers.remove_from(kind, id, device);
+            kind.remove(&mut self.numbers, id, device);
         }
         if kind.devices == 0 {
             self.kinds.remove(&device.class);
@@ -356,17 +389,9 @@ impl Book {
     }
 
     /// Takes out the devices that an event is about to change, and the orders that leave with it.
-    pub(crate) fn before(
-        &mut self,
-        event: &PublicBody,
-        touched: &[DeviceId],
-        devices: &Devices,
-        orders: &Orders,
-    ) {
-        for id in touched {
-            if let Some(device) = devices.get(id) {
-                self.remove(*id, device);
-            }
+    pub(crate) fn before(&mut self, Turn { event, touched, devices, orders }: Turn<'_>) {
+        for (id, device) in touched.iter().filter_map(|id| devices.get_key_value(id)) {
+            self.remove(*id, device);
         }
         // What is hired is supply still.
         let hired = matches!(
@@ -384,17 +409,9 @@ impl Book {
     }
 
     /// Puts them back as they are now.
-    pub(crate) fn after(
-        &mut self,
-        event: &PublicBody,
-        touched: &[DeviceId],
-        devices: &Devices,
-        orders: &Orders,
-    ) {
-        for id in touched {
-            if let Some(device) = devices.get(id) {
-                self.insert(*id, device);
-            }
+    pub(crate) fn after(&mut self, Turn { event, touched, devices, orders }: Turn<'_>) {
+        for (id, device) in touched.iter().filter_map(|id| devices.get_key_value(id)) {
+            self.insert(*id, device);
         }
         if let PublicBody::OrderAccepted { order, .. } = event
             && let Some(order) = orders.get(order)
@@ -442,31 +459,3 @@ impl Book {
 
 /// Where a device stands.
 type Entry<'a> = (Rank, Ask, Option<&'a Traits>, Capacity);
-
-impl Numbers {
-    /// Takes a device out of its group; what is empty then goes with it.
-    fn remove_from(&mut self, kind: &mut Kind, id: DeviceId, device: &Device) {
-        let capacity = Capacity::of(device);
-        let (rank, ask) = (rank(&capacity), Ask::of(device));
-        let Some(traits) = self.of.get(&Traits::of(device)).copied() else { return };
-        let Some(shelves) = kind.ranks.get_mut(&rank) else { return };
-        let Some(shapes) = shelves.get_mut(&ask) else { return };
-        let shape = Shape::of(&capacity);
-        let Some(groups) = shapes.get_mut(&shape) else { return };
-        let group = Group { capacity, traits };
-        let Some(ids) = groups.get_mut(&group) else { return };
-        if ids.remove(id) {
-            groups.remove(&group);
-        }
-        if groups.is_empty() {
-            shapes.remove(&shape);
-        }
-        if shapes.is_empty() {
-            shelves.remove(&ask);
-        }
-        if shelves.is_empty() {
-            kind.ranks.remove(&rank);
-        }
-        self.give_back(traits);
-    }
-}

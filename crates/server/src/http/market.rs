@@ -142,11 +142,12 @@ fn says(order: &Order, now_ms: u64) -> String {
 }
 
 impl Api {
-    /// Looks at the view on a thread of its own, for what looks at every device.
+    /// Looks at the view on a thread of its own, one caller after the other, for what looks at every device.
     async fn beside<T: Send + 'static>(
         &self,
         look: impl FnOnce(&View) -> T + Send + 'static,
     ) -> Result<T, Error> {
+        let _turn = self.shared.look.acquire().await.map_err(|_| ServerError::Stopping)?;
         let handle = self.handle.clone();
         let found = tokio::task::spawn_blocking(move || handle.read(look)).await;
         found.map_err(|_| ServerError::Stopping.into())

@@ -56,6 +56,8 @@ struct Shared {
     denied: Mutex<BTreeMap<Address, u64>>,
     counters: Counters,
     streams: Arc<Semaphore>,
+    /// One look at everything at a time, so that however many ask, the writer waits for one at most.
+    look: Semaphore,
     openapi: String,
 }
 
@@ -114,6 +116,7 @@ impl Api {
             denied: Mutex::default(),
             counters: Counters::default(),
             streams: Arc::new(Semaphore::new(STREAMS_MOST)),
+            look: Semaphore::new(1),
             openapi: openapi_json(),
         };
         Ok(Self { handle, shared: Arc::new(shared) })
