@@ -143,7 +143,7 @@ fn says(order: &Order, now_ms: u64) -> String {
 
 impl Api {
     /// Looks at the view on a thread of its own, one caller after the other, for what looks at every device.
-    async fn beside<T: Send + 'static>(
+    pub(super) async fn beside<T: Send + 'static>(
         &self,
         look: impl FnOnce(&View) -> T + Send + 'static,
     ) -> Result<T, Error> {

@@ -54,7 +54,8 @@ pub(super) async fn openapi(State(api): State<Api>) -> Response {
 /// The network on one page.
 #[utoipa::path(get, path = "/", tag = "network",
     responses((status = 200, body = String, content_type = "text/html")))]
-pub(super) async fn home(State(api): State<Api>) -> Response {
-    let numbers = api.handle.read(|view| page::Numbers::of(view, api.now_ms()));
-    page::answer(&numbers, api.handle.network())
+pub(super) async fn home(State(api): State<Api>) -> Result<Response, Error> {
+    let now_ms = api.now_ms();
+    let numbers = api.beside(move |view| page::Numbers::of(view, now_ms)).await?;
+    Ok(page::answer(&numbers, api.handle.network()))
 }
