@@ -1,11 +1,11 @@
-# Says each session of the overlay that this machine sends in, by whom the packets go to, once it is in use: a
-# connection in QUIC is no session, nor is a handshake.
+# Says each session of the overlay that this machine sends in, by whom the packets go to, once it is in use. A handshake
+# is no session; nor is a connection in QUIC, whose first byte looks like one but changes with each packet.
 import collections, socket, struct
 
 IN_USE = 50
 
 s = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(3))
-counts = collections.Counter()
+firsts = collections.defaultdict(collections.Counter)
 while True:
     packet, (_, protocol, kind, *_) = s.recvfrom(65536)
     header = 4 * (packet[0] & 15)
@@ -19,6 +19,8 @@ while True:
         (index,) = struct.unpack_from(">I", packet, header + 12)
         to = "a relay"
     if index >> 30 == 1:
-        counts[to, index] += 1
-        if counts[to, index] == IN_USE:
+        # QUIC protects five bits of the first byte; what follows it, its connection's name, stays.
+        first = firsts[to, index & 0xFFFFFF]
+        first[index >> 24] += 1
+        if len(first) == 1 and first[index >> 24] == IN_USE:
             print(to, index, flush=True)
