@@ -281,6 +281,36 @@ impl Client {
         self.post(&format!("/v1/clusters/{cluster}/egress"), request).await
     }
 
+    /// Says how a cluster was.
+    pub async fn rate(&self, cluster: OrderId, request: &rest::RateRequest) -> Answer<rest::ClusterView> {
+        self.post(&format!("/v1/clusters/{cluster}/rate"), request).await
+    }
+
+    /// The country that the account declared.
+    pub async fn country(&self) -> Answer<rest::Declared> {
+        self.get("/v1/country", &()).await
+    }
+
+    /// Declares the account's country.
+    pub async fn declare(&self, declared: &rest::Declared) -> Answer<rest::Declared> {
+        self.send_json(Method::PUT, "/v1/country", declared).await
+    }
+
+    /// Whom and what one of the account's devices does not serve.
+    pub async fn terms(&self, device: DeviceId) -> Answer<rest::DeviceTerms> {
+        self.get(&format!("/v1/devices/{device}/terms"), &()).await
+    }
+
+    /// Sets whom and what it does not serve.
+    pub async fn set_terms(&self, device: DeviceId, terms: &rest::DeviceTerms) -> Answer<rest::DeviceTerms> {
+        self.send_json(Method::PUT, &format!("/v1/devices/{device}/terms"), terms).await
+    }
+
+    /// Shows or sets the operator's deny list.
+    pub async fn deny_list(&self, request: &rest::OperatorRequest) -> Answer<rest::DenyListView> {
+        self.post("/v1/operator/deny-list", request).await
+    }
+
     /// Closes a cluster.
     pub async fn close(&self, cluster: OrderId) -> Answer<rest::ClusterView> {
         self.send_json(Method::DELETE, &format!("/v1/clusters/{cluster}"), &()).await

@@ -9,7 +9,7 @@ use ionet_domain::device::{DeviceStage, Enrolment, HardwareClass, Measured, Owne
 use ionet_domain::market::board::ClassPrices;
 use ionet_domain::market::explain::Explanation;
 use ionet_domain::market::explain_device::DeviceExplanation;
-use ionet_domain::market::{Destination, Egress, Feed, Program, Quote};
+use ionet_domain::market::{Country, Denials, DenyList, Destination, Egress, Feed, Program, Quote};
 use ionet_domain::money::{Asset, Rate};
 use ionet_domain::order::{Bill, CloseReason, LeasePhase, ReplaceReason, Stage};
 use ionet_domain::{Address, CommandId, DeviceId, EndpointId, KeyId, LeaseId, OrderId, Refusal, TransferId};
@@ -612,6 +612,66 @@ pub struct EgressRequest {
     #[serde(default)]
     #[schema(value_type = Vec<String>)]
     pub allow: BTreeSet<Destination>,
+}
+
+/// Say how a cluster that ended was, once.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RateRequest {
+    /// A name for the command, so that a retry is found out.
+    #[schema(value_type = String)]
+    pub id: CommandId,
+    /// One to five; five is the best.
+    pub stars: u8,
+}
+
+/// The country of an account, by its own word.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Declared {
+    /// Two letters, such as DE; none if none was declared.
+    #[schema(value_type = Option<String>)]
+    pub country: Option<Country>,
+}
+
+/// Whom and what a device does not serve; its owner's eyes only.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DeviceTerms {
+    /// The lists.
+    #[schema(value_type = Object)]
+    pub denied: Denials,
+}
+
+/// The operator's word on his deny list, by the server's own key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct OperatorRequest {
+    /// What he says.
+    #[schema(value_type = Object)]
+    pub order: DenyOrder,
+    /// In hex.
+    pub signature: String,
+}
+
+/// What the operator says of his deny list.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DenyOrder {
+    /// When, in milliseconds since 1970: a statement is good for a minute.
+    pub at_ms: u64,
+    /// The list from now on; without it, it is only shown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub list: Option<DenyList>,
+}
+
+/// The operator's deny list.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DenyListView {
+    /// As it is.
+    #[schema(value_type = Object)]
+    pub list: DenyList,
 }
 
 /// Ask for leave to open tunnels.

@@ -139,6 +139,10 @@ impl Statement for Quote {
     const PURPOSE: &'static str = "quote";
 }
 
+impl Statement for crate::rest::DenyOrder {
+    const PURPOSE: &'static str = "deny-list";
+}
+
 impl Statement for Feed {
     const PURPOSE: &'static str = "prices";
 }

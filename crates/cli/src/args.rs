@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use ionet_domain::account::Scope;
 use ionet_domain::device::Tier;
-use ionet_domain::market::Destination;
 use ionet_domain::market::egress::Net;
+use ionet_domain::market::{Country, Destination, Isolation, Preference, WorkKind};
 use ionet_domain::money::Asset;
 use ionet_domain::{Address, DeviceId, KeyId, OrderId, Rate};
 
@@ -104,6 +104,17 @@ pub(crate) enum Command {
         #[arg(value_name = "ID", value_parser = parse_explained)]
         id: Explained,
     },
+    /// Declare the country you rent from, or show what you declared: your own word, which suppliers' terms go by
+    #[command(after_help = "Examples:
+  ionet country DE
+  ionet country")]
+    Country {
+        /// Two letters, such as DE
+        country: Option<Country>,
+    },
+    /// The operator's word, on the server's machine: whom, what and which devices the network does not serve
+    #[command(subcommand)]
+    Operator(OperatorCommand),
     /// Rent clusters and use them
     #[command(subcommand)]
     Cluster(ClusterCommand),
@@ -425,6 +436,20 @@ pub(crate) enum DevicesCommand {
         #[arg(long, value_name = "WINDOW")]
         schedule: Vec<String>,
     },
+    /// Whom and what one of mine does not serve: show the lists, or set them anew. Nobody else sees them
+    #[command(after_help = "Examples:
+  ionet devices terms dev_...
+  ionet devices terms dev_... --deny-kind train --deny-country KP
+  ionet devices terms dev_... --serve-all")]
+    Terms {
+        /// Which
+        device: DeviceId,
+        #[command(flatten)]
+        denied: DeniedArgs,
+        /// Serve everybody again
+        #[arg(long, conflicts_with_all = ["account", "country", "kind"])]
+        serve_all: bool,
+    },
     /// Delete one of mine; its history stays
     Archive {
         /// Which
@@ -434,6 +459,45 @@ pub(crate) enum DevicesCommand {
     Check {
         /// Which
         device: DeviceId,
+    },
+}
+
+/// Renters and kinds of work that are not served.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct DeniedArgs {
+    /// A renter's account; may be given again
+    #[arg(long = "deny-account", value_name = "ADDRESS")]
+    pub(crate) account: Vec<Address>,
+    /// Renters of this country, by their own declaration; those who declared none are not served then; may be given again
+    #[arg(long = "deny-country", value_name = "XX")]
+    pub(crate) country: Vec<Country>,
+    /// A kind of work, by the renter's word: general, train or inference; may be given again
+    #[arg(long = "deny-kind", value_name = "KIND")]
+    pub(crate) kind: Vec<WorkKind>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum OperatorCommand {
+    /// Show the deny list
+    DenyList,
+    /// Put entries onto the deny list; what runs runs on
+    #[command(after_help = "Examples:
+  ionet operator deny --deny-country KP
+  ionet operator deny --device dev_...")]
+    Deny {
+        #[command(flatten)]
+        denied: DeniedArgs,
+        /// A device that gets no new leases; may be given again
+        #[arg(long, value_name = "ID")]
+        device: Vec<DeviceId>,
+    },
+    /// Take entries off the deny list
+    Allow {
+        #[command(flatten)]
+        denied: DeniedArgs,
+        /// A device that gets leases again; may be given again
+        #[arg(long, value_name = "ID")]
+        device: Vec<DeviceId>,
     },
 }
 
@@ -468,9 +532,53 @@ pub(crate) struct RequestArgs {
     /// For how many hours; the same as --for
     #[arg(long, value_name = "N", conflicts_with = "duration_ms", value_parser = clap::value_parser!(u64).range(1..=8784))]
     pub(crate) hours: Option<u64>,
-    /// Only this supply network
+    /// Only this supply network, or one of several with '|' between them
     #[arg(long, value_name = "NAME")]
     pub(crate) network: Option<String>,
+    /// What the work is: general (the cheapest), train (memory, links, members near each other) or inference (latency,
+    /// members on different suppliers, price of memory bandwidth)
+    #[arg(long, default_value = "general", value_name = "KIND")]
+    pub(crate) kind: WorkKind,
+    /// The least memory of each GPU, as measured
+    #[arg(long, value_parser = units::parse_bytes, value_name = "SIZE")]
+    pub(crate) gpu_memory: Option<u64>,
+    /// The least memory bandwidth of each GPU in GB/s, by its data sheet
+    #[arg(long, value_name = "N")]
+    pub(crate) gpu_bandwidth: Option<u64>,
+    /// The least FP16 rate of each GPU in TFLOPS, by its data sheet
+    #[arg(long, value_name = "N")]
+    pub(crate) gpu_tflops: Option<u64>,
+    /// Only CPUs whose (claimed) name contains this, in any case
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) cpu_model: Option<String>,
+    /// At most so many members on one device [default: as many as fit]
+    #[arg(long, value_name = "N", conflicts_with = "spread")]
+    pub(crate) per_device: Option<u32>,
+    /// Only in this region, where measurements bear it out; may be given again; us covers us-east
+    #[arg(long, value_name = "NAME")]
+    pub(crate) region: Vec<String>,
+    /// Data residency: only where measurements bear out that it is not in this region; may be given again
+    #[arg(long, value_name = "NAME")]
+    pub(crate) not_region: Vec<String>,
+    /// The region that callers are in: near to it is better
+    #[arg(long, value_name = "NAME")]
+    pub(crate) near: Option<String>,
+    /// What keeps boxes from their neighbours: process, limits (enforced) or one-tenant [default: process]
+    #[arg(long, value_name = "TIER")]
+    pub(crate) isolation: Option<Isolation>,
+    /// Only devices that kept this share of their leases, in percent
+    #[arg(long, value_name = "PERCENT")]
+    pub(crate) min_reliability: Option<u8>,
+    /// What is better among devices that would do: cheapest, fastest, together, apart or near; all but the cheapest may cost
+    /// a little more [default: by --kind]
+    #[arg(long, value_name = "WHAT")]
+    pub(crate) prefer: Option<Preference>,
+    /// Only devices of this supplier; may be given again
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) supplier: Vec<Address>,
+    /// No devices of this supplier; may be given again
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) not_supplier: Vec<Address>,
     /// Only devices with this tag; may be given again
     #[arg(long, value_name = "WORD")]
     pub(crate) tag: Vec<String>,
@@ -499,6 +607,9 @@ pub(crate) struct RequestArgs {
     /// The most that all members together may cost an hour before fees, in dollars
     #[arg(long, value_name = "USD", value_parser = parse_rate)]
     pub(crate) max_price: Option<Rate>,
+    /// The most that it may cost in all, fee included, in dollars
+    #[arg(long, value_name = "USD", value_parser = parse_usd)]
+    pub(crate) max_total: Option<u64>,
 }
 
 #[derive(Debug, Args)]
@@ -603,6 +714,14 @@ pub(crate) enum ClusterCommand {
         /// Do not wait until it is settled
         #[arg(long)]
         no_wait: bool,
+    },
+    /// Say how a cluster that ended was, once: one to five stars, weighed by the fees that you paid
+    Rate {
+        /// Which
+        cluster: OrderId,
+        /// 1 to 5; 5 is the best
+        #[arg(value_parser = clap::value_parser!(u8).range(1..=5))]
+        stars: u8,
     },
     /// What happened to a cluster, from the journal
     Events {

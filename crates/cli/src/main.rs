@@ -76,6 +76,8 @@ async fn dispatch(cli: Cli) -> Result<u8> {
         Command::Quote(args) => commands::quote::quote(&context, &args).await,
         Command::Prices(args) => commands::prices::prices(&context, &args).await,
         Command::Explain { id } => commands::explain::explain(&context, id).await,
+        Command::Country { country } => commands::terms::country(&context, country).await,
+        Command::Operator(command) => commands::terms::operator(&context, &command).await,
         Command::Cluster(command) => return commands::cluster::cluster(&context, &command).await,
         Command::Job(command) => commands::job::job(&context, &command).await,
         Command::Journal(command) => commands::journal::journal(&context, &command).await,

@@ -81,6 +81,9 @@ fn devices(body: &B) -> Option<String> {
             }
         },
         B::DeviceChanged { device, .. } => format!("device {device} was changed by its owner"),
+        B::DeviceTermsSet { device } => {
+            format!("device {device}: its supplier set whom and what it does not serve")
+        }
         B::DeviceArchived { device } => format!("device {device} was archived"),
         _ => return None,
     })
@@ -129,6 +132,7 @@ fn orders(body: &B) -> Option<String> {
             usd(bill.escrow_micro_usd),
             usd(bill.refund_micro_usd)
         ),
+        B::OrderRated { order, stars } => format!("order {order}: its renter gave it {stars} of 5 stars"),
         B::OrderPaid { order } => format!("order {order}: all suppliers paid"),
         B::Retired { orders, .. } => format!("{} ended orders left the live state", orders.len()),
         _ => return None,
@@ -204,6 +208,8 @@ fn accounts(body: &B) -> String {
         B::KeyMade { account, key } => {
             format!("key {} made for {account}, cap {}", key.id, usd(key.cap_micro_usd))
         }
+        B::CountryDeclared { account } => format!("{account} declared its country"),
+        B::DenyListSet { entries } => format!("the operator's deny list has {entries} entries now"),
         B::KeyRevoked { key, .. } => format!("key {key} revoked"),
         B::FeedTaken { feed, .. } => {
             format!("{} prices elsewhere taken in from {} ({})", feed.points.len(), feed.signer, feed.source)

@@ -6,7 +6,7 @@ use crate::account::{ActivityKind, ApiKey};
 use crate::connectivity::RelayMeasure;
 use crate::device::{Contact, DeviceChange, Enrolment, Measured};
 use crate::id::{Address, CommandId, DeviceId, EndpointId, KeyId, LeaseId, OrderId, PayoutId, TransferId};
-use crate::market::{Destination, Egress, Feed, Program, Quote};
+use crate::market::{Country, Denials, DenyList, Destination, Egress, Feed, Program, Quote};
 use crate::meter::{Receipt, Witness};
 use crate::money::Asset;
 use crate::order::{CloseReason, WipeReceipt};
@@ -57,6 +57,10 @@ pub struct Command {
 /// What can be asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[expect(missing_docs, reason = "each variant says what its fields are for")]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "orders are the largest and the most, and none is kept for long"
+)]
 pub enum CommandBody {
     /// Found the network: the first command of every journal.
     Found { params: Params },
@@ -119,6 +123,14 @@ pub enum CommandBody {
     Extend { order: OrderId, added_ms: u64 },
     /// Change what an order's boxes may reach outside, while it lives.
     ChangeEgress { order: OrderId, egress: Egress, allow: BTreeSet<Destination> },
+    /// Give an ended order one to five stars, once.
+    Rate { order: OrderId, stars: u8 },
+    /// Declare the actor's country.
+    DeclareCountry { country: Country },
+    /// Say whom and what a device does not serve.
+    SetTerms { device: DeviceId, terms: Denials },
+    /// Set the operator's deny list; the operator's signature was checked where it came in.
+    SetDenyList { list: DenyList },
     /// End an order.
     Close { order: OrderId, reason: CloseReason },
     /// Give back the rest.

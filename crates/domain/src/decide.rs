@@ -85,6 +85,8 @@ impl Decision<'_> {
             C::Extend { order, added_ms } => self.extend(*order, *added_ms),
             C::ChangeEgress { order, egress, allow } => self.change_egress(*order, *egress, allow),
             C::Close { order, reason } => self.close(*order, reason),
+            C::Rate { order, stars } => self.rate(*order, *stars),
+            C::DeclareCountry { .. } | C::SetTerms { .. } | C::SetDenyList { .. } => self.terms(body),
             C::ReportReady { .. }
             | C::ReportExit { .. }
             | C::ReportLost { .. }
@@ -436,6 +438,43 @@ impl Decision<'_> {
         order::change_egress(self.state, found, egress, allow)?;
         let private = PrivateBody::Allow(allow.clone());
         Ok(vec![(PublicBody::OrderEgressChanged { order, egress }, Some(private))])
+    }
+
+    fn rate(&self, order: OrderId, stars: u8) -> Result<Vec<Happened>, Refusal> {
+        order::rate(self.renter_of(order, "rate a cluster")?, stars)?;
+        only(PublicBody::OrderRated { order, stars })
+    }
+
+    /// Who serves whom.
+    fn terms(&self, body: &CommandBody) -> Result<Vec<Happened>, Refusal> {
+        let unchanged =
+            |same: bool, what: String| if same { Err(Refusal::NoChange { what }) } else { Ok(()) };
+        let private = &self.state.private;
+        match body {
+            CommandBody::DeclareCountry { country } => {
+                let account = self.account(Scope::Rent, "declare a country")?;
+                let known = private.countries.get(&account) == Some(country);
+                unchanged(known, format!("the country of {account}"))?;
+                Ok(vec![(PublicBody::CountryDeclared { account }, Some(PrivateBody::Country(*country)))])
+            }
+            CommandBody::SetTerms { device, terms } => {
+                self.owner_of(*device, "set the device's terms")?;
+                terms.check()?;
+                let now = private.terms.get(device);
+                unchanged(now.map_or_else(|| terms.is_none(), |now| now == terms), device.to_string())?;
+                let terms = PrivateBody::Terms(terms.clone());
+                Ok(vec![(PublicBody::DeviceTermsSet { device: *device }, Some(terms))])
+            }
+            CommandBody::SetDenyList { list } => {
+                self.by_server()?;
+                list.check()?;
+                unchanged(private.deny == *list, "the deny list".into())?;
+                let entries = u32::try_from(list.entries()).unwrap_or(u32::MAX);
+                let list = PrivateBody::DenyList(list.clone());
+                Ok(vec![(PublicBody::DenyListSet { entries }, Some(list))])
+            }
+            _ => self.server_steps(body),
+        }
     }
 
     fn close(&self, order: OrderId, reason: &CloseReason) -> Result<Vec<Happened>, Refusal> {

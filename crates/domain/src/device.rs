@@ -493,6 +493,19 @@ impl Device {
         region_doubt(claimed_region(&self.enrolment.tags)?, &self.links)
     }
 
+    /// The region that its tags claim and round trips bear out.
+    pub fn proven_region(&self) -> Option<&str> {
+        let claimed = claimed_region(&self.enrolment.tags)?;
+        region_doubt(claimed, &self.links).is_none().then_some(claimed)
+    }
+
+    /// Memory of its GPUs as their driver reported it in the check, of the smallest one, in MiB; 0 without GPUs.
+    pub fn gpu_memory_mib(&self) -> u32 {
+        let checks = self.measured.iter().flat_map(|measured| &measured.gpus);
+        let least = checks.filter_map(|check| check.driver_memory_bytes).min().unwrap_or(0);
+        u32::try_from(least >> 20).unwrap_or(u32::MAX)
+    }
+
     /// Whether limits are not enforced on boxes here, so that a second tenant is never let in.
     pub fn one_tenant(&self) -> bool {
         self.measured.as_ref().is_none_or(|measured| measured.enforcement.is_none())

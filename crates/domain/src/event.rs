@@ -13,7 +13,7 @@ use crate::connectivity::RelayMeasure;
 use crate::device::{Contact, DeviceChange, Enrolment, HardwareClass, Measured, Tier};
 use crate::id::{Address, CommandId, DeviceId, EndpointId, KeyId, LeaseId, OrderId, PayoutId};
 use crate::ledger::{Owner, Transfer};
-use crate::market::{Destination, Egress, Feed, Program, Quote};
+use crate::market::{Country, Denials, DenyList, Destination, Egress, Feed, Program, Quote};
 use crate::meter::{Charge, Receipt, Witness};
 use crate::order::{Bill, CloseReason, NewLease, ReplaceReason, WipeReceipt};
 use crate::payout::Payout;
@@ -80,6 +80,10 @@ fn json<T: Serialize>(body: &T) -> Vec<u8> {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 #[expect(missing_docs, reason = "each variant says what its fields are for")]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "orders are the largest and the most, and none is kept for long"
+)]
 pub enum PublicBody {
     /// The network was founded with these parameters.
     Founded { params: Params },
@@ -174,6 +178,14 @@ pub enum PublicBody {
     },
     /// All suppliers of an order were paid.
     OrderPaid { order: OrderId },
+    /// Its renter gave it one to five stars; fees that were paid for the time on each device are their weight.
+    OrderRated { order: OrderId, stars: u8 },
+    /// An account declared its country; which is private.
+    CountryDeclared { account: Address },
+    /// A supplier said whom and what a device does not serve; the list is private.
+    DeviceTermsSet { device: DeviceId },
+    /// The operator set his deny list of so many entries; the list is private.
+    DenyListSet { entries: u32 },
     /// What has ended leaves the live state.
     Retired { orders: Vec<OrderId>, forget_ids_before_ms: u64 },
     /// Prices elsewhere came in, with their signer's signature in hex.
@@ -199,6 +211,12 @@ pub enum PrivateBody {
     },
     /// What an order's boxes may reach outside.
     Allow(BTreeSet<Destination>),
+    /// An account's country.
+    Country(Country),
+    /// What a device's supplier does not serve.
+    Terms(Denials),
+    /// What the operator does not let into the market.
+    DenyList(DenyList),
     /// Particulars of an activity: from where, with what.
     Particulars(String),
 }
@@ -219,7 +237,10 @@ impl PublicBody {
             })
         };
         match self {
-            Self::Founded { .. } | Self::TermBegun { .. } => vec!["network".into()],
+            Self::Founded { .. } | Self::TermBegun { .. } | Self::DenyListSet { .. } => {
+                vec!["network".into()]
+            }
+            Self::CountryDeclared { account } => vec![account.to_string()],
             Self::FeedTaken { feed, .. } => vec!["market".into(), feed.signer.to_string()],
             Self::LoadsSet { .. } => vec!["market".into()],
             Self::KeyMade { account, key } => vec![account.to_string(), key.id.to_string()],
@@ -236,6 +257,7 @@ impl PublicBody {
             | Self::DeviceLinksMeasured { device, .. }
             | Self::DeviceContact { device, .. }
             | Self::DeviceChanged { device, .. }
+            | Self::DeviceTermsSet { device }
             | Self::DeviceArchived { device } => vec![device.to_string()],
             Self::OrderAccepted { order, account, .. } => vec![order.to_string(), account.to_string()],
             Self::OrderPlaced { order, leases, .. } => {
@@ -252,6 +274,7 @@ impl PublicBody {
             | Self::OrderRunning { order }
             | Self::OrderEgressChanged { order, .. }
             | Self::OrderClosing { order, .. }
+            | Self::OrderRated { order, .. }
             | Self::OrderPaid { order } => vec![order.to_string()],
             Self::LeaseReady { lease: id, .. }
             | Self::LeaseExited { lease: id, .. }

@@ -10,6 +10,7 @@
 //! | meter, extend, replace, egress | Running (and where [`after`] says) | the same | reconcile/meter, renter, reconcile/place |
 //! | close | anything before Closing | Closing | renter, time, money, failure |
 //! | settle | Closing | Settled | reconcile/settle |
+//! | rate | Settled, Paid | the same | the renter, once |
 //! | pay | Settled | Paid | reconcile/payout |
 //!
 //! Always holds: a stage is the to-do list of whoever moves it on; a lease's number is never used again.
@@ -71,6 +72,8 @@ pub enum Move {
     Replace,
     /// Change what its boxes may reach outside.
     Egress,
+    /// Say how it was.
+    Rate,
     /// End it.
     Close,
     /// Give back the rest.
@@ -107,6 +110,7 @@ pub fn after(stage: Stage, wanted: Move) -> Option<Stage> {
         (S::Accepted | S::Funded | S::Placed | S::Starting | S::Running, M::Close) => Some(S::Closing),
         (S::Closing, M::Settle) => Some(S::Settled),
         (S::Settled, M::Pay) => Some(S::Paid),
+        (S::Settled | S::Paid, M::Rate) => Some(stage),
         _ => None,
     }
 }
@@ -303,6 +307,9 @@ pub struct Order {
     pub refund_micro_usd: u64,
     /// Suppliers who have earned from it and were not paid since.
     pub unpaid: BTreeSet<Address>,
+    /// The stars that its renter gave it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rated: Option<u8>,
 }
 
 /// What was paid for and what came back. In micro-USD.
@@ -365,6 +372,7 @@ impl Order {
             escrows: 0,
             refund_micro_usd: 0,
             unpaid: BTreeSet::new(),
+            rated: None,
         }
     }
 
@@ -501,7 +509,7 @@ pub fn accept(state: &State, order: &Acceptance<'_>, now_ms: u64) -> Result<Tran
 
 fn promise(quote: &Quote) -> Limits {
     let rates = quote.items.iter().map(|item| item.rate).collect();
-    Limits { rates: Some(rates), ..Limits::default() }
+    Limits { rates: Some(rates), renter: Some(quote.account), ..Limits::default() }
 }
 
 /// What orders that are paid for and not yet placed will take.
@@ -542,10 +550,12 @@ pub fn replace(state: &State, order: &Order, now_ms: u64) -> Result<Vec<NewLease
     if vacant.is_empty() {
         return Err(Refusal::NoChange { what: format!("{} has all its members", order.id) });
     }
-    let spread = order.quote.request.spread;
-    let avoid = order.leases.values().filter(|l| !l.live() || spread).map(|lease| lease.device).collect();
+    // Who sets a bound for a device gets no second member onto one in use, so that no bound is passed.
+    let bounded = order.quote.request.most_per_device().is_some();
+    let avoid = order.leases.values().filter(|l| !l.live() || bounded).map(|lease| lease.device).collect();
     let rates = vacant.iter().filter_map(|slot| order.quote.items.get(*slot as usize)).map(|item| item.rate);
-    let limits = Limits { avoid, rates: Some(rates.collect()), ..Limits::default() };
+    let (rates, renter) = (Some(rates.collect()), Some(order.account));
+    let limits = Limits { avoid, rates, renter, ..Limits::default() };
     let members = u32::try_from(vacant.len()).unwrap_or(u32::MAX);
     let request = crate::market::Request { members, ..order.quote.request.clone() };
     let seats = place::seats(state, &request, &limits, now_ms)?;
@@ -597,6 +607,7 @@ pub fn extend(state: &State, order: &Order, added_ms: u64) -> Result<(u64, Trans
     longer.request.duration_ms = longer.request.duration_ms.saturating_add(added_ms);
     longer.request.check()?;
     longer.add_up();
+    longer.within_total_cap()?;
     let more = longer.total_micro_usd - order.quote.total_micro_usd;
     let fund = escrow(order.id, order.escrows, order.account, longer.request.asset, more);
     state.ledger.check(&[fund])?;
@@ -625,6 +636,31 @@ pub fn change_egress(
         reason: format!("the supplier of {} (member {}) forbids it", lease.device, lease.slot),
         available: "off".into(),
     })
+}
+
+/// Whether an order may be given so many stars now.
+pub fn rate(order: &Order, stars: u8) -> Result<(), Refusal> {
+    order.may(Move::Rate)?;
+    if !(1..=5).contains(&stars) {
+        return Err(Refusal::out_of_range("stars", stars, "1 to 5"));
+    }
+    match order.rated {
+        Some(_) => Err(Refusal::NoChange { what: format!("{} is rated", order.id) }),
+        None => Ok(()),
+    }
+}
+
+/// What a renter's word on an order weighs for each device: the fees of both sides that were paid for the time on it, in
+/// micro-USD. His own devices are not among them.
+pub fn rated_fees(order: &Order) -> BTreeMap<DeviceId, u64> {
+    let mut fees: BTreeMap<DeviceId, u64> = BTreeMap::new();
+    for lease in order.leases.values().filter(|lease| lease.supplier != order.account) {
+        let earned = lease.charged_micro_usd.saturating_sub(lease.voided_micro_usd);
+        let paid = lease.renter_fee_micro_usd.saturating_add(order.quote.supplier_fee.of(earned));
+        let sum = fees.entry(lease.device).or_default();
+        *sum = sum.saturating_add(paid);
+    }
+    fees
 }
 
 /// What goes back to the renter, once nothing more can be charged. `None` if all was used.

@@ -64,6 +64,10 @@ pub enum Refusal {
     #[error("the cheapest fit costs {rate_micro_usd_per_hour} micro-USD an hour and the cap is {cap_micro_usd_per_hour}; raise the cap by {}",
         rate_micro_usd_per_hour - cap_micro_usd_per_hour)]
     OverPriceCap { rate_micro_usd_per_hour: u64, cap_micro_usd_per_hour: u64 },
+    /// A price above the renter's own cap on the whole.
+    #[error("the cheapest fit costs {} in all and the cap is {}; raise it, or ask for less time",
+        Asset::Iosd.show(*total_micro_usd), Asset::Iosd.show(*cap_micro_usd))]
+    OverTotalCap { total_micro_usd: u64, cap_micro_usd: u64 },
     /// No such order.
     #[error(
         "there is no cluster {order} in the live state; ended ones are in the journal ('ionet journal show {order}')"
@@ -119,6 +123,7 @@ impl Refusal {
             Self::QuoteNotYours => "quote_not_yours",
             Self::NoCapacity(_) => "no_capacity",
             Self::OverPriceCap { .. } => "over_price_cap",
+            Self::OverTotalCap { .. } => "over_total_cap",
             Self::UnknownOrder { .. } => "unknown_order",
             Self::Exists { .. } => "exists",
             Self::UnknownLease { .. } => "unknown_lease",

@@ -12,8 +12,9 @@ use crate::id::{Address, CommandId, DeviceId, KeyId, LeaseId, OrderId, PayoutId}
 use crate::ledger::{Ledger, Step, Transfer};
 use crate::market::book::{Book, BookCell, Turn};
 use crate::market::capacity::GPU_MILLIS;
+use crate::market::conditions::Known;
 use crate::market::record::Share;
-use crate::market::{MarketRecord, PriceParams, Program};
+use crate::market::{Country, Denials, DenyList, MarketRecord, PriceParams, Program};
 use crate::meter::{Charge, HeldCharge};
 use crate::money::{BasisPoints, HOUR_MS};
 use crate::order::{Lease, LeasePhase, Move, NewLease, Order, ReplaceReason};
@@ -88,6 +89,15 @@ pub struct Private {
     pub machine_names: BTreeMap<DeviceId, String>,
     /// Label and hash of each key's secret.
     pub key_secrets: BTreeMap<KeyId, (String, String)>,
+    /// The country that an account declared.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub countries: BTreeMap<Address, Country>,
+    /// What a device's supplier does not serve.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub terms: BTreeMap<DeviceId, Denials>,
+    /// What the operator keeps out of the market.
+    #[serde(default, skip_serializing_if = "DenyList::is_none")]
+    pub deny: DenyList,
 }
 
 /// Everything live.
@@ -155,15 +165,17 @@ impl State {
     /// Folds an event. Reads nothing but the two, so it always gives the same state.
     pub fn apply(&mut self, event: &Event) -> Result<(), Broken> {
         let broken = |why: String| Broken { event: event.public.name(), why };
-        let touched = &*self.touched(&event.public);
+        let touched = &*self.touched(event);
         if let Some(book) = self.book.kept() {
             let (devices, orders) = (&self.devices, &self.orders);
-            book.before(Turn { event: &event.public, touched, devices, orders });
+            let known = Known::new(self.market.as_ref(), &self.private, &self.params);
+            book.before(Turn { event: &event.public, touched, devices, orders, known });
         }
         self.fold(event).map_err(|refusal| broken(refusal.to_string()))?;
         if let Some(book) = self.book.kept() {
             let (devices, orders) = (&self.devices, &self.orders);
-            book.after(Turn { event: &event.public, touched, devices, orders });
+            let known = Known::new(self.market.as_ref(), &self.private, &self.params);
+            book.after(Turn { event: &event.public, touched, devices, orders, known });
         }
         if let Some(command) = event.command {
             self.commands.insert(command);
@@ -173,11 +185,11 @@ impl State {
     }
 
     /// The devices that an event changes for placement.
-    fn touched(&self, event: &PublicBody) -> Vec<DeviceId> {
+    fn touched(&self, event: &Event) -> Vec<DeviceId> {
         use PublicBody as B;
         let of_lease =
             |lease: &LeaseId| self.lease(*lease).map_or_else(|_| Vec::new(), |(_, l)| vec![l.device]);
-        match event {
+        match &event.public {
             B::DeviceEnrolled { enrolment } => vec![enrolment.device],
             B::DeviceChecking { device }
             | B::DevicePooled { device, .. }
@@ -185,7 +197,20 @@ impl State {
             | B::DeviceLinksMeasured { device, .. }
             | B::DeviceContact { device, .. }
             | B::DeviceChanged { device, .. }
+            | B::DeviceTermsSet { device }
             | B::DeviceArchived { device } => vec![*device],
+            B::DenyListSet { .. } => {
+                let now = match &event.private {
+                    Some(PrivateBody::DenyList(list)) => list.devices.clone(),
+                    _ => BTreeSet::new(),
+                };
+                self.private.deny.devices.symmetric_difference(&now).copied().collect()
+            }
+            B::OrderRated { order, .. } => {
+                let leases = self.orders.get(order).into_iter().flat_map(|order| order.leases.values());
+                let devices: BTreeSet<_> = leases.map(|lease| lease.device).collect();
+                devices.into_iter().collect()
+            }
             B::OrderPlaced { leases, .. } => {
                 let devices: BTreeSet<_> = leases.iter().map(|lease| lease.device).collect();
                 devices.into_iter().collect()
@@ -207,6 +232,9 @@ impl State {
             B::KeyMade { account, key } => self.fold_key(*account, key, event.private.as_ref()),
             B::KeyRevoked { account, key } => self.fold_key_revoked(*account, *key),
             B::Active(_) => {}
+            B::CountryDeclared { .. } | B::DeviceTermsSet { .. } | B::DenyListSet { .. } => {
+                self.fold_terms(&event.public, event.private.as_ref());
+            }
             B::Deposited { transfer, .. } | B::Sent { transfer } => self.ledger.post(&[*transfer])?,
             B::DeviceEnrolled { .. }
             | B::DeviceRebound { .. }
@@ -250,6 +278,23 @@ impl State {
             _ => self.fold_order(event)?,
         }
         Ok(())
+    }
+
+    /// Who serves whom is private; where it was erased, nobody is denied.
+    fn fold_terms(&mut self, event: &PublicBody, private: Option<&PrivateBody>) {
+        use PublicBody as B;
+        match (event, private) {
+            (B::CountryDeclared { account }, Some(PrivateBody::Country(country))) => {
+                self.private.countries.insert(*account, *country);
+            }
+            (B::DeviceTermsSet { device }, Some(PrivateBody::Terms(terms))) if !terms.is_none() => {
+                self.private.terms.insert(*device, terms.clone());
+            }
+            (B::DeviceTermsSet { device }, _) => drop(self.private.terms.remove(device)),
+            (B::DenyListSet { .. }, Some(PrivateBody::DenyList(list))) => self.private.deny = list.clone(),
+            (B::DenyListSet { .. }, _) => self.private.deny = DenyList::default(),
+            _ => {}
+        }
     }
 
     fn fold_key(&mut self, account: Address, key: &ApiKey, private: Option<&PrivateBody>) {
@@ -388,7 +433,18 @@ impl State {
             }
             B::OrderSettled { order, refund, .. } => self.fold_settled(*order, refund.as_ref())?,
             B::OrderPaid { order } => self.step(*order, Move::Pay)?,
+            B::OrderRated { order, stars } => self.fold_rated(*order, *stars, event.at_ms)?,
             _ => {}
+        }
+        Ok(())
+    }
+
+    fn fold_rated(&mut self, order: OrderId, stars: u8, at_ms: u64) -> Result<(), Refusal> {
+        self.step(order, Move::Rate)?;
+        let fees = crate::order::rated_fees(self.order(order)?);
+        self.order_mut(order)?.rated = Some(stars);
+        for (device, fees_micro_usd) in fees {
+            self.market.iter_mut().for_each(|market| market.rated(device, stars, fees_micro_usd, at_ms));
         }
         Ok(())
     }
@@ -500,6 +556,11 @@ impl State {
             self.moved(device, before, at_ms);
             if let Some(market) = &mut self.market {
                 market.served(device, lost);
+            }
+            if self.device(device)?.leases == 0
+                && let Some(market) = &mut self.market
+            {
+                market.freed(device, at_ms);
             }
         }
         self.order_mut(id.order)?.generation += 1;

@@ -15,7 +15,9 @@ use ionet_domain::device::{
 };
 use ionet_domain::id::{QuoteId, TransferKind};
 use ionet_domain::market::competitors::PricePoint;
-use ionet_domain::market::{Egress, EngineKind, Feed, PriceParams, Program, Request, price};
+use ionet_domain::market::{
+    Denials, DenyList, Egress, EngineKind, Feed, PriceParams, Program, Request, WorkKind, price,
+};
 use ionet_domain::meter::{Receipt, Witness};
 use ionet_domain::money::{Asset, HOUR_MS, Rate};
 use ionet_domain::order::{CloseReason, WipeReceipt};
@@ -150,7 +152,17 @@ impl<D: Disk> Script<D> {
         self.now_ms += 25 * HOUR_MS;
         self.server(C::Retire)?;
         self.market()?;
+        self.terms(devices[2])?;
         self.running(1, false).map(|_| ())
+    }
+
+    /// Who serves whom.
+    fn terms(&mut self, device: DeviceId) -> Result<()> {
+        let country = "DE".parse().map_err(|refusal| LabError::Broken(format!("{refusal}")))?;
+        self.ask(Actor::Wallet(RENTER), C::DeclareCountry { country })?;
+        let terms = Denials { kinds: [WorkKind::Train].into(), ..Denials::default() };
+        self.ask(Actor::Wallet(OTHER), C::SetTerms { device, terms: terms.clone() })?;
+        self.server(C::SetDenyList { list: DenyList { renters: terms, ..DenyList::default() } })
     }
 
     /// Prices elsewhere come in, and the load follows an hour in which nothing was hired.
@@ -294,6 +306,7 @@ impl<D: Disk> Script<D> {
             hiding: ionet_domain::market::Hiding::default(),
             max_rate: Some(Rate(10_000_000)),
             asset: Asset::Iosd,
+            ..Request::default()
         };
         let id = QuoteId::from_parts(self.now_ms, self.unique());
         let quote = price::quote(&self.state, id, RENTER, &request, self.now_ms)
@@ -342,7 +355,8 @@ impl<D: Disk> Script<D> {
         self.meter(lease(0), 90_000, Witness::Heartbeats)?;
         self.remove(lease(0))?;
         self.remove(lease(1))?;
-        self.server(C::Settle { order })
+        self.server(C::Settle { order })?;
+        self.ask(Actor::Wallet(RENTER), C::Rate { order, stars: 4 })
     }
 
     /// A lost member is replaced; charges are held, proven and voided; the last one is not heard from again.

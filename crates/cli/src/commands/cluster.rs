@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use ionet_api::rest::{
-    ClusterFilter, ClusterView, EventFilter, ExtendRequest, LeaseView, OrderRequest, PAGE_MOST,
+    ClusterFilter, ClusterView, EventFilter, ExtendRequest, LeaseView, OrderRequest, PAGE_MOST, RateRequest,
 };
 use ionet_api::worker::BoxPhase;
 use ionet_api::{Client, rest::SignedQuote};
@@ -42,6 +42,7 @@ pub(crate) async fn cluster(context: &Context, command: &ClusterCommand) -> Resu
         ClusterCommand::Connect(args) => return connect::connect(context, args).await,
         ClusterCommand::Logs { cluster, member, follow } => logs(context, *cluster, *member, *follow).await?,
         ClusterCommand::Rm { cluster, yes, no_wait } => remove(context, *cluster, *yes, !*no_wait).await?,
+        ClusterCommand::Rate { cluster, stars } => rate(context, *cluster, *stars).await?,
         ClusterCommand::Events { cluster, follow } => {
             let subject = Some(cluster.to_string());
             let filter = EventFilter { subject, limit: Some(PAGE_MOST), ..EventFilter::default() };
@@ -290,6 +291,14 @@ async fn extend(context: &Context, id: OrderId, added_ms: u64, yes: bool) -> Res
         let ends = view.ends_ms.map(moment).unwrap_or_default();
         out.line(format!("{id} runs for {} in all, until {ends}", span(view.quote.request.duration_ms)));
     });
+    Ok(())
+}
+
+async fn rate(context: &Context, id: OrderId, stars: u8) -> Result {
+    let client = context.session().await?.client;
+    let request = RateRequest { id: CommandId::from_parts(now_ms(), random()?), stars };
+    let view = client.rate(id, &request).await?;
+    context.out.answer(&view, |out| out.line(format!("{id} has {stars} of 5 stars from you")));
     Ok(())
 }
 

@@ -9,6 +9,7 @@ use ionet_domain::device::{Alternative, DeviceChange, DeviceStage, Measured, Own
 use serde_json::json;
 
 use crate::args::{DevicesArgs, DevicesCommand};
+use crate::commands::terms;
 use crate::context::Context;
 use crate::error::{CliError, Result};
 use crate::out::Out;
@@ -31,6 +32,9 @@ pub(crate) async fn devices(context: &Context, args: &DevicesArgs) -> Result {
             });
             let change = DeviceChange { ask_per_unit: *ask, tags, rules: None, alternative };
             set(context, *device, change, schedule, *egress).await
+        }
+        Some(DevicesCommand::Terms { device, denied, serve_all }) => {
+            terms::terms(context, *device, denied, *serve_all).await
         }
         Some(DevicesCommand::Archive { device }) => {
             context.session().await?.client.archive_device(*device).await?;

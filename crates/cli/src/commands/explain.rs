@@ -39,7 +39,7 @@ pub(crate) async fn or_explain(
         Ok(signed) => return Ok(signed),
         Err(error) => error,
     };
-    let helps = ["no_capacity", "over_price_cap"].contains(&error.code());
+    let helps = ["no_capacity", "over_price_cap", "over_total_cap"].contains(&error.code());
     let mut shown = CliError::from(error);
     if helps && wanted {
         let found = client.explain(request).await?.explanation;
@@ -123,7 +123,12 @@ fn show_device(out: Out, found: &ExplainedDevice) {
     if let Some(hired) = known.hired_ppm {
         out.line(format!("{} % of its class is hired now", hired / 10_000));
     }
-    out.line(format!("leases kept {}, lost {}", known.served.kept, known.served.lost));
+    let stars = known.served.stars_hundredths().map(|stars| {
+        let fees = usd(known.served.rated_fees_micro_usd);
+        format!("; renters give {}.{:02} of 5 stars, weighed by {fees} in fees", stars / 100, stars % 100)
+    });
+    let (kept, lost) = (known.served.kept, known.served.lost);
+    out.line(format!("leases kept {kept}, lost {lost}{}", stars.unwrap_or_default()));
     let rows = known.orders.iter().map(|order| {
         let what = match (order.got, order.waiting) {
             (true, _) => "got it",

@@ -16,5 +16,6 @@ pub(crate) mod quote;
 pub(crate) mod relay;
 pub(crate) mod server;
 pub(crate) mod support;
+pub(crate) mod terms;
 pub(crate) mod up;
 pub(crate) mod worker;

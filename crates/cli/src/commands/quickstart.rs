@@ -203,6 +203,7 @@ async fn request(client: &Client) -> Result<Request> {
         hiding: ionet_domain::market::Hiding::default(),
         max_rate: None,
         asset: Asset::Iosd,
+        ..Request::default()
     };
     request.check()?;
     Ok(request)

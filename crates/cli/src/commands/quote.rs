@@ -4,7 +4,7 @@ use ionet_api::rest::SignedQuote;
 use ionet_domain::device::Resources;
 use ionet_domain::market::price::{DecidedBy, Pricing};
 use ionet_domain::market::quote::ElsewhereCost;
-use ionet_domain::market::{Destination, Egress, Hiding, Quote, Request};
+use ionet_domain::market::{Destination, Egress, GpuMinimum, Hiding, Quote, Request};
 use ionet_domain::money::{Asset, HOUR_MS, decimal};
 
 use super::explain;
@@ -40,6 +40,23 @@ pub(crate) fn request(args: &RequestArgs) -> Result<Request> {
         },
         max_rate: args.max_price,
         asset: Asset::Iosd,
+        kind: args.kind,
+        gpu_min: GpuMinimum {
+            memory_bytes: args.gpu_memory.unwrap_or(0),
+            bandwidth_gb_s: args.gpu_bandwidth.unwrap_or(0),
+            fp16_gflops: args.gpu_tflops.unwrap_or(0).saturating_mul(1000),
+        },
+        cpu_model: args.cpu_model.clone(),
+        max_per_device: args.per_device,
+        regions: args.region.iter().cloned().collect(),
+        not_regions: args.not_region.iter().cloned().collect(),
+        near: args.near.clone(),
+        isolation: args.isolation,
+        min_reliability_percent: args.min_reliability,
+        max_total_micro_usd: args.max_total,
+        prefer: args.prefer,
+        suppliers: args.supplier.iter().copied().collect(),
+        not_suppliers: args.not_supplier.iter().copied().collect(),
     };
     request.check()?;
     Ok(request)
@@ -77,6 +94,7 @@ pub(crate) async fn quote(context: &Context, args: &QuoteArgs) -> Result {
 pub(crate) fn show(out: Out, signed: &SignedQuote) {
     let quote = &signed.quote;
     out.line(sentence(&quote.request));
+    out.line(wishes(&quote.request));
     out.line(network_rules(quote.request.egress, []));
     quote.request.hiding.explained().for_each(|line| out.line(line));
     out.table(&["MEMBER", "CLASS", "DEVICE", "RATE", "COMPUTE"], &[3, 4], rows(quote));
@@ -168,6 +186,32 @@ fn rows(quote: &Quote) -> Vec<Vec<String>> {
         vec![slot.to_string(), class, device, item.rate.to_string(), usd(item.compute_micro_usd)]
     };
     quote.items.iter().enumerate().map(row).collect()
+}
+
+/// What was wished for beside size and time, as it was completed.
+fn wishes(request: &Request) -> String {
+    let list = |texts: Vec<String>| (!texts.is_empty()).then(|| texts.join(", "));
+    let texts = |these: &std::collections::BTreeSet<String>| list(these.iter().cloned().collect());
+    let accounts = |these: &std::collections::BTreeSet<ionet_domain::Address>| {
+        list(these.iter().map(ToString::to_string).collect())
+    };
+    let parts = [
+        ("prefer", request.prefer.map(|prefer| prefer.to_string())),
+        ("isolation", request.isolation.map(|isolation| isolation.to_string())),
+        ("per device", request.max_per_device.map(|most| most.to_string())),
+        ("GPU at least", (!request.gpu_min.is_none()).then(|| request.gpu_min.to_string())),
+        ("CPU", request.cpu_model.clone()),
+        ("network", request.network.clone()),
+        ("tier", request.tier.map(|tier| tier.to_string())),
+        ("regions", texts(&request.regions)),
+        ("not in", texts(&request.not_regions)),
+        ("near", request.near.clone()),
+        ("reliability at least", request.min_reliability_percent.map(|percent| format!("{percent} %"))),
+        ("suppliers", accounts(&request.suppliers)),
+        ("not of", accounts(&request.not_suppliers)),
+    ];
+    let said = parts.into_iter().filter_map(|(name, value)| Some(format!("{name} {}", value?)));
+    format!("{} work: {}", request.kind, said.collect::<Vec<_>>().join("; "))
 }
 
 /// The request in one line.

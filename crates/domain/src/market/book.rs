@@ -10,12 +10,15 @@ use std::collections::{BTreeMap, BTreeSet, btree_set};
 use std::sync::OnceLock;
 
 use super::capacity::{Capacity, GPU_MILLIS};
+use super::conditions::{Facts, Known};
 use super::demand::Demand;
 use super::price::member_rate;
 use super::score::{Typical, scarcity};
+use super::terms::Denials;
+use crate::connectivity::claimed_region;
 use crate::device::{Contact, Device, DeviceStage, HardwareClass, OwnerRules, Resources, Tier, Window};
 use crate::event::PublicBody;
-use crate::id::{DeviceId, OrderId};
+use crate::id::{Address, DeviceId, OrderId};
 use crate::money::{HOUR_MS, Rate};
 use crate::order::Order;
 use crate::state::State;
@@ -61,18 +64,52 @@ pub(crate) struct Traits {
     pub(crate) one_tenant: bool,
     pub(crate) no_egress: bool,
     pub(crate) region_doubted: bool,
+    /// How much is missing in reliability, in percent: less comes first.
+    pub(crate) unreliable_percent: u8,
+    region: Option<String>,
+    cpu_model: String,
+    gpu_memory_mib: u32,
+    terms: Denials,
     schedule: Vec<Window>,
 }
 
+impl Facts for Traits {
+    fn proven_region(&self) -> Option<&str> {
+        self.region.as_deref()
+    }
+    fn cpu_model(&self) -> &str {
+        &self.cpu_model
+    }
+    fn gpu_memory_mib(&self) -> u32 {
+        self.gpu_memory_mib
+    }
+    fn one_tenant(&self) -> bool {
+        self.one_tenant
+    }
+    fn reliability_percent(&self) -> u8 {
+        100 - self.unreliable_percent
+    }
+    fn terms(&self) -> Option<&Denials> {
+        Some(&self.terms)
+    }
+}
+
 impl Traits {
-    fn of(device: &Device) -> Self {
+    fn of(id: DeviceId, device: &Device, known: Known<'_>) -> Self {
+        let region_doubted = device.region_doubt().is_some();
+        let claimed = claimed_region(&device.enrolment.tags).filter(|_| !region_doubted);
         Self {
+            unreliable_percent: 100 - known.reliability_percent(id).min(100),
+            region: claimed.map(str::to_owned),
+            cpu_model: device.enrolment.hardware.cpu_model.clone(),
+            gpu_memory_mib: device.gpu_memory_mib(),
+            terms: known.terms(id).cloned().unwrap_or_default(),
             network: device.enrolment.network.clone(),
             tags: device.enrolment.tags.clone(),
             tier: device.tier.unwrap_or(Tier::Basic),
             one_tenant: device.one_tenant(),
             no_egress: device.rules.no_egress,
-            region_doubted: device.region_doubt().is_some(),
+            region_doubted,
             schedule: device.rules.schedule.clone(),
         }
     }
@@ -145,23 +182,37 @@ pub(crate) struct Group {
     pub(crate) traits: u32,
 }
 
-/// Devices by age, without a set where there is but one.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Ids {
-    One(DeviceId),
-    Many(BTreeSet<DeviceId>),
+/// A device's place in the queue for work: who has waited longest comes first, whoever's it is. A device that is in use keeps
+/// its place, so that what is begun is filled; one that becomes free goes to the end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Waiting {
+    pub(crate) since_ms: u64,
+    pub(crate) id: DeviceId,
 }
 
-/// The devices of a group, the oldest first.
+impl Waiting {
+    pub(crate) fn of(id: DeviceId, known: Known<'_>) -> Self {
+        Self { since_ms: known.waits_since_ms(id), id }
+    }
+}
+
+/// Devices in the order in which they wait, without a set where there is but one.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Ids {
+    One(Waiting),
+    Many(BTreeSet<Waiting>),
+}
+
+/// The devices of a group, who waits longest first.
 #[derive(Debug, Clone)]
 pub(crate) enum IdsIter<'a> {
-    One(Option<DeviceId>),
-    Many(btree_set::Iter<'a, DeviceId>),
+    One(Option<Waiting>),
+    Many(btree_set::Iter<'a, Waiting>),
 }
 
 impl Iterator for IdsIter<'_> {
-    type Item = DeviceId;
-    fn next(&mut self) -> Option<DeviceId> {
+    type Item = Waiting;
+    fn next(&mut self) -> Option<Waiting> {
         match self {
             Self::One(id) => id.take(),
             Self::Many(ids) => ids.next().copied(),
@@ -177,7 +228,7 @@ impl Ids {
         }
     }
 
-    fn insert(&mut self, id: DeviceId) {
+    fn insert(&mut self, id: Waiting) {
         match self {
             Self::One(first) => *self = Self::Many(BTreeSet::from([*first, id])),
             Self::Many(ids) => drop(ids.insert(id)),
@@ -185,7 +236,7 @@ impl Ids {
     }
 
     /// Takes one out; whether none is left.
-    fn remove(&mut self, id: DeviceId) -> bool {
+    fn remove(&mut self, id: Waiting) -> bool {
         match self {
             Self::One(_) => true,
             Self::Many(ids) => {
@@ -246,29 +297,30 @@ impl Kind {
     }
 
     /// Puts a device into its group.
-    fn insert(&mut self, numbers: &mut Numbers, id: DeviceId, device: &Device) {
+    fn insert(&mut self, numbers: &mut Numbers, id: DeviceId, device: &Device, known: Known<'_>) {
         let capacity = Capacity::of(device);
         let shelves = self.ranks.entry(rank(&capacity)).or_default();
         let groups = shelves.entry(Ask::of(device)).or_default().entry(Shape::of(&capacity)).or_default();
-        let traits = numbers.take(Traits::of(device));
+        let traits = numbers.take(Traits::of(id, device, known));
+        let waiting = Waiting::of(id, known);
         match groups.entry(Group { capacity, traits }) {
-            Slot::Occupied(mut ids) => ids.get_mut().insert(id),
-            Slot::Vacant(free) => drop(free.insert(Ids::One(id))),
+            Slot::Occupied(mut ids) => ids.get_mut().insert(waiting),
+            Slot::Vacant(free) => drop(free.insert(Ids::One(waiting))),
         }
     }
 
     /// Takes a device out of its group; what is empty then goes with it.
-    fn remove(&mut self, numbers: &mut Numbers, id: DeviceId, device: &Device) {
+    fn remove(&mut self, numbers: &mut Numbers, id: DeviceId, device: &Device, known: Known<'_>) {
         let capacity = Capacity::of(device);
         let (rank, ask) = (rank(&capacity), Ask::of(device));
-        let Some(traits) = numbers.of.get(&Traits::of(device)).copied() else { return };
+        let Some(traits) = numbers.of.get(&Traits::of(id, device, known)).copied() else { return };
         let Some(shelves) = self.ranks.get_mut(&rank) else { return };
         let Some(shapes) = shelves.get_mut(&ask) else { return };
         let shape = Shape::of(&capacity);
         let Some(groups) = shapes.get_mut(&shape) else { return };
         let group = Group { capacity, traits };
         let Some(ids) = groups.get_mut(&group) else { return };
-        if ids.remove(id) {
+        if ids.remove(Waiting::of(id, known)) {
             groups.remove(&group);
         }
         if groups.is_empty() {
@@ -299,6 +351,8 @@ pub(crate) struct Turn<'a> {
     pub(crate) touched: &'a [DeviceId],
     pub(crate) devices: &'a BTreeMap<DeviceId, Device>,
     pub(crate) orders: &'a BTreeMap<OrderId, Order>,
+    /// What is known of the devices beside themselves.
+    pub(crate) known: Known<'a>,
 }
 
 /// What is open for hire, and what is usually asked for.
@@ -307,8 +361,15 @@ pub(crate) struct Book {
     numbers: Numbers,
     kinds: BTreeMap<HardwareClass, Kind>,
     demand: Demand,
+    /// Open devices by the beginning of their supplier's address, for who wants certain suppliers.
+    owners: BTreeSet<(u64, DeviceId)>,
     /// Follows from supply and demand; made when it is asked for.
     scarcity: OnceLock<BTreeMap<String, i64>>,
+}
+
+/// The beginning of an address.
+fn beginning(owner: &Address) -> u64 {
+    owner.0.first_chunk().map_or(0, |first| u64::from_be_bytes(*first))
 }
 
 /// Whether a device takes new leases, its schedule aside.
@@ -322,7 +383,8 @@ impl Book {
     /// The book of a state, from nothing.
     pub(crate) fn build(state: &State) -> Self {
         let mut book = Self { demand: Demand::of(state.orders.values()), ..Self::default() };
-        state.devices.iter().for_each(|(id, device)| book.insert(*id, device));
+        let known = Known::of(state);
+        state.devices.iter().for_each(|(id, device)| book.insert(*id, device, known));
         book
     }
 
@@ -334,6 +396,13 @@ impl Book {
     /// One class of hardware.
     pub(crate) fn kind(&self, class: &HardwareClass) -> Option<&Kind> {
         self.kinds.get(class)
+    }
+
+    /// Open devices of a supplier, and now and then one of another.
+    pub(crate) fn of_supplier(&self, owner: &Address) -> impl Iterator<Item = DeviceId> {
+        let first = beginning(owner);
+        let (least, most) = (DeviceId::from_bits(0), DeviceId::from_bits(u128::MAX));
+        self.owners.range((first, least)..=(first, most)).map(|(_, id)| *id)
     }
 
     /// One more than the highest number of traits.
@@ -357,10 +426,11 @@ impl Book {
         })
     }
 
-    fn insert(&mut self, id: DeviceId, device: &Device) {
-        if !open(device) {
+    fn insert(&mut self, id: DeviceId, device: &Device, known: Known<'_>) {
+        if !open(device) || known.denied(id) {
             return;
         }
+        self.owners.insert((beginning(&device.enrolment.owner), id));
         let kind = match self.kinds.entry(device.class.clone()) {
             Slot::Occupied(kind) => kind.into_mut(),
             Slot::Vacant(free) => {
@@ -373,15 +443,17 @@ impl Book {
         if device.one_tenant() && device.leases > 0 {
             return;
         }
-        kind.insert(&mut self.numbers, id, device);
+        kind.insert(&mut self.numbers, id, device, known);
     }
 
-    fn remove(&mut self, id: DeviceId, device: &Device) {
-        let Some(kind) = self.kinds.get_mut(&device.class).filter(|_| open(device)) else { return };
+    fn remove(&mut self, id: DeviceId, device: &Device, known: Known<'_>) {
+        let was_open = open(device) && !known.denied(id);
+        let Some(kind) = self.kinds.get_mut(&device.class).filter(|_| was_open) else { return };
+        self.owners.remove(&(beginning(&device.enrolment.owner), id));
         kind.devices -= 1;
         kind.supply_millis -= u64::from(device.enrolment.offered.gpus) * u64::from(GPU_MILLIS);
         if !(device.one_tenant() && device.leases > 0) {
-            kind.remove(&mut self.numbers, id, device);
+            kind.remove(&mut self.numbers, id, device, known);
         }
         if kind.devices == 0 {
             self.kinds.remove(&device.class);
@@ -389,9 +461,9 @@ impl Book {
     }
 
     /// Takes out the devices that an event is about to change, and the orders that leave with it.
-    pub(crate) fn before(&mut self, Turn { event, touched, devices, orders }: Turn<'_>) {
+    pub(crate) fn before(&mut self, Turn { event, touched, devices, orders, known }: Turn<'_>) {
         for (id, device) in touched.iter().filter_map(|id| devices.get_key_value(id)) {
-            self.remove(*id, device);
+            self.remove(*id, device, known);
         }
         // What is hired is supply still.
         let hired = matches!(
@@ -409,9 +481,9 @@ impl Book {
     }
 
     /// Puts them back as they are now.
-    pub(crate) fn after(&mut self, Turn { event, touched, devices, orders }: Turn<'_>) {
+    pub(crate) fn after(&mut self, Turn { event, touched, devices, orders, known }: Turn<'_>) {
         for (id, device) in touched.iter().filter_map(|id| devices.get_key_value(id)) {
-            self.insert(*id, device);
+            self.insert(*id, device, known);
         }
         if let PublicBody::OrderAccepted { order, .. } = event
             && let Some(order) = orders.get(order)
@@ -437,6 +509,7 @@ impl Book {
                 .collect()
         };
         self.demand == other.demand
+            && self.owners == other.owners
             && classes(self) == classes(other)
             && self.kinds.keys().all(|class| self.entries(class) == other.entries(class))
     }
@@ -449,13 +522,17 @@ impl Book {
             shapes.values().flatten().map(move |group| (rank, *ask, group))
         });
         let entry = |(rank, ask, (group, ids)): (_, _, (&'_ Group, &'_ Ids))| -> Vec<_> {
-            ids.iter().map(|id| (id, (rank, ask, group.traits, group.capacity.clone()))).collect()
+            ids.iter()
+                .map(|w| (w.id, (rank, ask, group.traits, group.capacity.clone(), w.since_ms)))
+                .collect()
         };
         let all = groups.flat_map(entry);
-        all.map(|(id, (rank, ask, traits, capacity))| (id, (rank, ask, self.traits(traits), capacity)))
-            .collect()
+        all.map(|(id, (rank, ask, traits, capacity, since_ms))| {
+            (id, (rank, ask, self.traits(traits), capacity, since_ms))
+        })
+        .collect()
     }
 }
 
 /// Where a device stands.
-type Entry<'a> = (Rank, Ask, Option<&'a Traits>, Capacity);
+type Entry<'a> = (Rank, Ask, Option<&'a Traits>, Capacity, u64);

@@ -9,11 +9,16 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
+use super::conditions::{self, Known, Looked, supplier_allowed};
 use super::egress::Egress;
+use super::hardware;
 use super::place::Shortfall;
 use super::price::member_rate;
 use super::quote::{Quote, quote};
 use super::request::Request;
+use super::standing::STEPS_PERCENT;
+use super::terms::Asker;
+use super::wishes::{GpuMinimum, Isolation};
 use crate::connectivity::claimed_region;
 use crate::device::{Contact, Device, DeviceStage, HardwareClass, Resources, Tier};
 use crate::id::{Address, DeviceId, QuoteId};
@@ -39,16 +44,34 @@ pub enum Condition {
     Heard,
     /// Its owner lets new leases in.
     Open,
+    /// The operator's deny list.
+    Operator,
     /// The hardware.
     GpuModel,
+    /// The least that a GPU must be.
+    GpuMinimum,
+    /// The CPU's name.
+    CpuModel,
     /// The supply network.
     Network,
+    /// Suppliers that are wanted, or not wanted.
+    Suppliers,
     /// Tags, and what round trips say of a region.
     Tags,
     /// Connectivity.
     Tier,
     /// Egress that the supplier allows.
     Egress,
+    /// Regions that are wanted.
+    Regions,
+    /// Regions that data must not be in.
+    Residency,
+    /// What keeps boxes from their neighbours.
+    Isolation,
+    /// Leases kept.
+    Reliability,
+    /// Whom and what its supplier does not serve.
+    Terms,
     /// CPU that is free.
     Cpus,
     /// Memory that is free.
@@ -63,16 +86,25 @@ pub enum Condition {
     Spread,
     /// The renter's cap on the price.
     PriceCap,
+    /// The renter's cap on the whole.
+    TotalCap,
 }
 
 impl Condition {
     /// What a renter can change, as far as it shows on single devices.
-    const RELAXABLE: [Self; 9] = [
+    const RELAXABLE: [Self; 16] = [
         Self::GpuModel,
+        Self::GpuMinimum,
+        Self::CpuModel,
         Self::Network,
+        Self::Suppliers,
         Self::Tags,
         Self::Tier,
         Self::Egress,
+        Self::Regions,
+        Self::Residency,
+        Self::Isolation,
+        Self::Reliability,
         Self::Cpus,
         Self::Memory,
         Self::Disk,
@@ -143,11 +175,18 @@ pub struct Explanation {
     pub relaxations: Vec<Relaxation>,
 }
 
-/// Explains a request against the state as it is.
+/// Explains a request against the state as it is, to the account that asks.
 ///
 /// # Errors
 /// If the request makes no sense by itself.
-pub fn request(state: &State, wanted: &Request, now_ms: u64) -> Result<Explanation, Refusal> {
+pub fn request(
+    state: &State,
+    account: Address,
+    wanted: &Request,
+    now_ms: u64,
+) -> Result<Explanation, Refusal> {
+    wanted.check()?;
+    let wanted = &wanted.completed();
     let mut found = Explanation {
         request: wanted.clone(),
         fits: false,
@@ -157,7 +196,7 @@ pub fn request(state: &State, wanted: &Request, now_ms: u64) -> Result<Explanati
         nearest: Vec::new(),
         relaxations: Vec::new(),
     };
-    match priced(state, wanted, now_ms) {
+    match priced(state, account, wanted, now_ms) {
         Ok(quote) => {
             found.fits = true;
             found.rate = Some(quote.rate);
@@ -167,25 +206,53 @@ pub fn request(state: &State, wanted: &Request, now_ms: u64) -> Result<Explanati
             found.refused = Some(shortfall.to_string());
             found.shortfall = Some(shortfall);
         }
-        Err(refusal @ Refusal::OverPriceCap { .. }) => found.refused = Some(refusal.to_string()),
+        Err(refusal @ (Refusal::OverPriceCap { .. } | Refusal::OverTotalCap { .. })) => {
+            found.refused = Some(refusal.to_string());
+        }
         Err(other) => return Err(other),
     }
-    let pool = Pool::of(state, wanted, now_ms);
+    let pool = Pool::of(state, Judge::new(state, account, wanted, now_ms));
     found.nearest = pool.nearest.iter().map(|near| pool.near_miss(*near)).collect();
     let possible = found.shortfall.as_ref().map_or(0, |short| short.possible);
     found.relaxations =
-        Search { state, wanted, pool: &pool, now_ms, tries: TRIES, found: Vec::new() }.all(possible);
+        Search { state, account, wanted, pool: &pool, now_ms, tries: TRIES, found: Vec::new() }.all(possible);
     Ok(found)
 }
 
 /// The quote that the request would get; nothing of it is promised to anybody.
-fn priced(state: &State, wanted: &Request, now_ms: u64) -> Result<Quote, Refusal> {
-    quote(state, QuoteId::from_bits(0), Address([0; 32]), wanted, now_ms)
+fn priced(state: &State, account: Address, wanted: &Request, now_ms: u64) -> Result<Quote, Refusal> {
+    quote(state, QuoteId::from_bits(0), account, wanted, now_ms)
+}
+
+/// Holds devices against a request.
+#[derive(Clone, Copy)]
+pub(super) struct Judge<'a> {
+    known: Known<'a>,
+    asker: Asker,
+    refused: bool,
+    wanted: &'a Request,
+    now_ms: u64,
+}
+
+impl<'a> Judge<'a> {
+    pub(super) fn new(state: &'a State, account: Address, wanted: &'a Request, now_ms: u64) -> Self {
+        let asker = Asker::new(&state.private, Some(account), wanted.kind);
+        let refused = state.private.deny.renters.refuse(&asker).is_some();
+        Self { known: Known::of(state), asker, refused, wanted, now_ms }
+    }
+
+    fn with<'b>(&self, wanted: &'b Request) -> Judge<'b>
+    where
+        'a: 'b,
+    {
+        Judge { wanted, ..*self }
+    }
 }
 
 /// Every condition that a device does not meet now, in the order in which they are applied.
-pub(super) fn misses(device: &Device, wanted: &Request, now_ms: u64) -> Vec<Condition> {
+pub(super) fn misses(judge: &Judge<'_>, id: DeviceId, device: &Device) -> Vec<Condition> {
     use Condition as C;
+    let Judge { wanted, now_ms, .. } = *judge;
     let free = device.free();
     let per = wanted.per_member;
     let gpus = if per.is_share() {
@@ -195,8 +262,10 @@ pub(super) fn misses(device: &Device, wanted: &Request, now_ms: u64) -> Vec<Cond
     };
     let met = [
         (C::Pooled, device.stage == DeviceStage::Pooled),
+        (C::Operator, !judge.refused && !judge.known.denied(id)),
         (C::GpuModel, wanted.allows(&device.class)),
-        (C::Network, wanted.network.as_ref().is_none_or(|network| *network == device.enrolment.network)),
+        (C::Network, wanted.allows_network(&device.enrolment.network)),
+        (C::Suppliers, supplier_allowed(wanted, &device.enrolment.owner)),
         (C::Tags, missing_tags(device, wanted).is_empty()),
         (C::Tier, wanted.tier.is_none_or(|least| device.tier.unwrap_or(Tier::Basic) >= least)),
         (C::Egress, !device.rules.no_egress || wanted.egress == Egress::Off),
@@ -207,7 +276,14 @@ pub(super) fn misses(device: &Device, wanted: &Request, now_ms: u64) -> Vec<Cond
         (C::Memory, free.memory_bytes >= per.memory_bytes),
         (C::Disk, free.disk_bytes >= per.disk_bytes),
     ];
-    met.into_iter().filter(|(_, met)| !met).map(|(condition, _)| condition).collect()
+    let missed = met.into_iter().filter(|(_, met)| !met).map(|(condition, _)| condition);
+    let looked = Looked { id, device, known: judge.known };
+    let meets = |one: &C| {
+        let by_class = *one != C::GpuMinimum || wanted.gpu_min.met_by(&device.class);
+        by_class && conditions::meets(*one, &looked, wanted, &judge.asker)
+    };
+    let wishes = conditions::CONDITIONS.into_iter().filter(|one| !meets(one));
+    missed.chain(wishes).collect()
 }
 
 /// Tags that the device does not have, and the region's where measurements do not bear it out.
@@ -220,8 +296,9 @@ fn missing_tags<'a>(device: &Device, wanted: &'a Request) -> Vec<&'a String> {
 }
 
 /// A condition that a device does not meet, in words with both numbers.
-pub(super) fn in_words(condition: Condition, device: &Device, wanted: &Request, now_ms: u64) -> String {
+pub(super) fn in_words(judge: &Judge<'_>, condition: Condition, id: DeviceId, device: &Device) -> String {
     use Condition as C;
+    let Judge { wanted, now_ms, .. } = *judge;
     let (free, per) = (device.free(), wanted.per_member);
     let leased = if device.leases > 0 { format!(" beside {} leases", device.leases) } else { String::new() };
     let has =
@@ -259,7 +336,18 @@ pub(super) fn in_words(condition: Condition, device: &Device, wanted: &Request, 
         C::Memory => has("memory", mib(per.memory_bytes), mib(free.memory_bytes)),
         C::Disk => has("disk", mib(per.disk_bytes), mib(free.disk_bytes)),
         C::Gpus => has("GPUs", gpus_text(per), free.gpus.to_string()),
-        C::Members | C::Spread | C::PriceCap => "not a device's own condition".into(),
+        C::Members | C::Spread | C::PriceCap | C::TotalCap => "not a device's own condition".into(),
+        C::Operator
+        | C::GpuMinimum
+        | C::CpuModel
+        | C::Suppliers
+        | C::Regions
+        | C::Residency
+        | C::Isolation
+        | C::Reliability
+        | C::Terms => {
+            conditions::in_words(condition, &Looked { id, device, known: judge.known }, wanted, &judge.asker)
+        }
     }
 }
 
@@ -272,31 +360,30 @@ fn gpus_text(per: Resources) -> String {
 
 /// The devices that come into question, by what they miss.
 struct Pool<'a> {
-    wanted: &'a Request,
-    now_ms: u64,
+    judge: Judge<'a>,
     /// Those that miss at most two conditions, all of which a renter can change.
-    sets: BTreeMap<BTreeSet<Condition>, Vec<&'a Device>>,
+    sets: BTreeMap<BTreeSet<Condition>, Vec<(DeviceId, &'a Device)>>,
     nearest: Vec<(usize, Rate, DeviceId, &'a Device)>,
 }
 
 type Near<'a> = (usize, Rate, DeviceId, &'a Device);
 
 impl<'a> Pool<'a> {
-    fn of(state: &'a State, wanted: &'a Request, now_ms: u64) -> Self {
-        let mut pool = Self { wanted, now_ms, sets: BTreeMap::new(), nearest: Vec::new() };
-        let kept = KEPT_PER_SET + wanted.members as usize;
+    fn of(state: &'a State, judge: Judge<'a>) -> Self {
+        let mut pool = Self { judge, sets: BTreeMap::new(), nearest: Vec::new() };
+        let kept = KEPT_PER_SET + judge.wanted.members as usize;
         for (id, device) in &state.devices {
             if matches!(device.stage, DeviceStage::Archived) {
                 continue;
             }
-            let missed = misses(device, wanted, now_ms);
+            let missed = misses(&judge, *id, device);
             if !missed.is_empty() {
                 pool.note_near(missed.len(), *id, device);
             }
             if missed.len() <= 2 && missed.iter().all(|one| Condition::RELAXABLE.contains(one)) {
                 let set = pool.sets.entry(missed.into_iter().collect()).or_default();
                 if set.len() < kept {
-                    set.push(device);
+                    set.push((*id, device));
                 }
             }
         }
@@ -309,8 +396,12 @@ impl<'a> Pool<'a> {
         if worst.is_some_and(|worst| worst.0 < missed) {
             return;
         }
-        let near: Near<'a> =
-            (missed, member_rate(device, self.wanted.per_member, self.wanted.duration_ms), id, device);
+        let near: Near<'a> = (
+            missed,
+            member_rate(device, self.judge.wanted.per_member, self.judge.wanted.duration_ms),
+            id,
+            device,
+        );
         let key = |near: &Near<'_>| (near.0, near.1, near.2);
         let at = self.nearest.partition_point(|known| key(known) <= key(&near));
         self.nearest.insert(at, near);
@@ -318,8 +409,8 @@ impl<'a> Pool<'a> {
     }
 
     fn near_miss(&self, (_, least_rate, id, device): Near<'_>) -> NearMiss {
-        let missed = misses(device, self.wanted, self.now_ms);
-        let words = |one: &Condition| in_words(*one, device, self.wanted, self.now_ms);
+        let missed = misses(&self.judge, id, device);
+        let words = |one: &Condition| in_words(&self.judge, *one, id, device);
         NearMiss {
             device: id,
             class: device.class.clone(),
@@ -329,7 +420,7 @@ impl<'a> Pool<'a> {
     }
 
     /// The devices that would do if these conditions were no matter.
-    fn without(&self, relaxed: &BTreeSet<Condition>) -> impl Iterator<Item = &'a Device> {
+    fn without(&self, relaxed: &BTreeSet<Condition>) -> impl Iterator<Item = (DeviceId, &'a Device)> {
         self.sets
             .iter()
             .filter(|(set, _)| set.is_subset(relaxed))
@@ -337,10 +428,11 @@ impl<'a> Pool<'a> {
     }
 
     /// Whether that many members of a request would fit on these devices.
-    fn enough(&self, devices: &[&Device], wanted: &Request) -> bool {
+    fn enough(&self, devices: &[(DeviceId, &Device)], wanted: &Request) -> bool {
         let mut members = 0;
-        devices.iter().any(|device| {
-            if misses(device, wanted, self.now_ms).is_empty() {
+        let judge = self.judge.with(wanted);
+        devices.iter().any(|(id, device)| {
+            if misses(&judge, *id, device).is_empty() {
                 members += room(device, wanted);
             }
             members >= wanted.members
@@ -350,7 +442,7 @@ impl<'a> Pool<'a> {
 
 /// How many members of a request that it may take fit on a device now.
 fn room(device: &Device, wanted: &Request) -> u32 {
-    if wanted.spread || device.one_tenant() {
+    if device.one_tenant() {
         return 1;
     }
     let (free, per) = (device.free(), wanted.per_member);
@@ -366,7 +458,7 @@ fn room(device: &Device, wanted: &Request) -> u32 {
         times(free.memory_bytes, per.memory_bytes),
         times(free.disk_bytes, per.disk_bytes),
         gpus,
-        wanted.members.into(),
+        wanted.most_per_device().unwrap_or(wanted.members).min(wanted.members).into(),
     ];
     least.into_iter().min().and_then(|n| u32::try_from(n).ok()).unwrap_or(u32::MAX)
 }
@@ -374,6 +466,7 @@ fn room(device: &Device, wanted: &Request) -> u32 {
 /// Looks for relaxations.
 struct Search<'a> {
     state: &'a State,
+    account: Address,
     wanted: &'a Request,
     pool: &'a Pool<'a>,
     now_ms: u64,
@@ -402,11 +495,12 @@ impl Search<'_> {
 
     /// What concerns all members together.
     fn whole_request(&mut self, possible: u32) {
-        if self.wanted.max_rate.is_some() {
+        if self.wanted.max_rate.is_some() || self.wanted.max_total_micro_usd.is_some() {
             self.attempt(self.wanted.clone(), &[]);
         }
-        if self.wanted.spread {
-            self.attempt(Request { spread: false, ..self.wanted.clone() }, &[Condition::Spread]);
+        if self.wanted.most_per_device().is_some() {
+            let shared = Request { spread: false, max_per_device: None, ..self.wanted.clone() };
+            self.attempt(shared, &[Condition::Spread]);
         }
         if possible > 0 {
             self.attempt(Request { members: possible, ..self.wanted.clone() }, &[Condition::Members]);
@@ -435,13 +529,17 @@ impl Search<'_> {
             return false;
         }
         self.tries -= 1;
-        let uncapped = Request { max_rate: None, ..relaxed.clone() };
-        let Ok(quote) = priced(self.state, &uncapped, self.now_ms) else { return false };
+        let uncapped = Request { max_rate: None, max_total_micro_usd: None, ..relaxed.clone() };
+        let Ok(quote) = priced(self.state, self.account, &uncapped, self.now_ms) else { return false };
         let mut changed = changed.to_vec();
         let mut request = relaxed;
         if request.max_rate.is_some_and(|cap| quote.rate > cap) {
             changed.push(Condition::PriceCap);
             request.max_rate = Some(quote.rate);
+        }
+        if request.max_total_micro_usd.is_some_and(|cap| quote.total_micro_usd > cap) {
+            changed.push(Condition::TotalCap);
+            request.max_total_micro_usd = Some(quote.total_micro_usd);
         }
         if changed.is_empty() || changed.len() > 2 {
             return false;
@@ -472,7 +570,7 @@ impl Search<'_> {
             C::GpuModel => Self::models(&devices, from),
             C::Network => vec![with(&|request| request.network = None)],
             C::Tags => {
-                let lacking = |device: &&Device| {
+                let lacking = |(_, device): &(DeviceId, &Device)| {
                     missing_tags(device, self.wanted).into_iter().cloned().collect::<BTreeSet<_>>()
                 };
                 let sets: BTreeSet<_> =
@@ -489,21 +587,84 @@ impl Search<'_> {
                 self.least(&devices, relaxed, &below.map(tier).collect::<Vec<_>>())
             }
             C::Egress => vec![with(&|request| request.egress = Egress::Off)],
+            C::GpuMinimum
+            | C::CpuModel
+            | C::Suppliers
+            | C::Regions
+            | C::Residency
+            | C::Isolation
+            | C::Reliability => self.wishes(&devices, relaxed, one, from),
             _ => self.sizes(&devices, relaxed, one, from),
+        }
+    }
+
+    /// Wishes, relaxed to what there is.
+    fn wishes(
+        &self,
+        devices: &[(DeviceId, &Device)],
+        relaxed: &BTreeSet<Condition>,
+        one: Condition,
+        from: &Request,
+    ) -> Vec<Request> {
+        use Condition as C;
+        match one {
+            C::GpuMinimum => {
+                let lower = |(_, device): &(DeviceId, &Device)| lowered(from.gpu_min, device);
+                let lower: BTreeSet<_> = devices.iter().map(lower).collect();
+                let with = |gpu_min| Request { gpu_min, ..from.clone() };
+                lower.into_iter().rev().filter(|min| *min != from.gpu_min).take(4).map(with).collect()
+            }
+            C::CpuModel => vec![Request { cpu_model: None, ..from.clone() }],
+            C::Suppliers => {
+                let any = Request { suppliers: BTreeSet::new(), ..from.clone() };
+                let all = Request { not_suppliers: BTreeSet::new(), ..from.clone() };
+                let both = Request { not_suppliers: BTreeSet::new(), ..any.clone() };
+                [any, all, both].into_iter().filter(|changed| changed != from).collect()
+            }
+            C::Regions => {
+                let region = |(_, device): &(DeviceId, &Device)| device.proven_region().map(str::to_owned);
+                let others: BTreeSet<_> = devices.iter().filter_map(region).collect();
+                let also = |region: String| {
+                    let regions = from.regions.iter().cloned().chain([region]).collect();
+                    Request { regions, ..from.clone() }
+                };
+                let any = Request { regions: BTreeSet::new(), ..from.clone() };
+                others.into_iter().take(4).map(also).chain([any]).filter(|changed| changed != from).collect()
+            }
+            C::Residency => {
+                let without = |region: &String| {
+                    let mut request = from.clone();
+                    request.not_regions.remove(region);
+                    request
+                };
+                let none = Request { not_regions: BTreeSet::new(), ..from.clone() };
+                from.not_regions.iter().take(4).map(without).chain([none]).collect()
+            }
+            C::Isolation => vec![Request { isolation: Some(Isolation::Process), ..from.clone() }],
+            C::Reliability => {
+                let asked = from.min_reliability_percent.unwrap_or(0);
+                let with = |percent| Request {
+                    min_reliability_percent: Some(percent).filter(|percent| *percent > 0),
+                    ..from.clone()
+                };
+                let steps = STEPS_PERCENT.into_iter().chain([0]).filter(|step| *step < asked);
+                self.least(devices, relaxed, &steps.map(with).collect::<Vec<_>>())
+            }
+            _ => Vec::new(),
         }
     }
 
     /// Smaller members, the largest that may do first.
     fn sizes(
         &self,
-        devices: &[&Device],
+        devices: &[(DeviceId, &Device)],
         relaxed: &BTreeSet<Condition>,
         one: Condition,
         from: &Request,
     ) -> Vec<Request> {
         let Some((grain, _)) = size(one, from.per_member) else { return Vec::new() };
         let of = |resources| size(one, resources).map_or(0, |(_, amount)| amount);
-        let free = devices.iter().map(|device| of(device.free()) / grain * grain);
+        let free = devices.iter().map(|(_, device)| of(device.free()) / grain * grain);
         let smaller = |value| Request { per_member: sized(one, from.per_member, value), ..from.clone() };
         let steps: Vec<_> = below(free, of(from.per_member)).map(smaller).collect();
         self.least(devices, relaxed, &steps)
@@ -511,7 +672,12 @@ impl Search<'_> {
 
     /// Of ever greater relaxations the first with room for all members, and the greatest as a last resort. While another
     /// condition is still to be relaxed, room cannot be judged yet: a few are handed on.
-    fn least(&self, devices: &[&Device], relaxed: &BTreeSet<Condition>, steps: &[Request]) -> Vec<Request> {
+    fn least(
+        &self,
+        devices: &[(DeviceId, &Device)],
+        relaxed: &BTreeSet<Condition>,
+        steps: &[Request],
+    ) -> Vec<Request> {
         let first = steps.partition_point(|request| !self.pool.enough(devices, request));
         if let Some(found) = steps.get(first) {
             return vec![found.clone()];
@@ -525,9 +691,9 @@ impl Search<'_> {
     }
 
     /// Other hardware beside what was asked for: each other class that there is, the cheapest first.
-    fn models(devices: &[&Device], from: &Request) -> Vec<Request> {
+    fn models(devices: &[(DeviceId, &Device)], from: &Request) -> Vec<Request> {
         let mut least: BTreeMap<&HardwareClass, Rate> = BTreeMap::new();
-        for device in devices.iter().filter(|device| !from.allows(&device.class)) {
+        for (_, device) in devices.iter().filter(|(_, device)| !from.allows(&device.class)) {
             let rate = member_rate(device, from.per_member, from.duration_ms);
             let known = least.entry(&device.class).or_insert(rate);
             *known = rate.min(*known);
@@ -543,6 +709,20 @@ impl Search<'_> {
         };
         let with = |(_, class): (Rate, &HardwareClass)| Request { gpu_model: also(class), ..from.clone() };
         classes.into_iter().take(4).map(with).collect()
+    }
+}
+
+/// The least that is asked of a GPU, lowered to what a device has.
+fn lowered(asked: GpuMinimum, device: &Device) -> GpuMinimum {
+    let model = match &device.class {
+        HardwareClass::Gpu(model) => hardware::find(model),
+        HardwareClass::Cpu => None,
+    };
+    let of = |figure: Option<u32>| u64::from(figure.unwrap_or(0));
+    GpuMinimum {
+        memory_bytes: asked.memory_bytes.min(u64::from(device.gpu_memory_mib()) << 20),
+        bandwidth_gb_s: asked.bandwidth_gb_s.min(of(model.map(|model| model.bandwidth_gb_s))),
+        fp16_gflops: asked.fp16_gflops.min(of(model.map(|model| model.fp16_gflops))),
     }
 }
 
@@ -602,8 +782,35 @@ fn value(condition: Condition, request: &Request) -> String {
         C::Disk => format!("{} MiB", per.disk_bytes >> 20),
         C::Gpus => gpus_text(per),
         C::Members => request.members.to_string(),
-        C::Spread => if request.spread { "a device each" } else { "devices may be shared" }.into(),
+        C::Spread => match request.most_per_device() {
+            Some(1) => "a device each".into(),
+            Some(most) => format!("at most {most} on a device"),
+            None => "devices may be shared".into(),
+        },
+        C::GpuMinimum => request.gpu_min.to_string(),
+        C::CpuModel => request.cpu_model.clone().map_or_else(any, |model| model.replace('|', " or ")),
+        C::Suppliers => suppliers(request),
+        C::Regions if request.regions.is_empty() => any(),
+        C::Regions => conditions::listed(&request.regions, " or "),
+        C::Residency if request.not_regions.is_empty() => any(),
+        C::Residency => format!("not in {}", conditions::listed(&request.not_regions, " nor ")),
+        C::Isolation => request.isolation.map_or_else(any, |isolation| isolation.to_string()),
+        C::Reliability => {
+            request.min_reliability_percent.map_or_else(any, |percent| format!("at least {percent} %"))
+        }
+        C::TotalCap => {
+            request.max_total_micro_usd.map_or_else(any, |total| crate::money::Asset::Iosd.show(total))
+        }
         C::PriceCap => request.max_rate.map_or_else(any, |rate| rate.to_string()),
-        C::Pooled | C::Heard | C::Open => String::new(),
+        C::Pooled | C::Heard | C::Open | C::Operator | C::Terms => String::new(),
+    }
+}
+
+fn suppliers(request: &Request) -> String {
+    let list = |of: &BTreeSet<Address>| of.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    match (request.suppliers.is_empty(), request.not_suppliers.is_empty()) {
+        (true, true) => "any".into(),
+        (false, _) => list(&request.suppliers),
+        (true, false) => format!("not {}", list(&request.not_suppliers)),
     }
 }

@@ -5,7 +5,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::explain::{in_words, misses};
+use super::conditions::Known;
+use super::explain::{Judge, in_words, misses};
 use super::price::{Pricer, member_rate};
 use super::record::{ClassRecord, Served};
 use crate::device::{Contact, Device, DeviceStage, HardwareClass};
@@ -75,8 +76,12 @@ pub struct DeviceExplanation {
 /// If there is none.
 pub fn device(state: &State, id: DeviceId, now_ms: u64) -> Result<DeviceExplanation, Refusal> {
     let found = state.device(id)?;
+    let known = Known::of(state);
     let rivals = state.devices.iter().filter(|(rival, device)| {
-        **rival != id && device.class == found.class && closed(device, now_ms).is_empty() && has_room(device)
+        **rival != id
+            && device.class == found.class
+            && closed(known, **rival, device, now_ms).is_empty()
+            && has_room(device)
     });
     let asks: Vec<_> = rivals.map(|(_, device)| device.enrolment.ask_per_unit).collect();
     let ask = found.enrolment.ask_per_unit;
@@ -86,7 +91,7 @@ pub fn device(state: &State, id: DeviceId, now_ms: u64) -> Result<DeviceExplanat
     let mut explained = DeviceExplanation {
         device: id,
         class: found.class.clone(),
-        closed: closed(found, now_ms),
+        closed: closed(known, id, found, now_ms),
         leases: found.leases,
         ask_per_unit: ask,
         lowest_ask_per_unit: asks.iter().min().copied(),
@@ -103,8 +108,11 @@ pub fn device(state: &State, id: DeviceId, now_ms: u64) -> Result<DeviceExplanat
 }
 
 /// Why a device can take nothing at all.
-fn closed(device: &Device, now_ms: u64) -> Vec<String> {
+fn closed(known: Known<'_>, id: DeviceId, device: &Device, now_ms: u64) -> Vec<String> {
     let mut why = Vec::new();
+    if known.denied(id) {
+        why.push("the operator keeps it out of the market".into());
+    }
     match &device.stage {
         DeviceStage::Pooled => {}
         DeviceStage::Refused { reason } => why.push(format!("its check refused it: {reason}")),
@@ -130,8 +138,9 @@ fn passed(state: &State, id: DeviceId, device: &Device, order: &Order, now_ms: u
     let got = order.leases.values().any(|lease| lease.device == id);
     let mut why = Vec::new();
     if !got {
-        let words = |one| in_words(one, device, request, now_ms);
-        why.extend(misses(device, request, now_ms).into_iter().map(words));
+        let judge = Judge::new(state, order.account, request, now_ms);
+        let words = |one| in_words(&judge, one, id, device);
+        why.extend(misses(&judge, id, device).into_iter().map(words));
         if why.is_empty() {
             why.push(outbid(state, device, order));
         }
@@ -151,7 +160,9 @@ fn outbid(state: &State, device: &Device, order: &Order) -> String {
             format!("others were cheaper: {dearest} for a member at most, and it takes {own}")
         }
         Some(_) => {
-            "others as cheap or cheaper were chosen: devices that keep work together come first".into()
+            "others as cheap or cheaper were chosen: what keeps work together comes first, then the more reliable, \
+             then who has waited longest"
+                .into()
         }
         None => "it has no devices; this one would do".into(),
     }

@@ -12,13 +12,16 @@ use serde::{Deserialize, Serialize};
 
 use super::book::Book;
 use super::capacity::Capacity;
+use super::conditions::{self, Known, Looked, asked, supplier_allowed};
 use super::egress::Egress;
+use super::explain::Condition;
 use super::price::member_rate;
 use super::request::Request;
 use super::search::{All, Search, Shelves};
+use super::terms::Asker;
 use crate::connectivity::claimed_region;
 use crate::device::{Contact, Device, DeviceStage, Resources, Tier};
-use crate::id::DeviceId;
+use crate::id::{Address, DeviceId};
 use crate::money::Rate;
 use crate::order::{Order, Stage};
 use crate::refusal::Refusal;
@@ -74,6 +77,8 @@ pub struct Limits {
     pub avoid: BTreeSet<DeviceId>,
     /// The promised prices, cheapest first: the i-th device may cost at most the i-th.
     pub rates: Option<Vec<Rate>>,
+    /// Who rents: suppliers' terms are asked of him. Without, as in a look at the market at large, they are not.
+    pub renter: Option<Address>,
     /// Promised to orders that are paid for and not yet placed.
     pub promised: BTreeMap<DeviceId, Vec<Taken>>,
 }
@@ -145,7 +150,7 @@ fn all_or_none(
         return Ok(seats);
     }
     let possible = u32::try_from(seats.len()).unwrap_or(u32::MAX);
-    Err(Refusal::NoCapacity(Sieve::new(request, limits, now_ms).shortfall(state, possible)))
+    Err(Refusal::NoCapacity(Sieve::new(state, request, limits, now_ms).shortfall(state, possible)))
 }
 
 /// Whether the state's index, if it has one yet, is the one that would be built from the state now.
@@ -154,13 +159,17 @@ pub fn index_is_true(state: &State) -> bool {
 }
 
 /// The place of "hired by others now" among the constraints.
-const HIRED: u8 = 8;
+const HIRED: u8 = 20;
 
 /// Tells which constraint removes a device, in words; for reasons, and for devices that are looked at by themselves.
 pub(super) struct Sieve<'a> {
     request: &'a Request,
     limits: &'a Limits,
     now_ms: u64,
+    known: Known<'a>,
+    asker: Asker,
+    /// Why the operator keeps the whole request out.
+    refused: Option<String>,
     removed: BTreeMap<(u8, String), u32>,
 }
 
@@ -186,8 +195,11 @@ impl Limits {
 }
 
 impl<'a> Sieve<'a> {
-    pub(super) fn new(request: &'a Request, limits: &'a Limits, now_ms: u64) -> Self {
-        Self { request, limits, now_ms, removed: BTreeMap::new() }
+    pub(super) fn new(state: &'a State, request: &'a Request, limits: &'a Limits, now_ms: u64) -> Self {
+        let asker = Asker::new(&state.private, limits.renter, request.kind);
+        let refused = state.private.deny.renters.refuse(&asker);
+        let refused = refused.map(|why| format!("the operator's deny list: {why}"));
+        Self { request, limits, now_ms, known: Known::of(state), asker, refused, removed: BTreeMap::new() }
     }
 
     /// Whether the device meets every constraint.
@@ -206,40 +218,72 @@ impl<'a> Sieve<'a> {
 
     /// The first constraint that the device does not meet, with its place in the order.
     fn misses(&self, id: DeviceId, device: &Device) -> Option<(u8, String)> {
-        let r = self.request;
-        let enrolment = &device.enrolment;
-        let tag = r.tags.iter().find(|tag| !enrolment.tags.contains(*tag));
-        let other_network = r.network.as_ref().filter(|network| **network != enrolment.network);
-        let other_model = r.gpu_model.as_ref().filter(|_| !r.allows(&device.class));
-        let wanted = r.per_member;
-        let missing = if device.stage != DeviceStage::Pooled {
-            (0, format!("not pooled ({})", device.stage))
-        } else if let Some(model) = other_model {
-            (1, format!("GPU model {model}"))
-        } else if let Some(network) = other_network {
-            (2, format!("supply network {network}"))
-        } else if let Some(tag) = tag {
-            (3, format!("tag {tag}"))
-        } else if let Some(doubt) = self.unproven_region(device) {
-            (3, doubt)
-        } else if let Some(low) = self.below_tier(device) {
-            (4, low)
-        } else if device.rules.no_egress && r.egress != Egress::Off {
-            (4, format!("egress {}, which their suppliers forbid (ask with egress off)", r.egress))
-        } else if !enrolment.offered.holds(wanted) {
-            (4, format!("size ({})", size(enrolment.offered, wanted)))
-        } else if self.limits.avoid.contains(&id) {
-            (5, "a device that this cluster already uses or that failed it".into())
-        } else if device.contact != Contact::Connected {
-            (6, "not heard from at present".into())
-        } else if let Some(why) = device.rules.closed(self.now_ms) {
-            (7, why.into())
-        } else if !self.limits.room(id, device).0.fits(wanted) {
-            (HIRED, "hired by others now".into())
-        } else {
-            return self.too_dear(device);
+        let missing = match () {
+            () if device.stage != DeviceStage::Pooled => (0, format!("not pooled ({})", device.stage)),
+            () if self.refused.is_some() => (1, self.refused.clone().unwrap_or_default()),
+            () if self.known.denied(id) => (1, asked(Condition::Operator, self.request)),
+            () => match self.wishes(id, device) {
+                Some(missing) => missing,
+                None => return self.at_present(id, device),
+            },
         };
         Some(missing)
+    }
+
+    /// What does not change from one hour to the next.
+    fn wishes(&self, id: DeviceId, device: &Device) -> Option<(u8, String)> {
+        let (r, enrolment) = (self.request, &device.enrolment);
+        let tag = r.tags.iter().find(|tag| !enrolment.tags.contains(*tag));
+        if !r.allows(&device.class) {
+            return Some((2, format!("GPU model {}", r.gpu_model.as_deref().unwrap_or("any"))));
+        }
+        if !r.gpu_min.met_by(&device.class) {
+            return Some((3, asked(Condition::GpuMinimum, r)));
+        }
+        if !r.allows_network(&enrolment.network) {
+            return Some((4, format!("supply network {}", r.network.as_deref().unwrap_or("any"))));
+        }
+        if !supplier_allowed(r, &enrolment.owner) {
+            return Some((5, asked(Condition::Suppliers, r)));
+        }
+        if let Some(tag) = tag {
+            return Some((6, format!("tag {tag}")));
+        }
+        if let Some(doubt) = self.unproven_region(device) {
+            return Some((6, doubt));
+        }
+        if let Some(low) = self.below_tier(device) {
+            return Some((7, low));
+        }
+        if device.rules.no_egress && r.egress != Egress::Off {
+            let why = format!("egress {}, which their suppliers forbid (ask with egress off)", r.egress);
+            return Some((7, why));
+        }
+        let looked = Looked { id, device, known: self.known };
+        let unmet = conditions::CONDITIONS.iter().zip(8..);
+        let mut unmet = unmet.filter(|(one, _)| !conditions::meets(**one, &looked, r, &self.asker));
+        if let Some((one, place)) = unmet.next() {
+            return Some((place, asked(*one, r)));
+        }
+        let wanted = r.per_member;
+        (!enrolment.offered.holds(wanted))
+            .then(|| (15, format!("size ({})", size(enrolment.offered, wanted))))
+    }
+
+    /// What passes.
+    fn at_present(&self, id: DeviceId, device: &Device) -> Option<(u8, String)> {
+        let wanted = self.request.per_member;
+        if self.limits.avoid.contains(&id) {
+            Some((16, "a device that this cluster already uses or that failed it".into()))
+        } else if device.contact != Contact::Connected {
+            Some((17, "not heard from at present".into()))
+        } else if let Some(why) = device.rules.closed(self.now_ms) {
+            Some((18, why.into()))
+        } else if !self.limits.room(id, device).0.fits(wanted) {
+            Some((HIRED, "hired by others now".into()))
+        } else {
+            self.too_dear(device)
+        }
     }
 
     /// A tag that claims a region counts only as long as round trips bear it out.
@@ -260,7 +304,7 @@ impl<'a> Sieve<'a> {
     fn too_dear(&self, device: &Device) -> Option<(u8, String)> {
         let most = self.limits.rates.as_ref()?.iter().max()?;
         let rate = member_rate(device, self.request.per_member, self.request.duration_ms);
-        (rate > *most).then(|| (9, format!("a price above the promised {most}")))
+        (rate > *most).then(|| (HIRED + 1, format!("a price above the promised {most}")))
     }
 
     /// Why it does not work out.

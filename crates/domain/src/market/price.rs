@@ -21,10 +21,11 @@ use super::hardware::{self, GpuModel};
 use super::price_params::{PPM, PriceParams, step_ppm};
 use super::record::{ClassRecord, MarketRecord, units_millis};
 use super::request::Request;
+use super::standing::WORDS_MOST_PPM;
 use crate::connectivity::claimed_region;
 use crate::device::{Alternative, Device, HardwareClass, Resources, Tier};
 use crate::id::DeviceId;
-use crate::money::{HOUR_MS, Rate};
+use crate::money::{Asset, HOUR_MS, Rate};
 use crate::refusal::Refusal;
 use crate::state::State;
 
@@ -87,7 +88,7 @@ fn saturated(rate: u128) -> Rate {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Factor {
-    /// Which: performance, connectivity, region, reliability, load, hours, count, commitment.
+    /// Which: performance, connectivity, region, reliability, renters' words, load, hours, count, commitment.
     pub name: String,
     /// In ppm; 1,000,000 changes nothing.
     pub ppm: u32,
@@ -218,23 +219,39 @@ impl<'a> Pricer<'a> {
         let count = (step_ppm(&table.count, units), format!("{units} units in all"));
         let hours = request.duration_ms.div_ceil(HOUR_MS);
         let commitment = (step_ppm(&table.commitment, request.duration_ms), format!("for {hours} hours"));
-        vec![
+        let mut factors = vec![
             factor("performance", performance(device)),
             factor("connectivity", connectivity(table, device)),
             factor("region", region(table, device)),
             factor("reliability", self.reliability(table, id)),
+        ];
+        factors.extend(self.words(id).map(|words| factor("renters' words", words)));
+        factors.extend([
             factor("load", self.load(&device.class)),
             factor("hours", self.hours(table, &device.class, request.duration_ms)),
             factor("count", count),
             factor("commitment", commitment),
-        ]
+        ]);
+        factors
+    }
+
+    /// What renters said, once somebody said something: it only takes away, and less than all fees.
+    fn words(&self, id: DeviceId) -> Option<(u32, String)> {
+        let served = self.record.and_then(|record| record.served.get(&id))?;
+        let stars = served.stars_hundredths()?;
+        let off = WORDS_MOST_PPM * served.dissatisfied_ppm() / PPM;
+        let because = format!(
+            "{}.{:02} of 5 stars, weighed by {} in fees",
+            stars / 100,
+            stars % 100,
+            Asset::Iosd.show(served.rated_fees_micro_usd)
+        );
+        Some((u32::try_from(PPM - off).unwrap_or(1_000_000), because))
     }
 
     fn reliability(&self, table: &PriceParams, id: DeviceId) -> (u32, String) {
         let served = self.record.and_then(|record| record.served.get(&id)).copied().unwrap_or_default();
-        let prior = u64::from(table.reliability_prior_leases.max(1));
-        let good = u64::from(served.kept) + prior;
-        let ppm = good * PPM / (good + u64::from(served.lost));
+        let ppm = served.kept_ppm(table.reliability_prior_leases);
         let ppm = u32::try_from(ppm).unwrap_or(1_000_000).max(table.reliability_least_ppm);
         (ppm, format!("{} leases kept, {} lost", served.kept, served.lost))
     }

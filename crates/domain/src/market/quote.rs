@@ -123,6 +123,7 @@ pub fn quote(
     now_ms: u64,
 ) -> Result<Quote, Refusal> {
     request.check()?;
+    let request = &request.completed();
     if request.per_member.is_share() && !state.params.gpu_shares {
         return Err(Refusal::Unsupported {
             what: "a share of a GPU".into(),
@@ -130,11 +131,12 @@ pub fn quote(
             available: "whole GPUs".into(),
         });
     }
-    let devices = place::plan(state, request, &place::Limits::default(), now_ms)?;
+    let limits = place::Limits { renter: Some(account), ..place::Limits::default() };
+    let devices = place::plan(state, request, &limits, now_ms)?;
     let mut quote = of_devices(state, id, account, request, &devices, now_ms)?;
     for class in other_classes(state, request, now_ms) {
         let only = Request { gpu_model: Some(class), ..request.clone() };
-        let Ok(devices) = place::plan(state, &only, &place::Limits::default(), now_ms) else { continue };
+        let Ok(devices) = place::plan(state, &only, &limits, now_ms) else { continue };
         let other = of_devices(state, id, account, request, &devices, now_ms)?;
         if other.rate < quote.rate {
             quote = other;
@@ -146,6 +148,7 @@ pub fn quote(
         let (rate, cap) = (quote.rate.0, cap.0);
         return Err(Refusal::OverPriceCap { rate_micro_usd_per_hour: rate, cap_micro_usd_per_hour: cap });
     }
+    quote.within_total_cap()?;
     Ok(quote)
 }
 
@@ -279,6 +282,17 @@ impl Quote {
         self.total_micro_usd = self.compute_micro_usd + self.fee_micro_usd;
         if self.lines.is_some() {
             self.lines = Some(Box::new(self.split()));
+        }
+    }
+
+    /// Whether the total is within the renter's cap on it.
+    pub(crate) fn within_total_cap(&self) -> Result<(), Refusal> {
+        let total_micro_usd = self.total_micro_usd;
+        match self.request.max_total_micro_usd {
+            Some(cap_micro_usd) if total_micro_usd > cap_micro_usd => {
+                Err(Refusal::OverTotalCap { total_micro_usd, cap_micro_usd })
+            }
+            _ => Ok(()),
         }
     }
 

@@ -203,6 +203,23 @@ pub struct Served {
     pub kept: u32,
     /// Leases whose box was lost.
     pub lost: u32,
+    /// When it was last freed of all leases, in milliseconds since 1970.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub free_since_ms: u64,
+    /// What renters who rated it had paid in fees for the time on it, halved from time to time.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub rated_fees_micro_usd: u64,
+    /// The same times the stars beyond the first that they gave.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub rated_stars_micro_usd: u64,
+    /// When the two were last halved, or began.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub rated_ms: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde asks it")]
+fn is_zero(value: &u64) -> bool {
+    *value == 0
 }
 
 /// The market's own record, kept since the network was founded with a table of prices.
@@ -266,6 +283,16 @@ impl MarketRecord {
         let served = self.served.entry(device).or_default();
         let count = if lost { &mut served.lost } else { &mut served.kept };
         *count = count.saturating_add(1);
+    }
+
+    /// A device has no lease left.
+    pub fn freed(&mut self, device: DeviceId, at_ms: u64) {
+        self.served.entry(device).or_default().free_since_ms = at_ms;
+    }
+
+    /// A renter gave one to five stars for time on a device that cost so much in fees.
+    pub fn rated(&mut self, device: DeviceId, stars: u8, fees_micro_usd: u64, at_ms: u64) {
+        self.served.entry(device).or_default().rate(stars, fees_micro_usd, at_ms);
     }
 
     /// A feed came in; the newest of each signer is kept.

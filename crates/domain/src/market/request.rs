@@ -8,8 +8,10 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::device::{HardwareClass, Resources, Tier};
+use crate::id::Address;
 use crate::market::egress::{Destination, Egress};
 use crate::market::hiding::Hiding;
+use crate::market::wishes::{GpuMinimum, Isolation, Preference, WorkKind};
 use crate::money::{Asset, HOUR_MS, Rate};
 use crate::refusal::Refusal;
 
@@ -67,7 +69,7 @@ pub struct Request {
     /// Only this GPU model, or one of several with `|` between them; `None` with no GPUs wanted means any device.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gpu_model: Option<String>,
-    /// Only this supply network.
+    /// Only this supply network, or one of several with `|` between them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<String>,
     /// Only devices with all of these tags.
@@ -90,6 +92,81 @@ pub struct Request {
     pub max_rate: Option<Rate>,
     /// What is paid with.
     pub asset: Asset,
+    /// What the work is; it completes `prefer`.
+    #[serde(default, skip_serializing_if = "WorkKind::is_general")]
+    pub kind: WorkKind,
+    /// The least that each GPU must be.
+    #[serde(default, skip_serializing_if = "GpuMinimum::is_none")]
+    pub gpu_min: GpuMinimum,
+    /// Only CPUs whose claimed name contains this, in any case, or one of several with `|` between them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_model: Option<String>,
+    /// At most so many members on one device.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_per_device: Option<u32>,
+    /// Only in one of these regions, where measurements bear it out; `us` covers `us-east`.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub regions: BTreeSet<String>,
+    /// Data residency: only where measurements bear out that it is in none of these.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub not_regions: BTreeSet<String>,
+    /// The region that callers are in, for the preference `near` and for inference.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub near: Option<String>,
+    /// The least that keeps boxes from their neighbours.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub isolation: Option<Isolation>,
+    /// Only devices of at least this reliability, in percent of leases kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min_reliability_percent: Option<u8>,
+    /// The most that it may cost in all, fee included, in micro-USD.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_total_micro_usd: Option<u64>,
+    /// Which of the devices that would do are the better ones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prefer: Option<Preference>,
+    /// Only devices of these suppliers, if any are named.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub suppliers: BTreeSet<Address>,
+    /// No devices of these.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub not_suppliers: BTreeSet<Address>,
+}
+
+impl Default for Request {
+    /// One member with the least that a box takes, for the least time, anywhere.
+    fn default() -> Self {
+        let per_member =
+            Resources { cpu_millis: 100, memory_bytes: MIN_MEMORY_BYTES, ..Resources::default() };
+        Self {
+            engine: EngineKind::Command,
+            members: 1,
+            per_member,
+            duration_ms: MIN_DURATION_MS,
+            gpu_model: None,
+            network: None,
+            tags: BTreeSet::new(),
+            tier: None,
+            spread: false,
+            egress: Egress::default(),
+            hiding: Hiding::default(),
+            max_rate: None,
+            asset: Asset::Iosd,
+            kind: WorkKind::default(),
+            gpu_min: GpuMinimum::default(),
+            cpu_model: None,
+            max_per_device: None,
+            regions: BTreeSet::new(),
+            not_regions: BTreeSet::new(),
+            near: None,
+            isolation: None,
+            min_reliability_percent: None,
+            max_total_micro_usd: None,
+            prefer: None,
+            suppliers: BTreeSet::new(),
+            not_suppliers: BTreeSet::new(),
+        }
+    }
 }
 
 /// Least and most of each field, in one place.
@@ -107,6 +184,18 @@ impl Request {
             (Some(named), HardwareClass::Gpu(model)) => named.split('|').any(|name| name == model),
             (Some(_), HardwareClass::Cpu) => false,
         }
+    }
+
+    /// Whether a supply network would do.
+    pub fn allows_network(&self, network: &str) -> bool {
+        self.network.as_ref().is_none_or(|named| named.split('|').any(|name| name == network))
+    }
+
+    /// Whether a CPU of this claimed name would do.
+    pub fn allows_cpu(&self, model: &str) -> bool {
+        let Some(named) = &self.cpu_model else { return true };
+        let model = model.to_ascii_lowercase();
+        named.split('|').any(|name| !name.is_empty() && model.contains(&name.to_ascii_lowercase()))
     }
 
     /// Whether the request makes sense at all; says which field and what it may be.
@@ -128,6 +217,7 @@ impl Request {
         in_range("gpus", self.per_member.gpus.into(), 0, 64)?;
         self.per_member.check_share()?;
         in_range("duration_ms", self.duration_ms, MIN_DURATION_MS, MAX_DURATION_MS)?;
+        self.check_wishes()?;
         if self.asset != Asset::Iosd {
             return Err(Refusal::Unsupported {
                 what: format!("paying in {}", self.asset),

@@ -9,12 +9,14 @@ use std::cell::RefCell;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 
-use super::book::{Ask, Book, Group, Groups, IdsIter, Shelf, Traits};
+use super::book::{Ask, Book, Group, Groups, IdsIter, Shelf, Traits, Waiting};
 use super::capacity::{Capacity, take};
+use super::conditions::{Known, class_allowed, meets_all, supplier_allowed};
 use super::place::{Limits, Seat, Sieve};
 use super::price::{duration_factor_percent, member_rate};
 use super::request::Request;
 use super::score::Scorer;
+use super::terms::Asker;
 use crate::connectivity::claimed_region;
 use crate::device::{Device, HardwareClass, Resources};
 use crate::id::DeviceId;
@@ -25,7 +27,8 @@ use crate::state::State;
 /// Where a member could go.
 pub(super) struct Candidate<'a> {
     cost: i64,
-    id: DeviceId,
+    unreliable_percent: u8,
+    waiting: Waiting,
     share_of: u16,
     class: &'a HardwareClass,
     capacity: Cow<'a, Capacity>,
@@ -33,8 +36,8 @@ pub(super) struct Candidate<'a> {
 }
 
 impl Candidate<'_> {
-    fn order(&self) -> (i64, DeviceId) {
-        (self.cost, self.id)
+    fn order(&self) -> (i64, u8, Waiting) {
+        (self.cost, self.unreliable_percent, self.waiting)
     }
 }
 
@@ -113,6 +116,9 @@ pub(super) struct Search<'a> {
     request: &'a Request,
     limits: &'a Limits,
     now_ms: u64,
+    asker: Asker,
+    /// Whether the operator's list keeps the whole request out.
+    refused: bool,
     /// What is known of each number of traits.
     accepted: RefCell<Vec<Option<bool>>>,
     /// Where the request could go to several models.
@@ -126,7 +132,9 @@ impl<'a> Search<'a> {
         let choice = request.per_member.gpus > 0 && !named_one;
         let scarcity = choice.then(|| book.scarcity());
         let accepted = RefCell::new(vec![None; book.numbers()]);
-        Self { state, book, request, limits, now_ms, accepted, scarcity }
+        let asker = Asker::new(&state.private, limits.renter, request.kind);
+        let refused = state.private.deny.renters.refuse(&asker).is_some();
+        Self { state, book, request, limits, now_ms, asker, refused, accepted, scarcity }
     }
 
     /// Takes the best candidates until every member has a seat; fewer seats where no more fit.
@@ -134,8 +142,8 @@ impl<'a> Search<'a> {
         let wanted = self.request.members as usize;
         let mut seats: Vec<Seat> = Vec::with_capacity(wanted);
         // Free GPUs by place, of devices that have a member of this request already.
-        let mut rooms: BTreeMap<DeviceId, Vec<u16>> = BTreeMap::new();
-        while seats.len() < wanted {
+        let mut rooms: BTreeMap<DeviceId, Room> = BTreeMap::new();
+        while seats.len() < wanted && !self.refused {
             let Some((rate, mut level)) = levels.next(self) else { break };
             while seats.len() < wanted
                 && let Some(best) = level.pop(self)
@@ -155,32 +163,46 @@ impl<'a> Search<'a> {
         &self,
         mut best: Candidate<'a>,
         rate: Rate,
-        rooms: &mut BTreeMap<DeviceId, Vec<u16>>,
+        rooms: &mut BTreeMap<DeviceId, Room>,
         level: &mut Level<'a>,
     ) -> Seat {
-        let (device, wanted, share_of) = (best.id, self.request.per_member, best.share_of);
+        let (device, wanted, share_of) = (best.waiting.id, self.request.per_member, best.share_of);
         let found = self.state.devices.get(&device);
-        let room = rooms
-            .entry(device)
-            .or_insert_with(|| found.map(|found| self.limits.room(device, found).1).unwrap_or_default());
-        let gpus = take(room, wanted, share_of);
+        let room = rooms.entry(device).or_insert_with(|| {
+            let gpus = found.map(|found| self.limits.room(device, found).1).unwrap_or_default();
+            Room { gpus, members: 0 }
+        });
+        room.members += 1;
+        let gpus = take(&mut room.gpus, wanted, share_of);
         let seat = Seat { device, gpus, rate, cost: best.cost };
         let one_tenant = found.is_none_or(Device::one_tenant);
-        let last = self.request.spread || one_tenant;
+        let most = self.request.most_per_device();
+        let last = one_tenant || most.is_some_and(|most| room.members >= most);
         let left = (!last).then(|| best.capacity.less(wanted, share_of)).filter(|left| left.fits(wanted));
         if let Some(left) = left {
-            level.push(self.candidate(device, best.class, left));
+            level.push(self.candidate(best.waiting, best.unreliable_percent, best.class, left));
         }
         if let Some(next) = self.next_of(&mut best.more) {
-            best.id = next;
+            best.waiting = next;
             level.push(Some(best));
         }
         seat
     }
 
     /// The next device of a group that is not looked at by itself.
-    fn next_of(&self, ids: &mut IdsIter<'_>) -> Option<DeviceId> {
-        ids.find(|id| !self.limits.avoid.contains(id) && !self.limits.promised.contains_key(id))
+    fn next_of(&self, ids: &mut IdsIter<'_>) -> Option<Waiting> {
+        let Limits { avoid, promised, .. } = self.limits;
+        let any_supplier = self.request.suppliers.is_empty() && self.request.not_suppliers.is_empty();
+        ids.find(|Waiting { id, .. }| {
+            !avoid.contains(id)
+                && !promised.contains_key(id)
+                && (any_supplier || self.is_supplied_as_wanted(id))
+        })
+    }
+
+    fn is_supplied_as_wanted(&self, id: &DeviceId) -> bool {
+        let found = self.state.devices.get(id);
+        found.is_some_and(|device| supplier_allowed(self.request, &device.enrolment.owner))
     }
 
     fn scorer(&self, class: &HardwareClass) -> Option<Scorer<'a>> {
@@ -193,11 +215,18 @@ impl<'a> Search<'a> {
         Some(Scorer { typical: &self.book.kind(class)?.typical, scarcity_millis })
     }
 
-    fn candidate(&self, id: DeviceId, class: &'a HardwareClass, capacity: Capacity) -> Option<Candidate<'a>> {
+    fn candidate(
+        &self,
+        waiting: Waiting,
+        unreliable_percent: u8,
+        class: &'a HardwareClass,
+        capacity: Capacity,
+    ) -> Option<Candidate<'a>> {
         let (cost, share_of) = self.scorer(class)?.cost(&capacity, self.request.per_member);
         Some(Candidate {
             cost,
-            id,
+            unreliable_percent,
+            waiting,
             share_of,
             class,
             capacity: Cow::Owned(capacity),
@@ -217,7 +246,10 @@ impl<'a> Search<'a> {
 
     fn single(&self, id: DeviceId) -> Option<Candidate<'a>> {
         let device = self.state.devices.get(&id)?;
-        self.candidate(id, &device.class, self.limits.room(id, device).0)
+        let known = Known::of(self.state);
+        let unreliable_percent = 100 - known.reliability_percent(id).min(100);
+        let room = self.limits.room(id, device).0;
+        self.candidate(Waiting::of(id, known), unreliable_percent, &device.class, room)
     }
 
     /// Opens a shape: the oldest of each group that meets every condition.
@@ -228,9 +260,11 @@ impl<'a> Search<'a> {
                 continue;
             }
             let mut more = ids.iter();
-            let Some(id) = self.next_of(&mut more) else { continue };
+            let Some(waiting) = self.next_of(&mut more) else { continue };
+            let unreliable_percent = self.book.traits(*traits).map_or(0, |known| known.unreliable_percent);
             let capacity = Cow::Borrowed(capacity);
-            open.push(Reverse(Candidate { cost, id, share_of, class, capacity, more }));
+            let candidate = Candidate { cost, unreliable_percent, waiting, share_of, class, capacity, more };
+            open.push(Reverse(candidate));
         }
     }
 
@@ -242,12 +276,33 @@ impl<'a> Search<'a> {
 
     fn accepts(&self, traits: &Traits) -> bool {
         let request = self.request;
-        request.network.as_ref().is_none_or(|network| *network == traits.network)
+        request.allows_network(&traits.network)
             && request.tags.is_subset(&traits.tags)
             && (!traits.region_doubted || claimed_region(&request.tags).is_none())
             && request.tier.is_none_or(|least| traits.tier >= least)
             && (!traits.no_egress || request.egress == Egress::Off)
             && traits.open(self.now_ms)
+            && meets_all(traits, request, &self.asker)
+    }
+}
+
+/// What a device has left while members of this request are put on it.
+pub(super) struct Room {
+    /// Free thousandths of each GPU, by its place in the offer.
+    gpus: Vec<u16>,
+    members: u32,
+}
+
+/// Suppliers with more open devices than this are found on the shelves.
+const FEW: usize = 4096;
+
+impl Search<'_> {
+    /// The devices of the suppliers that are wanted, if some are and they are few.
+    fn few_of_suppliers(&self) -> Option<Vec<DeviceId>> {
+        let wanted = &self.request.suppliers;
+        let ids = wanted.iter().flat_map(|owner| self.book.of_supplier(owner));
+        let ids: Vec<_> = ids.take(FEW + 1).collect();
+        (!wanted.is_empty() && ids.len() <= FEW).then_some(ids)
     }
 }
 
@@ -291,13 +346,20 @@ impl<'a> Shelves<'a> {
         };
         let can = |class: &HardwareClass| wanted.gpus == 0 || *class != HardwareClass::Cpu;
         for (class, kind) in
-            search.book.kinds().filter(|(class, _)| search.request.allows(class) && can(class))
+            search.book.kinds().filter(|(class, _)| class_allowed(search.request, class) && can(class))
         {
             for row in kind.rows(wanted) {
                 shelves.add(class, Box::new(row));
             }
         }
-        let sieve = Sieve::new(search.request, search.limits, search.now_ms);
+        let sieve = Sieve::new(search.state, search.request, search.limits, search.now_ms);
+        if let Some(few) = search.few_of_suppliers() {
+            (shelves.rows, shelves.bounds) = (Vec::new(), BinaryHeap::new());
+            for (rate, id) in few.into_iter().filter_map(|id| search.alone(id, &sieve)) {
+                shelves.put(rate, Pending::Single(id));
+            }
+            return shelves;
+        }
         for (rate, id) in search.limits.promised.keys().filter_map(|id| search.alone(*id, &sieve)) {
             shelves.put(rate, Pending::Single(id));
         }
@@ -340,7 +402,7 @@ impl<'a> Shelves<'a> {
                 None => self.rows[at] = None,
             }
             let first = groups.values().flat_map(BTreeMap::values).next().and_then(|ids| ids.iter().next());
-            if let Some(device) = first.and_then(|id| search.state.devices.get(&id)) {
+            if let Some(device) = first.and_then(|first| search.state.devices.get(&first.id)) {
                 self.put(search.rate(device), Pending::Shelf(class, groups));
             }
         }
@@ -394,7 +456,7 @@ pub(super) struct All {
 
 impl All {
     pub(super) fn new(search: &Search<'_>) -> Self {
-        let sieve = Sieve::new(search.request, search.limits, search.now_ms);
+        let sieve = Sieve::new(search.state, search.request, search.limits, search.now_ms);
         let (request, all) = (search.request, search.state.devices.iter());
         let may = |device: &Device| {
             request.allows(&device.class) && device.enrolment.offered.holds(request.per_member)

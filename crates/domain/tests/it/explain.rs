@@ -6,11 +6,11 @@ use ionet_domain::DeviceId;
 use ionet_domain::command::{Actor, CommandBody};
 use ionet_domain::device::{DeviceChange, OwnerRules, Resources, Tier};
 use ionet_domain::market::explain::{self, Condition, Explanation};
-use ionet_domain::market::{Egress, Request, board, explain_device};
+use ionet_domain::market::{Egress, GpuMinimum, Isolation, Request, WorkKind, board, explain_device};
 use ionet_domain::money::{HOUR_MS, Rate};
 use proptest::prelude::*;
 
-use super::world::{GIB, RENTER, SUPPLIER, World, gpu_request, request};
+use super::world::{GIB, OTHER, RENTER, SUPPLIER, World, gpu_request, request};
 
 const A100: &str = "NVIDIA A100-SXM4-80GB";
 const L4: &str = "NVIDIA L4";
@@ -32,7 +32,7 @@ fn true_in(world: &mut World, found: &Explanation) {
 }
 
 fn explained(world: &mut World, wanted: &Request) -> Explanation {
-    let found = explain::request(&world.state, wanted, world.now_ms).unwrap();
+    let found = explain::request(&world.state, RENTER, wanted, world.now_ms).unwrap();
     true_in(world, &found);
     found
 }
@@ -102,12 +102,15 @@ fn two_changes_are_named_where_one_is_not_enough() {
 #[test]
 fn what_fits_says_so_and_what_nothing_helps_says_that() {
     let mut world = world();
-    let fits = explain::request(&world.state, &gpu_request(1, 1, L4), world.now_ms).unwrap();
+    let fits = explain::request(&world.state, RENTER, &gpu_request(1, 1, L4), world.now_ms).unwrap();
     assert!(fits.fits && fits.rate.is_some() && fits.relaxations.is_empty());
     let mut empty = World::new();
     let found = explained(&mut empty, &request(1));
     assert!(found.relaxations.is_empty() && found.shortfall.is_some());
-    assert_eq!(explain::request(&world.state, &request(0), world.now_ms).unwrap_err().code(), "out_of_range");
+    assert_eq!(
+        explain::request(&world.state, RENTER, &request(0), world.now_ms).unwrap_err().code(),
+        "out_of_range"
+    );
     let hired = Request { duration_ms: 2 * HOUR_MS, ..gpu_request(2, 1, L4) };
     world.running(&hired);
     let found = explained(&mut world, &gpu_request(1, 1, L4));
@@ -202,12 +205,90 @@ fn any_request() -> impl Strategy<Value = Request> {
     )
 }
 
+/// What else may be wished for.
+fn any_wish() -> impl Strategy<Value = Request> {
+    let where_to = (0usize..4, 0usize..3, 0usize..3);
+    let what =
+        (0u64..3, prop::option::of(0u64..3000), prop::option::of(80u8..101), prop::option::of(1u32..3));
+    let who = (prop::bool::ANY, prop::bool::ANY, prop::option::of(1_000u64..9_000_000), 0usize..3);
+    (any_request(), where_to, what, who).prop_map(|(request, (region, not, isolation), what, who)| {
+        let (memory, bandwidth, reliability, most) = (what.0, what.1, what.2, what.3);
+        let (only, no, total, kind) = who;
+        let set = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<_>>();
+        let regions: [&[&str]; 4] = [&[], &[], &["us"], &["eu", "sa"]];
+        let denied: [&[&str]; 3] = [&[], &["eu"], &["us", "eu"]];
+        let gpu_min = GpuMinimum {
+            memory_bytes: memory * 60 * GIB,
+            bandwidth_gb_s: bandwidth.unwrap_or(0),
+            fp16_gflops: 0,
+        };
+        Request {
+            regions: set(regions[region]),
+            not_regions: set(denied[not]),
+            isolation: [None, Some(Isolation::Limits), Some(Isolation::OneTenant)][isolation],
+            gpu_min: if request.per_member.gpus > 0 { gpu_min } else { GpuMinimum::default() },
+            min_reliability_percent: reliability,
+            max_per_device: most.filter(|_| !request.spread),
+            suppliers: if only { [OTHER].into() } else { BTreeSet::new() },
+            not_suppliers: if no { [SUPPLIER].into() } else { BTreeSet::new() },
+            max_total_micro_usd: total,
+            kind: WorkKind::ALL[kind],
+            ..request
+        }
+    })
+}
+
+/// Every wish alone has its relaxation, with what would do.
+#[test]
+fn every_wish_that_removes_all_is_named_with_what_would_do() {
+    let mut world = world();
+    let one = || gpu_request(1, 1, L4);
+    let set = |name: &str| BTreeSet::from([name.to_owned()]);
+    for (wanted, condition, to, removed) in [
+        (Request { regions: set("eu"), ..one() }, Condition::Regions, "eu or us", "region eu"),
+        (Request { not_regions: set("us"), ..one() }, Condition::Residency, "any", "provably not in us"),
+        (
+            Request { isolation: Some(Isolation::OneTenant), ..one() },
+            Condition::Isolation,
+            "process",
+            "isolation one-tenant",
+        ),
+        (
+            Request { gpu_min: GpuMinimum { bandwidth_gb_s: 1000, ..GpuMinimum::default() }, ..one() },
+            Condition::GpuMinimum,
+            "300 GB/s",
+            "at least 1000 GB/s",
+        ),
+        (
+            Request { gpu_min: GpuMinimum { memory_bytes: 100 * GIB, ..GpuMinimum::default() }, ..one() },
+            Condition::GpuMinimum,
+            "81920 MiB memory",
+            "at least 102400 MiB",
+        ),
+        (Request { cpu_model: Some("epyc".into()), ..one() }, Condition::CpuModel, "any", "CPU model epyc"),
+        (Request { suppliers: [OTHER].into(), ..one() }, Condition::Suppliers, "any", "suppliers"),
+        (Request { not_suppliers: [SUPPLIER].into(), ..one() }, Condition::Suppliers, "any", "suppliers"),
+    ] {
+        let found = explained(&mut world, &wanted);
+        let counts = &found.shortfall.as_ref().unwrap().removed;
+        assert!(counts.iter().any(|one| one.constraint.contains(removed)), "{removed} of {counts:?}");
+        let single = found.relaxations.iter().find(|one| one.changes.len() == 1);
+        let single = &single.unwrap_or_else(|| panic!("{condition:?} of {found:#?}")).changes[0];
+        assert_eq!((single.condition, single.to.as_str()), (condition, to));
+        assert!(found.nearest[0].misses.len() == 1 && !found.nearest[0].misses[0].is_empty());
+    }
+    let capped = Request { max_total_micro_usd: Some(1), ..one() };
+    assert_eq!(world.quote(&capped).unwrap_err().code(), "over_total_cap");
+    let found = explained(&mut world, &capped);
+    assert_eq!(conditions(&found)[0], [Condition::TotalCap]);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(96))]
 
     /// Whatever is asked for and hired: apply the relaxation and it fits.
     #[test]
-    fn relaxations_are_true(wanted in any_request(), hired in prop::collection::vec(any_request(), 0..3), closed in 0u8..8) {
+    fn relaxations_are_true(wanted in any_wish(), hired in prop::collection::vec(any_request(), 0..3), closed in 0u8..8) {
         let mut world = world();
         world.gpu_device(400_000, L4, 1, Tier::Low);
         for other in hired {
@@ -221,11 +302,11 @@ proptest! {
                 rules(&mut world, *device, OwnerRules { no_egress: true, ..OwnerRules::default() });
             }
         }
-        let found = explain::request(&world.state, &wanted, world.now_ms).unwrap();
+        let found = explain::request(&world.state, RENTER, &wanted, world.now_ms).unwrap();
         prop_assert_eq!(found.fits, world.quote(&wanted).is_ok());
         if !found.fits {
             true_in(&mut world, &found);
         }
-        prop_assert_eq!(&found, &explain::request(&world.state, &wanted, world.now_ms).unwrap());
+        prop_assert_eq!(&found, &explain::request(&world.state, RENTER, &wanted, world.now_ms).unwrap());
     }
 }

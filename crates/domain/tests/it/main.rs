@@ -6,5 +6,6 @@ mod pool;
 mod price;
 mod refusals;
 mod table;
+mod terms;
 mod way_of_an_order;
 mod world;

@@ -3,19 +3,20 @@
 
 use std::collections::BTreeSet;
 
+use ionet_domain::connectivity::RelayMeasure;
 use ionet_domain::device::{
     Contact, Gpu, GpuCheck, HardwareClass, Measured, OwnerRules, Resources, Tier, Window,
 };
-use ionet_domain::event::PublicBody;
+use ionet_domain::event::{PrivateBody, PublicBody};
 use ionet_domain::id::DeviceId;
 use ionet_domain::market::place::{self, Limits};
-use ionet_domain::market::{Egress, Request};
+use ionet_domain::market::{Denials, DenyList, Egress, GpuMinimum, Isolation, Preference, Request, WorkKind};
 use ionet_domain::money::{HOUR_MS, Rate};
 use ionet_domain::order::NewLease;
 use ionet_domain::{Event, LeaseId, OrderId};
 use proptest::prelude::*;
 
-use crate::world::{GIB, RENTER, START_MS, SUPPLIER, World, good_measures, request};
+use crate::world::{GIB, OTHER, RENTER, START_MS, SUPPLIER, World, good_measures, request};
 
 /// Chance under a seed: `SplitMix64`.
 struct Dice(u64);
@@ -57,13 +58,19 @@ impl Market {
     }
 
     fn happen(&mut self, public: PublicBody) {
-        let event = Event { at_ms: self.world.now_ms, command: None, public, private: None };
+        self.happen_with(public, None);
+    }
+
+    fn happen_with(&mut self, public: PublicBody, private: Option<PrivateBody>) {
+        let event = Event { at_ms: self.world.now_ms, command: None, public, private };
         self.world.state.apply(&event).unwrap();
     }
 
     fn add_device(&mut self) {
         let (dice, world) = (&mut self.dice, &mut self.world);
-        let mut enrolment = world.enrolment(SUPPLIER, 1000);
+        let mut enrolment = world.enrolment(dice.one_of(&[SUPPLIER, SUPPLIER, OTHER]), 1000);
+        enrolment.hardware.cpu_model = dice.one_of(&["AMD EPYC 7763", "Intel Xeon"]).into();
+        let region = dice.one_of(&[None, Some("us-east"), Some("eu")]);
         let model = dice.one_of(&["A100", "T4", "V100", ""]);
         let count = if model.is_empty() { 0 } else { dice.one_of(&[1u32, 2, 4, 8]) };
         let threads = dice.one_of(&[4u32, 8, 32]);
@@ -83,6 +90,8 @@ impl Market {
         if dice.below(3) == 0 {
             enrolment.tags = BTreeSet::from(["quiet".to_owned()]);
         }
+        enrolment.tags.extend(region.map(|region| format!("region.{region}")));
+        let beside = dice.one_of(&["us-east", "eu", "sa"]).to_owned();
         let check = |gpu: &Gpu| GpuCheck {
             uuid: gpu.uuid.clone(),
             kernel_sees: true,
@@ -98,6 +107,10 @@ impl Market {
         self.happen(PublicBody::DeviceContact { device, contact: Contact::Connected });
         self.happen(PublicBody::DeviceChecking { device });
         self.happen(PublicBody::DevicePooled { device, measured, class, tier });
+        let relay = format!("relay.{beside}");
+        let rtt_us = 1000 * self.dice.small(80);
+        let measure = RelayMeasure { relay, region: Some(beside), at_ms: 1, rtt_us, bandwidth: None };
+        self.happen(PublicBody::DeviceLinksMeasured { device, measures: vec![measure], tier: None });
     }
 
     fn wish(&mut self) -> Request {
@@ -116,7 +129,62 @@ impl Market {
         wish.spread = dice.below(4) == 0;
         wish.egress = dice.one_of(&[Egress::On, Egress::Off]);
         wish.duration_ms = dice.one_of(&[HOUR_MS, 30 * HOUR_MS, 200 * HOUR_MS]);
+        self.wish_more(&mut wish);
+        wish.check().unwrap();
         wish
+    }
+
+    fn wish_more(&mut self, wish: &mut Request) {
+        let dice = &mut self.dice;
+        wish.kind = dice.one_of(WorkKind::ALL);
+        if dice.below(2) == 0 {
+            wish.prefer = Some(dice.one_of(&Preference::ALL[..4]));
+        }
+        let mut now_and_then = || dice.below(8) == 0;
+        let set = [(); 8].map(|()| now_and_then());
+        let region = |dice: &mut Dice| BTreeSet::from([dice.one_of(&["us", "eu", "us-east"]).to_owned()]);
+        wish.regions = if set[0] { region(dice) } else { BTreeSet::new() };
+        wish.not_regions = if set[1] { region(dice) } else { BTreeSet::new() };
+        wish.isolation = set[2].then(|| dice.one_of(&[Isolation::Limits, Isolation::OneTenant]));
+        wish.min_reliability_percent = set[3].then(|| dice.one_of(&[100, 99, 95, 60]));
+        wish.cpu_model = set[4].then(|| "epyc".to_owned());
+        wish.max_per_device = (set[5] && !wish.spread).then(|| dice.one_of(&[1, 2]));
+        if set[6] {
+            let supplier = BTreeSet::from([dice.one_of(&[SUPPLIER, OTHER])]);
+            let list =
+                if dice.one_of(&[true, false]) { &mut wish.suppliers } else { &mut wish.not_suppliers };
+            *list = supplier;
+        }
+        if set[7] && wish.per_member.gpus > 0 {
+            let memory_bytes = dice.one_of(&[0, 16 * GIB, 32 * GIB]);
+            wish.gpu_min =
+                GpuMinimum { memory_bytes, bandwidth_gb_s: dice.one_of(&[0, 500]), fp16_gflops: 0 };
+        }
+    }
+
+    fn change_terms(&mut self) {
+        let dice = &mut self.dice;
+        let denied = Denials {
+            kinds: (dice.below(2) == 0).then(|| dice.one_of(WorkKind::ALL)).into_iter().collect(),
+            accounts: (dice.below(4) == 0).then_some(RENTER).into_iter().collect(),
+            countries: BTreeSet::new(),
+        };
+        let device = dice.one_of(&self.devices);
+        if dice.below(3) > 0 {
+            let terms = Some(PrivateBody::Terms(denied));
+            return self.happen_with(PublicBody::DeviceTermsSet { device }, terms);
+        }
+        let renters = if dice.below(6) == 0 { denied } else { Denials::default() };
+        let list = DenyList { renters, devices: BTreeSet::from([device]) };
+        self.happen_with(PublicBody::DenyListSet { entries: 1 }, Some(PrivateBody::DenyList(list)));
+    }
+
+    fn rate_one(&mut self) {
+        let ended =
+            self.world.state.orders.values().find(|order| order.stage == ionet_domain::Stage::Settled);
+        if let Some(order) = ended.map(|order| order.id) {
+            self.happen(PublicBody::OrderRated { order, stars: 1 });
+        }
     }
 
     fn same_answers(&mut self) {
@@ -124,7 +192,8 @@ impl Market {
         let avoid = self.devices.iter().copied().filter(|_| self.dice.below(8) == 0).collect();
         let most = self.dice.one_of(&[u64::MAX, 150_000, 400_000]);
         let rates = (self.dice.below(3) == 0).then(|| vec![Rate(most); wish.members as usize]);
-        let limits = Limits { avoid, rates, ..Limits::default() };
+        let renter = (self.dice.below(2) == 0).then_some(RENTER);
+        let limits = Limits { avoid, rates, renter, ..Limits::default() };
         let state = &self.world.state;
         let found = place::seats(state, &wish, &limits, self.world.now_ms);
         assert_eq!(found, place::seats(state, &wish, &limits, self.world.now_ms), "not the same twice");
@@ -196,7 +265,9 @@ impl Market {
     }
 
     fn step(&mut self) {
-        match self.dice.below(10) {
+        match self.dice.below(12) {
+            10 => self.change_terms(),
+            11 => self.rate_one(),
             0..4 => self.order(),
             4..6 => self.lose_one(),
             6 => self.change_a_device(),

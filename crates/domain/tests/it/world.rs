@@ -216,6 +216,7 @@ pub(crate) fn request(members: u32) -> Request {
         hiding: ionet_domain::market::Hiding::default(),
         max_rate: None,
         asset: Asset::Iosd,
+        ..Request::default()
     }
 }
 

@@ -186,6 +186,7 @@ fn running(engine: &mut Engine, n: u64) -> Result<OrderId> {
         hiding: ionet_domain::market::Hiding::default(),
         max_rate: None,
         asset: Asset::Iosd,
+        ..Request::default()
     };
     let id = QuoteId::from_parts(NOW_MS, n.into());
     let quote = price::quote(&engine.view().read().state, id, wallet(n), &request, NOW_MS)

@@ -163,5 +163,6 @@ pub(crate) fn request(per_member: Resources, models: Option<String>) -> Request 
         hiding: Hiding::default(),
         max_rate: None,
         asset: Asset::Iosd,
+        ..Request::default()
     }
 }

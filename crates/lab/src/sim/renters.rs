@@ -8,7 +8,9 @@ use ionet_domain::command::CommandBody;
 use ionet_domain::connectivity::REGION_TAG;
 use ionet_domain::device::{Resources, Tier};
 use ionet_domain::id::{QuoteId, TransferKind};
-use ionet_domain::market::{Destination, Egress, EngineKind, Hiding, Program, Quote, Request, price};
+use ionet_domain::market::{
+    Destination, Egress, EngineKind, Hiding, Isolation, Program, Quote, Request, WorkKind, price,
+};
 use ionet_domain::money::{Asset, Rate};
 use ionet_domain::order::CloseReason;
 use ionet_domain::{Actor, Address, Command, CommandId, Event, KeyId, OrderId, Refusal, Stage, TransferId};
@@ -106,7 +108,7 @@ impl World {
             return Ok(());
         }
         let may_order = self.renters[n].wished < self.plan.orders_each;
-        match self.renters[n].random.below(28) {
+        match self.renters[n].random.below(30) {
             0..12 if may_order => return self.order(n),
             12..14 => self.close(n),
             14..17 => self.extend(n),
@@ -116,6 +118,7 @@ impl World {
             22 if self.plan.load.varied && !self.calm() => self.by_hand(n),
             24 | 25 if self.plan.load.varied => return self.question(n),
             26 | 27 if self.plan.load.varied => self.change_egress(n),
+            28 if self.plan.load.varied => self.rate(n),
             23 if self.plan.may(FaultKind::RenterVanishes) && self.renters[n].random.chance(200_000) => {
                 self.trace.note(self.at_ms, || format!("renter {n} vanishes"));
                 self.renters[n].vanished = true;
@@ -275,6 +278,7 @@ impl World {
             hiding: Hiding::default(),
             max_rate: None,
             asset: Asset::Iosd,
+            ..Request::default()
         };
         if load.scripted {
             return request;
@@ -314,6 +318,7 @@ impl World {
             let [private, via_relay, split_relays] = [(); 3].map(|()| random.chance(500_000));
             request.hiding = Hiding { private, via_relay, split_relays };
         }
+        wish(&mut request, random);
         if random.chance(200_000) {
             request.max_rate = Some(Rate(random.between(20_000, 2_000_000)));
         }
@@ -333,6 +338,15 @@ impl World {
         if let Some(order) = self.an_order(n) {
             self.intend(n, CommandBody::Close { order, reason: CloseReason::Renter });
         }
+    }
+
+    /// Any number of stars for any order, so that wrong ones are refused.
+    fn rate(&mut self, n: usize) {
+        let me = &mut self.renters[n];
+        let Some(order) = me.random.one_of(&me.orders).copied() else { return };
+        let stars = u8::try_from(me.random.between(0, 6)).unwrap_or(5);
+        let actor = self.actor(n);
+        self.intend_as(n, actor, CommandBody::Rate { order, stars });
     }
 
     fn extend(&mut self, n: usize) {
@@ -405,4 +419,23 @@ impl World {
 
 pub(super) fn make(key: ApiKey) -> CommandBody {
     CommandBody::MakeKey { key, label: "of the lab".into(), sha256: "0".repeat(64) }
+}
+
+/// Where and beside whom, now and then.
+fn wish(request: &mut Request, random: &mut Random) {
+    if random.chance(60_000) {
+        request.regions = [REGIONS[random.index(2)].to_owned()].into();
+    }
+    if random.chance(60_000) {
+        request.not_regions = [REGIONS[random.index(2)].to_owned()].into();
+    }
+    if random.chance(60_000) {
+        request.isolation =
+            random.one_of(&[Isolation::Process, Isolation::Limits, Isolation::OneTenant]).copied();
+    }
+    if random.chance(100_000) {
+        request.max_per_device =
+            u32::try_from(random.between(1, 3)).ok().filter(|n| !request.spread || *n == 1);
+    }
+    request.kind = *random.one_of(WorkKind::ALL).unwrap_or(&WorkKind::General);
 }

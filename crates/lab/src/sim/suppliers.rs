@@ -2,8 +2,9 @@
 
 use ionet_domain::command::CommandBody;
 use ionet_domain::device::{DeviceChange, DeviceStage, OwnerRules, Window};
+use ionet_domain::market::{Denials, WorkKind};
 use ionet_domain::money::Rate;
-use ionet_domain::{Actor, Command};
+use ionet_domain::{Actor, Command, DeviceId};
 use ionet_server::Input;
 
 use super::machine::endpoint;
@@ -96,6 +97,7 @@ impl World {
             14 if may(FaultKind::OwnerRules) => {
                 self.supply(n, set(OwnerRules { no_egress: !rules.no_egress, ..rules }));
             }
+            15 if may(FaultKind::OwnerRules) => self.supply(n, terms(device, number)),
             12 | 13 if self.plan.load.varied && !self.calm() => self.wrong_supply(n, number),
             _ => {}
         }
@@ -145,5 +147,14 @@ impl World {
         self.poll_links();
         self.touch(Part::Device(n));
         self.supply(n, body);
+    }
+}
+
+/// Terms that keep out one kind of work, or none.
+fn terms(device: DeviceId, number: u64) -> CommandBody {
+    let kind = WorkKind::ALL.get(usize::try_from(number % 4).unwrap_or(0)).copied();
+    CommandBody::SetTerms {
+        device,
+        terms: Denials { kinds: kind.into_iter().collect(), ..Denials::default() },
     }
 }

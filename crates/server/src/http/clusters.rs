@@ -199,7 +199,7 @@ fn show(api: &Api, view: &View, order: &Order) -> ClusterView {
 }
 
 impl Api {
-    fn cluster(&self, caller: Caller, order: OrderId) -> Result<Json<ClusterView>, Error> {
+    pub(super) fn cluster(&self, caller: Caller, order: OrderId) -> Result<Json<ClusterView>, Error> {
         self.handle.read(|view| Ok(Json(show(self, view, own(view, caller, order)?))))
     }
 }

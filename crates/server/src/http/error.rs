@@ -140,6 +140,7 @@ fn status_of(refusal: &Refusal) -> StatusCode {
         | R::NotHeld { .. }
         | R::NoCapacity(_)
         | R::OverPriceCap { .. }
+        | R::OverTotalCap { .. }
         | R::Exists { .. }
         | R::WrongStage { .. }
         | R::WrongDeviceStage { .. }

@@ -57,8 +57,10 @@ pub(super) async fn explain_request(
     Body(request): Body<Request>,
 ) -> Result<Json<ExplainedRequest>, Error> {
     caller.needs(&api, &[Scope::Rent], "ask why")?;
+    let account = caller.account;
     let at_ms = api.now_ms();
-    let explanation = api.beside(move |view| explain::request(&view.state, &request, at_ms)).await??;
+    let explanation =
+        api.beside(move |view| explain::request(&view.state, account, &request, at_ms)).await??;
     Ok(Json(ExplainedRequest { at_ms, explanation }))
 }
 
@@ -78,8 +80,9 @@ pub(super) async fn explain_cluster(
             return Err(Refusal::UnknownOrder { order: cluster });
         }
         let request = &order.quote.request;
-        let explanation =
-            unplaced(order).then(|| explain::request(&view.state, request, at_ms)).transpose()?;
+        let explanation = unplaced(order)
+            .then(|| explain::request(&view.state, order.account, request, at_ms))
+            .transpose()?;
         let (stage, reason) = (order.stage, order.reason.clone());
         Ok(ExplainedCluster { cluster, at_ms, stage, reason, says: says(order, at_ms), explanation })
     };

@@ -7,7 +7,7 @@ use utoipa::openapi::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::{Api, accounts, clusters, devices, journal, layers, market, network, schemas};
+use super::{Api, accounts, clusters, devices, journal, layers, market, network, schemas, terms};
 
 #[derive(utoipa::OpenApi)]
 #[openapi(
@@ -53,6 +53,10 @@ pub(super) fn routes() -> OpenApiRouter<Api> {
         .routes(routes!(clusters::extend))
         .routes(routes!(clusters::change_egress))
         .routes(routes!(clusters::grant))
+        .routes(routes!(terms::rate))
+        .routes(routes!(terms::country, terms::declare))
+        .routes(routes!(terms::terms, terms::set_terms))
+        .routes(routes!(terms::deny_list))
         .routes(routes!(market::feed))
         .routes(routes!(market::explain_request))
         .routes(routes!(market::explain_cluster))

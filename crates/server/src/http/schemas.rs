@@ -1,6 +1,8 @@
 //! Schemas of the types that also stand in the journal: the rules' own types know nothing of `OpenAPI`, so they are
 //! described here. A test holds every description against the JSON of the type itself.
 
+mod terms;
+
 use serde_json::{Map, Value, json};
 
 /// Puts the schemas into the description and points to them where the API's types mention them.
@@ -111,6 +113,9 @@ fn mentions() -> Vec<(&'static str, &'static str, Value)> {
         ("OrderRequest", "program", of("Program")),
         ("PriceBoard", "classes", list(&of("ClassPrices"))),
         ("FeedRequest", "feed", of("Feed")),
+        ("DeviceTerms", "denied", of("Denials")),
+        ("OperatorRequest", "order", of("DenyOrder")),
+        ("DenyListView", "list", of("DenyList")),
         ("ExplainedRequest", "explanation", of("Explanation")),
         ("ExplainedCluster", "stage", of("Stage")),
         ("ExplainedCluster", "reason", maybe(&of("CloseReason"))),
@@ -130,8 +135,18 @@ fn mentions() -> Vec<(&'static str, &'static str, Value)> {
 }
 
 fn all() -> impl Iterator<Item = (String, Value)> {
-    let groups =
-        [words(), market(), prices(), boards(), reasons(), device_reasons(), devices(), orders(), reports()];
+    let groups = [
+        words(),
+        terms::request(),
+        market(),
+        prices(),
+        boards(),
+        reasons(),
+        device_reasons(),
+        devices(),
+        orders(),
+        reports(),
+    ];
     groups.into_iter().flatten().map(|(name, schema)| (name.to_owned(), schema))
 }
 
@@ -174,21 +189,6 @@ fn market() -> Named {
         ("gpus", number()),
         ("gpu_share_millis?", maybe(&number())),
     ];
-    let request = [
-        ("engine", of("EngineKind")),
-        ("members", number()),
-        ("per_member", of("Resources")),
-        ("duration_ms", count()),
-        ("gpu_model?", maybe(&text())),
-        ("network?", maybe(&text())),
-        ("tags?", list(&text())),
-        ("tier?", maybe(&of("Tier"))),
-        ("spread?", truth()),
-        ("egress?", text()),
-        ("hiding?", text()),
-        ("max_rate?", maybe(&count())),
-        ("asset", of("Asset")),
-    ];
     let program = [
         ("argv?", list(&text())),
         ("env?", json!({ "type": "object", "additionalProperties": { "type": "string" } })),
@@ -224,7 +224,6 @@ fn market() -> Named {
     ];
     vec![
         ("Resources", object(&resources)),
-        ("Request", object(&request)),
         ("Program", object(&program)),
         ("QuoteItem", object(&item)),
         ("Quote", object(&quote)),
@@ -283,11 +282,20 @@ fn reasons() -> Named {
         "pooled",
         "heard",
         "open",
+        "operator",
         "gpu_model",
+        "gpu_minimum",
+        "cpu_model",
         "network",
+        "suppliers",
         "tags",
         "tier",
         "egress",
+        "regions",
+        "residency",
+        "isolation",
+        "reliability",
+        "terms",
         "cpus",
         "memory",
         "disk",
@@ -295,6 +303,7 @@ fn reasons() -> Named {
         "members",
         "spread",
         "price_cap",
+        "total_cap",
     ];
     let shortfall = [
         ("wanted", number()),
@@ -359,11 +368,15 @@ fn device_reasons() -> Named {
         ("orders", list(&of("Passed"))),
         ("advice", list(&text())),
     ];
-    vec![
-        ("Served", object(&[("kept", number()), ("lost", number())])),
-        ("Passed", object(&passed)),
-        ("DeviceExplanation", object(&device)),
-    ]
+    let served = [
+        ("kept", number()),
+        ("lost", number()),
+        ("free_since_ms?", count()),
+        ("rated_fees_micro_usd?", count()),
+        ("rated_stars_micro_usd?", count()),
+        ("rated_ms?", count()),
+    ];
+    vec![("Served", object(&served)), ("Passed", object(&passed)), ("DeviceExplanation", object(&device))]
 }
 
 /// How a price is made, and what it is compared with.
@@ -567,13 +580,14 @@ fn reports() -> Named {
 
 #[cfg(test)]
 mod tests {
+    use super::terms::tests::request;
     use super::*;
     use ionet_api::sign::Grant;
     use ionet_api::worker::{BoxPhase, GpuTelemetry, MemberEndpoint, Telemetry};
     use ionet_domain::connectivity::{Bandwidth, RelayMeasure};
     use ionet_domain::device::{
         Alternative, DeviceChange, DeviceStage, Enrolment, Gpu, GpuCheck, Hardware, HardwareClass, Measured,
-        OwnerRules, Resources, Tier, Window,
+        OwnerRules, Resources, Window,
     };
     use ionet_domain::id::{QuoteId, TransferKind};
     use ionet_domain::ledger::{AccountKey, Owner, Step, Transfer};
@@ -586,7 +600,7 @@ mod tests {
     use ionet_domain::market::quote::ElsewhereCost;
     use ionet_domain::market::record::{Hour, Served, Trade};
     use ionet_domain::market::request::EnvironmentRef;
-    use ionet_domain::market::{EngineKind, Program, Quote, QuoteItem, Request};
+    use ionet_domain::market::{Program, Quote, QuoteItem};
     use ionet_domain::money::BasisPoints;
     use ionet_domain::order::{Bill, BillLine, CloseReason, LeasePhase, WipeReceipt};
     use ionet_domain::{Address, Asset, DeviceId, EndpointId, LeaseId, OrderId, Rate, Refusal, TransferId};
@@ -637,11 +651,11 @@ mod tests {
         })
     }
 
-    struct Check(BTreeMap<String, Value>);
+    pub(super) struct Check(pub(super) BTreeMap<String, Value>);
 
     impl Check {
         /// The value, and as it shows every field, nothing of its description must be missing in it.
-        fn full(&self, name: &str, value: impl Serialize) {
+        pub(super) fn full(&self, name: &str, value: impl Serialize) {
             let value = serde_json::to_value(value).unwrap();
             assert_eq!(fault(&self.0, &of(name), &value), None);
             let described = self.0[name]["properties"].as_object().cloned().unwrap_or_default();
@@ -650,28 +664,10 @@ mod tests {
             }
         }
 
-        fn each<T: Serialize>(&self, name: &str, values: &[T]) {
+        pub(super) fn each<T: Serialize>(&self, name: &str, values: &[T]) {
             for value in values {
                 assert_eq!(fault(&self.0, &of(name), &serde_json::to_value(value).unwrap()), None);
             }
-        }
-    }
-
-    fn request() -> Request {
-        Request {
-            engine: EngineKind::Ray,
-            members: 2,
-            per_member: Resources::default(),
-            duration_ms: 3,
-            gpu_model: Some("A".into()),
-            network: Some("n".into()),
-            tags: BTreeSet::from(["t".into()]),
-            tier: Some(Tier::Low),
-            spread: true,
-            egress: ionet_domain::market::Egress::Off,
-            hiding: ionet_domain::market::Hiding { private: true, ..Default::default() },
-            max_rate: Some(Rate(4)),
-            asset: Asset::Iosd,
         }
     }
 

@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 
 use ionet_api::rest::{
-    EgressRequest, EnrolRequest, ExtendRequest, FeedRequest, OrderRequest, SendRequest, TunnelGrantRequest,
+    DenyOrder, EgressRequest, EnrolRequest, ExtendRequest, FeedRequest, OperatorRequest, OrderRequest,
+    RateRequest, SendRequest, TunnelGrantRequest,
 };
 use ionet_domain::account::Scope;
 use ionet_domain::device::DeviceChange;
@@ -78,6 +79,12 @@ const TABLE: &[Line] = &[
     ("post", "/v1/clusters/{cluster}/extend", extend, [401, 404, 403, 200]),
     ("post", "/v1/clusters/{cluster}/egress", egress, [401, 404, 403, 200]),
     ("post", "/v1/clusters/{cluster}/tunnels", tunnel, [401, 404, 403, 200]),
+    ("post", "/v1/clusters/{cluster}/rate", rate, [401, 404, 403, 409]),
+    ("get", "/v1/country", none, [401, 200, 403, 200]),
+    ("put", "/v1/country", |_| json!({ "country": "DE" }), [401, 200, 403, 200]),
+    ("get", "/v1/devices/{device}/terms", none, [401, 403, 403, 200]),
+    ("put", "/v1/devices/{device}/terms", terms, [401, 403, 403, 200]),
+    ("post", "/v1/operator/deny-list", deny, [403; 4]),
     ("delete", "/v1/clusters/{cluster}", none, [401, 404, 403, 200]),
     ("get", "/v1/books", none, [200; 4]),
     ("get", "/v1/journal", none, [200; 4]),
@@ -107,6 +114,22 @@ fn extend(scene: &Scene) -> Value {
 fn egress(scene: &Scene) -> Value {
     let id = CommandId::from_bits(scene.network.order_id().bits());
     json_of(EgressRequest { id, egress: Egress::Off, allow: std::collections::BTreeSet::new() })
+}
+
+/// It runs still.
+fn rate(scene: &Scene) -> Value {
+    json_of(RateRequest { id: CommandId::from_bits(scene.network.order_id().bits()), stars: 5 })
+}
+
+fn terms(_: &Scene) -> Value {
+    json!({ "denied": { "kinds": ["train"] } })
+}
+
+/// Signed well, by somebody who is not the operator.
+fn deny(scene: &Scene) -> Value {
+    let order = DenyOrder { at_ms: scene.network.handle().now_ms(), list: None };
+    let signature = wallet(1).sign(&scene.network.handle().network(), &order);
+    json_of(OperatorRequest { order, signature })
 }
 
 /// Signed well, by somebody whom the network's table does not name.

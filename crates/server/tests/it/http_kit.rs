@@ -199,6 +199,7 @@ pub(crate) fn request() -> Request {
         hiding: ionet_domain::market::Hiding::default(),
         max_rate: None,
         asset: Asset::Iosd,
+        ..Request::default()
     }
 }
 

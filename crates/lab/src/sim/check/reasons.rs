@@ -1,12 +1,12 @@
 //! Reasons: every refusal and every end is held against the state it was decided on.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ionet_domain::command::CommandBody;
 use ionet_domain::connectivity::claimed_region;
 use ionet_domain::device::{Contact, Device, DeviceStage, HardwareClass};
 use ionet_domain::market::place::Shortfall;
-use ionet_domain::market::{Egress, Request};
+use ionet_domain::market::{Egress, Isolation, Request};
 use ionet_domain::order::{self, CloseReason, LeasePhase, Order};
 use ionet_domain::{Command, Event, PublicBody, Refusal, State};
 
@@ -112,10 +112,33 @@ pub(in crate::sim) fn quote_is_refused_in_truth(
     now_ms: u64,
 ) -> Result<()> {
     let Refusal::NoCapacity(short) = refusal else { return Ok(()) };
-    let fit: u64 = state.devices.values().map(|device| members_on(device, request, now_ms)).sum();
+    let fit: u64 = state
+        .devices
+        .iter()
+        .filter(|(id, _)| {
+            !state.private.terms.get(id).is_some_and(|terms| terms.kinds.contains(&request.kind))
+        })
+        .map(|(_, device)| members_on(device, request, now_ms))
+        .sum();
     must(fit < u64::from(request.members) && fit == u64::from(short.possible), Promise::ReasonsTrue, || {
         format!("{fit} members would have fitted and it was refused: {short}")
     })
+}
+
+/// Where it is and what keeps boxes apart there.
+fn wishes_met(device: &Device, request: &Request) -> bool {
+    let region = device.proven_region();
+    let in_one = |regions: &BTreeSet<String>| {
+        region.is_some_and(|own| regions.iter().any(|of| own == of || own.starts_with(&format!("{of}-"))))
+    };
+    let enforced = device.measured.as_ref().is_some_and(|measured| measured.enforcement.is_some());
+    (request.regions.is_empty() || in_one(&request.regions))
+        && (request.not_regions.is_empty() || region.is_some() && !in_one(&request.not_regions))
+        && match request.isolation {
+            Some(Isolation::Limits) => enforced,
+            Some(Isolation::OneTenant) => !enforced,
+            Some(Isolation::Process) | None => true,
+        }
 }
 
 fn members_on(device: &Device, request: &Request, now_ms: u64) -> u64 {
@@ -125,12 +148,14 @@ fn members_on(device: &Device, request: &Request, now_ms: u64) -> u64 {
         && device.rules.closed(now_ms).is_none()
         && request.gpu_model.as_ref().is_none_or(|model| device.class == HardwareClass::Gpu(model.clone()))
         && request.network.as_ref().is_none_or(|network| *network == enrolment.network)
+        && wishes_met(device, request)
         && request.tags.iter().all(|tag| enrolment.tags.contains(tag))
         && (!device.rules.no_egress || request.egress == Egress::Off)
         && request.tier.is_none_or(|least| device.tier.is_some_and(|tier| tier >= least))
         && (claimed_region(&request.tags).is_none() || device.region_doubt().is_none());
     let one_at_a_time = device.measured.as_ref().is_none_or(|measured| measured.enforcement.is_none());
-    let most = if one_at_a_time || request.spread { 1 } else { request.members };
+    let bound = request.max_per_device.unwrap_or(request.members);
+    let most = if one_at_a_time || request.spread { 1 } else { bound.min(request.members) };
     let (mut free, mut fit) = (device.free(), 0);
     while suits && fit < most && free.holds(request.per_member) {
         free = free.less(request.per_member);
