@@ -1,22 +1,24 @@
-//! The index of what is open for hire: shelves of devices by hardware, free GPUs and price, and on a shelf one group for all
-//! devices that are equal to placement.
+//! The index of what is open for hire: shelves of devices by hardware, free GPUs and price, and on a shelf the devices of
+//! each shape, with what else placement asks of them beside their ids, so that no device itself needs to be looked at.
 //!
 //! Kept by the state as events are folded, and built anew from the state where there is none yet: after a snapshot, in a
 //! copy. Always holds: the book is the same whichever way it came about; it is no part of the state's equality or of
-//! its snapshots; a device stands in one group at most. Not here: choosing (`place`).
+//! its snapshots; a device stands in one place at most. Not here: choosing (`place`).
 
-use std::collections::btree_map::Entry as Slot;
-use std::collections::{BTreeMap, BTreeSet, btree_set};
+use std::borrow::Cow;
+use std::collections::btree_map::{self, Entry as Slot};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::OnceLock;
 
-use super::capacity::{Capacity, GPU_MILLIS};
+use super::capacity::{Capacity, GPU_MILLIS, Shape};
 use super::demand::Demand;
-use super::price::member_rate;
+use super::price::{floor_per_unit, unit_rate};
 use super::score::{Typical, scarcity};
 use crate::device::{Contact, Device, DeviceStage, HardwareClass, OwnerRules, Resources, Tier, Window};
+use crate::devices::Devices;
 use crate::event::PublicBody;
 use crate::id::{DeviceId, OrderId};
-use crate::money::{HOUR_MS, Rate};
+use crate::money::Rate;
 use crate::order::Order;
 use crate::state::State;
 
@@ -52,34 +54,44 @@ impl BookCell {
     }
 }
 
-/// What of a device renters may set conditions on, beside hardware, size and price.
+/// What of a device renters may set conditions on, beside hardware, size and price. Borrowed from the device until it gets
+/// a number.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Traits {
-    pub(crate) network: String,
-    pub(crate) tags: BTreeSet<String>,
+pub(crate) struct Traits<'a> {
     pub(crate) tier: Tier,
     pub(crate) one_tenant: bool,
     pub(crate) no_egress: bool,
     pub(crate) region_doubted: bool,
-    schedule: Vec<Window>,
+    pub(crate) network: Cow<'a, str>,
+    pub(crate) tags: Cow<'a, BTreeSet<String>>,
+    schedule: Cow<'a, [Window]>,
 }
 
-impl Traits {
-    fn of(device: &Device) -> Self {
+impl<'a> Traits<'a> {
+    fn of(device: &'a Device) -> Self {
         Self {
-            network: device.enrolment.network.clone(),
-            tags: device.enrolment.tags.clone(),
             tier: device.tier.unwrap_or(Tier::Basic),
             one_tenant: device.one_tenant(),
             no_egress: device.rules.no_egress,
             region_doubted: device.region_doubt().is_some(),
-            schedule: device.rules.schedule.clone(),
+            network: Cow::Borrowed(&device.enrolment.network),
+            tags: Cow::Borrowed(&device.enrolment.tags),
+            schedule: Cow::Borrowed(&device.rules.schedule),
+        }
+    }
+
+    fn owned(self) -> Traits<'static> {
+        Traits {
+            network: Cow::Owned(self.network.into_owned()),
+            tags: Cow::Owned(self.tags.into_owned()),
+            schedule: Cow::Owned(self.schedule.into_owned()),
+            ..self
         }
     }
 
     /// Whether the owner's schedule allows a lease to begin now.
     pub(crate) fn open(&self, now_ms: u64) -> bool {
-        let rules = || OwnerRules { schedule: self.schedule.clone(), ..OwnerRules::default() };
+        let rules = || OwnerRules { schedule: self.schedule.to_vec(), ..OwnerRules::default() };
         self.schedule.is_empty() || rules().closed(now_ms).is_none()
     }
 }
@@ -87,23 +99,33 @@ impl Traits {
 /// Numbers for traits, each kept while a device has them.
 #[derive(Debug, Default)]
 struct Numbers {
-    of: BTreeMap<Traits, u32>,
-    known: Vec<Option<(Traits, u32)>>,
+    of: BTreeMap<Traits<'static>, u32>,
+    known: Vec<Option<(Traits<'static>, u32)>>,
     unused: Vec<u32>,
 }
 
 impl Numbers {
-    fn take(&mut self, traits: Traits) -> u32 {
-        if let Some(number) = self.of.get(&traits) {
-            if let Some((_, users)) = self.known.get_mut(*number as usize).and_then(Option::as_mut) {
-                *users += 1;
+    fn users(&mut self, number: u32) -> Option<&mut (Traits<'static>, u32)> {
+        self.known.get_mut(number as usize)?.as_mut()
+    }
+
+    /// The number of these traits. A device that has a number keeps it where its traits are the same as before.
+    fn take(&mut self, traits: Traits<'_>, before: Option<u32>) -> u32 {
+        if let Some(before) = before {
+            if self.users(before).is_some_and(|(known, _)| *known == traits) {
+                return before;
             }
-            return *number;
+            self.give_back(before);
+        }
+        if let Some(number) = number_of(&self.of, &traits) {
+            self.users(number).into_iter().for_each(|(_, users)| *users += 1);
+            return number;
         }
         let number = self.unused.pop().unwrap_or_else(|| {
             self.known.push(None);
             u32::try_from(self.known.len() - 1).unwrap_or(u32::MAX)
         });
+        let traits = traits.owned();
         self.of.insert(traits.clone(), number);
         self.known[number as usize] = Some((traits, 1));
         number
@@ -121,103 +143,97 @@ impl Numbers {
     }
 }
 
-/// What one unit of a device costs its renter at least, an hour: for less than a day, and for a week. The two say what any
-/// duration costs.
+/// Looks up borrowed traits among owned ones.
+fn number_of<'a>(of: &BTreeMap<Traits<'a>, u32>, traits: &Traits<'a>) -> Option<u32> {
+    of.get(traits).copied()
+}
+
+/// What one unit of a device costs its renter at least, an hour.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Ask {
+    /// For less than a day.
     pub(crate) short: Rate,
-    long: Rate,
+    per_unit: Rate,
+    floor: Rate,
 }
 
 impl Ask {
     fn of(device: &Device) -> Self {
-        const WEEK_MS: u64 = 7 * 24 * HOUR_MS;
-        let gpus = u32::from(device.class != HardwareClass::Cpu);
-        let unit = Resources { cpu_millis: 1000, gpus, ..Resources::default() };
-        Self { short: member_rate(device, unit, 0), long: member_rate(device, unit, WEEK_MS) }
+        let per_unit = device.enrolment.ask_per_unit;
+        let floor = device.alternative.map_or(Rate(0), |other| floor_per_unit(&device.class, other));
+        Self { short: per_unit.max(floor), per_unit, floor }
+    }
+
+    /// What a member costs on a device of a class that asks this, as [`super::price::member_rate`] has it.
+    pub(crate) fn rate(&self, class: &HardwareClass, wanted: Resources, duration_ms: u64) -> Rate {
+        unit_rate(class, (self.per_unit, self.floor), wanted, duration_ms)
     }
 }
 
-/// Devices that are equal to placement.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Group {
-    pub(crate) capacity: Capacity,
+/// What placement knows of a device beside its shape and its price.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Spot {
+    pub(crate) memory_bytes: u64,
+    pub(crate) disk_bytes: u64,
     pub(crate) traits: u32,
 }
 
-/// Devices by age, without a set where there is but one.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Ids {
-    One(DeviceId),
-    Many(BTreeSet<DeviceId>),
+/// Devices by age, without a map where there is but one.
+#[derive(Debug)]
+pub(crate) enum Spots {
+    One(DeviceId, Spot),
+    Many(BTreeMap<DeviceId, Spot>),
 }
 
-/// The devices of a group, the oldest first.
+/// The devices of a shape, the oldest first.
 #[derive(Debug, Clone)]
-pub(crate) enum IdsIter<'a> {
-    One(Option<DeviceId>),
-    Many(btree_set::Iter<'a, DeviceId>),
+pub(crate) enum SpotsIter<'a> {
+    One(Option<(DeviceId, &'a Spot)>),
+    Many(btree_map::Iter<'a, DeviceId, Spot>),
 }
 
-impl Iterator for IdsIter<'_> {
-    type Item = DeviceId;
-    fn next(&mut self) -> Option<DeviceId> {
+impl<'a> Iterator for SpotsIter<'a> {
+    type Item = (DeviceId, &'a Spot);
+    fn next(&mut self) -> Option<Self::Item> {
         match self {
-            Self::One(id) => id.take(),
-            Self::Many(ids) => ids.next().copied(),
+            Self::One(spot) => spot.take(),
+            Self::Many(spots) => spots.next().map(|(id, spot)| (*id, spot)),
         }
     }
 }
 
-impl Ids {
-    pub(crate) fn iter(&self) -> IdsIter<'_> {
+impl Spots {
+    pub(crate) fn iter(&self) -> SpotsIter<'_> {
         match self {
-            Self::One(id) => IdsIter::One(Some(*id)),
-            Self::Many(ids) => IdsIter::Many(ids.iter()),
+            Self::One(id, spot) => SpotsIter::One(Some((*id, spot))),
+            Self::Many(spots) => SpotsIter::Many(spots.iter()),
         }
     }
 
-    fn insert(&mut self, id: DeviceId) {
+    fn insert(&mut self, id: DeviceId, spot: Spot) {
         match self {
-            Self::One(first) => *self = Self::Many(BTreeSet::from([*first, id])),
-            Self::Many(ids) => drop(ids.insert(id)),
+            Self::One(first, known) => *self = Self::Many(BTreeMap::from([(*first, *known), (id, spot)])),
+            Self::Many(spots) => drop(spots.insert(id, spot)),
         }
     }
 
-    /// Takes one out; whether none is left.
-    fn remove(&mut self, id: DeviceId) -> bool {
+    /// Takes one out, and whether it was the last.
+    fn remove(&mut self, id: DeviceId) -> (Option<Spot>, bool) {
         match self {
-            Self::One(_) => true,
-            Self::Many(ids) => {
-                ids.remove(&id);
-                if let (1, Some(last)) = (ids.len(), ids.first().copied()) {
-                    *self = Self::One(last);
+            Self::One(_, spot) => (Some(*spot), true),
+            Self::Many(spots) => {
+                let spot = spots.remove(&id);
+                if let (1, Some((last, spot))) = (spots.len(), spots.first_key_value()) {
+                    *self = Self::One(*last, *spot);
                 }
-                false
+                (spot, false)
             }
         }
     }
 }
 
-/// What a member's cost depends on: all that is neither memory nor disk.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Shape {
-    cpu_offered_millis: u32,
-    cpu_millis: u32,
-    gpus: Box<[u16]>,
-}
-
-impl Shape {
-    fn of(capacity: &Capacity) -> Self {
-        let Capacity { cpu_offered_millis, cpu_millis, .. } = *capacity;
-        Self { cpu_offered_millis, cpu_millis, gpus: capacity.gpus.clone() }
-    }
-}
-
-/// Groups of one shape.
-pub(crate) type Groups = BTreeMap<Group, Ids>;
-/// One price.
-pub(crate) type Shelf = BTreeMap<Shape, Groups>;
+/// One price: devices by what of them is free, memory and disk aside.
+pub(crate) type Shelf = BTreeMap<Shape, Spots>;
 /// How many GPUs are free: 0 none, 1 a part of one, n + 1 for n whole ones.
 type Rank = u8;
 
@@ -245,47 +261,39 @@ impl Kind {
         self.ranks.range(least..).map(|(_, shelves)| shelves.iter())
     }
 
-    /// Puts a device into its group.
-    fn insert(&mut self, numbers: &mut Numbers, id: DeviceId, device: &Device) {
-        let capacity = Capacity::of(device);
-        let shelves = self.ranks.entry(rank(&capacity)).or_default();
-        let groups = shelves.entry(Ask::of(device)).or_default().entry(Shape::of(&capacity)).or_default();
-        let traits = numbers.take(Traits::of(device));
-        match groups.entry(Group { capacity, traits }) {
-            Slot::Occupied(mut ids) => ids.get_mut().insert(id),
-            Slot::Vacant(free) => drop(free.insert(Ids::One(id))),
+    /// Puts a device where it belongs.
+    fn insert(&mut self, id: DeviceId, device: &Device, traits: u32) {
+        let Capacity { shape, memory_bytes, disk_bytes } = Capacity::of(device);
+        let spot = Spot { memory_bytes, disk_bytes, traits };
+        let shelves = self.ranks.entry(rank(&shape)).or_default();
+        match shelves.entry(Ask::of(device)).or_default().entry(shape) {
+            Slot::Occupied(mut spots) => spots.get_mut().insert(id, spot),
+            Slot::Vacant(free) => drop(free.insert(Spots::One(id, spot))),
         }
     }
 
-    /// Takes a device out of its group; what is empty then goes with it.
-    fn remove(&mut self, numbers: &mut Numbers, id: DeviceId, device: &Device) {
-        let capacity = Capacity::of(device);
-        let (rank, ask) = (rank(&capacity), Ask::of(device));
-        let Some(traits) = numbers.of.get(&Traits::of(device)).copied() else { return };
-        let Some(shelves) = self.ranks.get_mut(&rank) else { return };
-        let Some(shapes) = shelves.get_mut(&ask) else { return };
-        let shape = Shape::of(&capacity);
-        let Some(groups) = shapes.get_mut(&shape) else { return };
-        let group = Group { capacity, traits };
-        let Some(ids) = groups.get_mut(&group) else { return };
-        if ids.remove(id) {
-            groups.remove(&group);
+    /// Takes a device out; what is empty then goes with it. The number of its traits.
+    fn remove(&mut self, id: DeviceId, device: &Device) -> Option<u32> {
+        let shape = Capacity::of(device).shape;
+        let (rank, ask) = (rank(&shape), Ask::of(device));
+        let shelves = self.ranks.get_mut(&rank)?;
+        let shelf = shelves.get_mut(&ask)?;
+        let (spot, last) = shelf.get_mut(&shape)?.remove(id);
+        if last {
+            shelf.remove(&shape);
+            if shelf.is_empty() {
+                shelves.remove(&ask);
+            }
+            if shelves.is_empty() {
+                self.ranks.remove(&rank);
+            }
         }
-        if groups.is_empty() {
-            shapes.remove(&shape);
-        }
-        if shapes.is_empty() {
-            shelves.remove(&ask);
-        }
-        if shelves.is_empty() {
-            self.ranks.remove(&rank);
-        }
-        numbers.give_back(traits);
+        spot.map(|spot| spot.traits)
     }
 }
 
-fn rank(capacity: &Capacity) -> Rank {
-    match (capacity.whole_gpus(), capacity.gpus.first()) {
+fn rank(shape: &Shape) -> Rank {
+    match (shape.whole_gpus(), shape.gpus.first()) {
         (0, None | Some(0)) => 0,
         (whole, _) => Rank::try_from(whole + 1).unwrap_or(Rank::MAX),
     }
@@ -297,7 +305,7 @@ pub(crate) struct Turn<'a> {
     pub(crate) event: &'a PublicBody,
     /// The devices that it changes.
     pub(crate) touched: &'a [DeviceId],
-    pub(crate) devices: &'a BTreeMap<DeviceId, Device>,
+    pub(crate) devices: &'a Devices,
     pub(crate) orders: &'a BTreeMap<OrderId, Order>,
 }
 
@@ -309,6 +317,8 @@ pub(crate) struct Book {
     demand: Demand,
     /// Follows from supply and demand; made when it is asked for.
     scarcity: OnceLock<BTreeMap<String, i64>>,
+    /// Devices that an event is about to change, with the numbers of their traits before.
+    changing: Vec<(DeviceId, u32)>,
 }
 
 /// Whether a device takes new leases, its schedule aside.
@@ -322,7 +332,7 @@ impl Book {
     /// The book of a state, from nothing.
     pub(crate) fn build(state: &State) -> Self {
         let mut book = Self { demand: Demand::of(state.orders.values()), ..Self::default() };
-        state.devices.iter().for_each(|(id, device)| book.insert(*id, device));
+        state.devices.iter().for_each(|(id, device)| book.insert(*id, device, None));
         book
     }
 
@@ -342,7 +352,7 @@ impl Book {
     }
 
     /// The traits with this number.
-    pub(crate) fn traits(&self, number: u32) -> Option<&Traits> {
+    pub(crate) fn traits(&self, number: u32) -> Option<&Traits<'static>> {
         self.numbers.known.get(number as usize)?.as_ref().map(|(traits, _)| traits)
     }
 
@@ -357,41 +367,47 @@ impl Book {
         })
     }
 
-    fn insert(&mut self, id: DeviceId, device: &Device) {
-        if !open(device) {
+    /// Puts a device in; `before` is the number of its traits before a change.
+    fn insert(&mut self, id: DeviceId, device: &Device, before: Option<u32>) {
+        let (open, full) = (open(device), device.one_tenant() && device.leases > 0);
+        if !open || full {
+            before.into_iter().for_each(|number| self.numbers.give_back(number));
+        }
+        if !open {
             return;
         }
-        let kind = match self.kinds.entry(device.class.clone()) {
-            Slot::Occupied(kind) => kind.into_mut(),
-            Slot::Vacant(free) => {
+        let kind = match self.kinds.get_mut(&device.class) {
+            Some(kind) => kind,
+            None => {
                 let typical = Typical::of(&device.class, self.demand.typical());
-                free.insert(Kind { typical, ..Kind::default() })
+                self.kinds.entry(device.class.clone()).or_insert(Kind { typical, ..Kind::default() })
             }
         };
         kind.devices += 1;
         kind.supply_millis += u64::from(device.enrolment.offered.gpus) * u64::from(GPU_MILLIS);
-        if device.one_tenant() && device.leases > 0 {
-            return;
+        if !full {
+            kind.insert(id, device, self.numbers.take(Traits::of(device), before));
         }
-        kind.insert(&mut self.numbers, id, device);
     }
 
-    fn remove(&mut self, id: DeviceId, device: &Device) {
-        let Some(kind) = self.kinds.get_mut(&device.class).filter(|_| open(device)) else { return };
+    /// Takes a device out. The number of its traits, which is not given back.
+    fn remove(&mut self, id: DeviceId, device: &Device) -> Option<u32> {
+        let kind = self.kinds.get_mut(&device.class).filter(|_| open(device))?;
         kind.devices -= 1;
         kind.supply_millis -= u64::from(device.enrolment.offered.gpus) * u64::from(GPU_MILLIS);
-        if !(device.one_tenant() && device.leases > 0) {
-            kind.remove(&mut self.numbers, id, device);
-        }
+        let full = device.one_tenant() && device.leases > 0;
+        let traits = if full { None } else { kind.remove(id, device) };
         if kind.devices == 0 {
             self.kinds.remove(&device.class);
         }
+        traits
     }
 
     /// Takes out the devices that an event is about to change, and the orders that leave with it.
     pub(crate) fn before(&mut self, Turn { event, touched, devices, orders }: Turn<'_>) {
-        for (id, device) in touched.iter().filter_map(|id| devices.get_key_value(id)) {
-            self.remove(*id, device);
+        for (id, device) in touched.iter().filter_map(|id| Some((*id, devices.get(id)?))) {
+            let traits = self.remove(id, device);
+            self.changing.extend(traits.map(|number| (id, number)));
         }
         // What is hired is supply still.
         let hired = matches!(
@@ -410,8 +426,10 @@ impl Book {
 
     /// Puts them back as they are now.
     pub(crate) fn after(&mut self, Turn { event, touched, devices, orders }: Turn<'_>) {
-        for (id, device) in touched.iter().filter_map(|id| devices.get_key_value(id)) {
-            self.insert(*id, device);
+        let mut before = std::mem::take(&mut self.changing);
+        for (id, device) in touched.iter().filter_map(|id| Some((*id, devices.get(id)?))) {
+            let known = before.iter().position(|(changing, _)| *changing == id);
+            self.insert(id, device, known.map(|at| before.swap_remove(at).1));
         }
         if let PublicBody::OrderAccepted { order, .. } = event
             && let Some(order) = orders.get(order)
@@ -443,19 +461,18 @@ impl Book {
 
     /// Every device of a class with where it stands, by device.
     fn entries(&self, class: &HardwareClass) -> BTreeMap<DeviceId, Entry<'_>> {
-        let shelves = self.kinds.get(class).into_iter().flat_map(|kind| &kind.ranks);
-        let shelves = shelves.flat_map(|(rank, shelves)| shelves.iter().map(move |groups| (*rank, groups)));
-        let groups = shelves.flat_map(|(rank, (ask, shapes))| {
-            shapes.values().flatten().map(move |group| (rank, *ask, group))
-        });
-        let entry = |(rank, ask, (group, ids)): (_, _, (&'_ Group, &'_ Ids))| -> Vec<_> {
-            ids.iter().map(|id| (id, (rank, ask, group.traits, group.capacity.clone()))).collect()
+        let ranks = self.kinds.get(class).into_iter().flat_map(|kind| &kind.ranks);
+        let shelves = ranks.flat_map(|(rank, shelves)| shelves.iter().map(move |shelf| (*rank, shelf)));
+        let shapes =
+            shelves.flat_map(|(rank, (ask, shelf))| shelf.iter().map(move |spots| (rank, *ask, spots)));
+        let spots = shapes
+            .flat_map(|(rank, ask, (shape, spots))| spots.iter().map(move |spot| (rank, ask, shape, spot)));
+        let entry = |(rank, ask, shape, (id, spot)): (_, _, _, (_, &'_ Spot))| {
+            (id, (rank, ask, shape, spot.memory_bytes, spot.disk_bytes, self.traits(spot.traits)))
         };
-        let all = groups.flat_map(entry);
-        all.map(|(id, (rank, ask, traits, capacity))| (id, (rank, ask, self.traits(traits), capacity)))
-            .collect()
+        spots.map(entry).collect()
     }
 }
 
 /// Where a device stands.
-type Entry<'a> = (Rank, Ask, Option<&'a Traits>, Capacity);
+type Entry<'a> = (Rank, Ask, &'a Shape, u64, u64, Option<&'a Traits<'static>>);

@@ -177,11 +177,11 @@ impl Limits {
             }
             free = free.less(Resources { gpus: 0, ..taken.wanted }, 0);
             if device.one_tenant() {
-                free.cpu_millis = 0;
+                free.shape.cpu_millis = 0;
             }
         }
-        let capacity = Capacity { gpus: Capacity::with(device, gpus.clone()).gpus, ..free };
-        (capacity, gpus)
+        free.shape.gpus = Capacity::with(device, gpus.iter().copied()).shape.gpus;
+        (free, gpus)
     }
 }
 
