@@ -1,4 +1,4 @@
-//! The index of what is open for hire: shelves of devices by hardware, free GPUs and price, and on a shelf the devices of
+//! The index of devices, first of all of those open for hire: shelves of devices by hardware, free GPUs and price, and on a shelf the devices of
 //! each shape, with what else placement asks of them beside their ids, so that no device itself needs to be looked at.
 //!
 //! Kept by the state as events are folded, and built anew from the state where there is none yet: after a snapshot, in a
@@ -153,7 +153,7 @@ fn number_of<'a>(of: &BTreeMap<Traits<'a>, u32>, traits: &Traits<'a>) -> Option<
 pub(crate) struct Ask {
     /// For less than a day.
     pub(crate) short: Rate,
-    per_unit: Rate,
+    pub(crate) per_unit: Rate,
     floor: Rate,
 }
 
@@ -173,8 +173,12 @@ impl Ask {
 /// What placement knows of a device beside its shape and its price.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Spot {
+    /// Free.
     pub(crate) memory_bytes: u64,
+    /// Free.
     pub(crate) disk_bytes: u64,
+    pub(crate) memory_offered_bytes: u64,
+    pub(crate) disk_offered_bytes: u64,
     pub(crate) traits: u32,
 }
 
@@ -210,6 +214,13 @@ impl Spots {
         }
     }
 
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Self::One(..) => 1,
+            Self::Many(spots) => spots.len(),
+        }
+    }
+
     fn insert(&mut self, id: DeviceId, spot: Spot) {
         match self {
             Self::One(first, known) => *self = Self::Many(BTreeMap::from([(*first, *known), (id, spot)])),
@@ -237,11 +248,63 @@ pub(crate) type Shelf = BTreeMap<Shape, Spots>;
 /// How many GPUs are free: 0 none, 1 a part of one, n + 1 for n whole ones.
 type Rank = u8;
 
+/// Why a device takes nothing at all, whatever is asked of it; its schedule, which the time decides, is one of its traits.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[expect(clippy::struct_excessive_bools, reason = "each by itself keeps a device from work")]
+pub(crate) struct Standing {
+    /// Not in the pool: by stage.
+    pub(crate) unpooled: Option<Unpooled>,
+    /// Not heard from.
+    pub(crate) silent: bool,
+    paused: bool,
+    draining: bool,
+    yielding: bool,
+    /// Has a tenant and lets no second one in.
+    pub(crate) full: bool,
+}
+
+/// A stage before the pool or beside it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Unpooled {
+    Registered,
+    Checking,
+    Refused,
+}
+
+impl Standing {
+    /// `None` for a device that is archived: it stands nowhere.
+    fn of(device: &Device) -> Option<Self> {
+        let unpooled = match device.stage {
+            DeviceStage::Registered => Some(Unpooled::Registered),
+            DeviceStage::Checking => Some(Unpooled::Checking),
+            DeviceStage::Refused { .. } => Some(Unpooled::Refused),
+            DeviceStage::Pooled => None,
+            DeviceStage::Archived => return None,
+        };
+        let OwnerRules { paused, draining, yielding, .. } = device.rules;
+        let silent = device.contact != Contact::Connected;
+        let full = device.one_tenant() && device.leases > 0;
+        Some(Self { unpooled, silent, paused, draining, yielding, full })
+    }
+
+    /// Whether its owner lets new leases in, the schedule aside.
+    pub(crate) fn welcomes(self) -> bool {
+        !(self.paused || self.draining || self.yielding)
+    }
+
+    /// Whether it counts as supply: what is hired does.
+    fn supplies(self) -> bool {
+        Self { full: false, ..self } == Self::default()
+    }
+}
+
+/// Devices by free GPUs, price and shape.
+type Ranks = BTreeMap<Rank, BTreeMap<Ask, Shelf>>;
+
 /// One class of hardware.
 #[derive(Debug, Default)]
 pub(crate) struct Kind {
-    ranks: BTreeMap<Rank, BTreeMap<Ask, Shelf>>,
-    devices: u64,
+    standings: BTreeMap<Standing, Ranks>,
     supply_millis: u64,
     pub(crate) typical: Typical,
 }
@@ -258,14 +321,17 @@ impl Kind {
             _ if wanted.is_share() => 1,
             gpus => Rank::try_from(gpus + 1).unwrap_or(Rank::MAX),
         };
-        self.ranks.range(least..).map(|(_, shelves)| shelves.iter())
+        let open = self.standings.get(&Standing::default()).into_iter();
+        open.flat_map(move |ranks| ranks.range(least..)).map(|(_, shelves)| shelves.iter())
     }
 
     /// Puts a device where it belongs.
-    fn insert(&mut self, id: DeviceId, device: &Device, traits: u32) {
+    fn insert(&mut self, standing: Standing, id: DeviceId, device: &Device, traits: u32) {
         let Capacity { shape, memory_bytes, disk_bytes } = Capacity::of(device);
-        let spot = Spot { memory_bytes, disk_bytes, traits };
-        let shelves = self.ranks.entry(rank(&shape)).or_default();
+        let Resources { memory_bytes: memory_offered_bytes, disk_bytes: disk_offered_bytes, .. } =
+            device.enrolment.offered;
+        let spot = Spot { memory_bytes, disk_bytes, memory_offered_bytes, disk_offered_bytes, traits };
+        let shelves = self.standings.entry(standing).or_default().entry(rank(&shape)).or_default();
         match shelves.entry(Ask::of(device)).or_default().entry(shape) {
             Slot::Occupied(mut spots) => spots.get_mut().insert(id, spot),
             Slot::Vacant(free) => drop(free.insert(Spots::One(id, spot))),
@@ -273,10 +339,11 @@ impl Kind {
     }
 
     /// Takes a device out; what is empty then goes with it. The number of its traits.
-    fn remove(&mut self, id: DeviceId, device: &Device) -> Option<u32> {
+    fn remove(&mut self, standing: Standing, id: DeviceId, device: &Device) -> Option<u32> {
         let shape = Capacity::of(device).shape;
         let (rank, ask) = (rank(&shape), Ask::of(device));
-        let shelves = self.ranks.get_mut(&rank)?;
+        let ranks = self.standings.get_mut(&standing)?;
+        let shelves = ranks.get_mut(&rank)?;
         let shelf = shelves.get_mut(&ask)?;
         let (spot, last) = shelf.get_mut(&shape)?.remove(id);
         if last {
@@ -285,11 +352,48 @@ impl Kind {
                 shelves.remove(&ask);
             }
             if shelves.is_empty() {
-                self.ranks.remove(&rank);
+                ranks.remove(&rank);
+            }
+            if ranks.is_empty() {
+                self.standings.remove(&standing);
             }
         }
         spot.map(|spot| spot.traits)
     }
+}
+
+impl Alike<'_> {
+    /// Free units, in thousandths: of GPUs, or on a CPU device of CPU threads.
+    pub(crate) fn free_millis(&self) -> u64 {
+        match self.class {
+            HardwareClass::Cpu => self.shape.cpu_millis.into(),
+            HardwareClass::Gpu(_) => self.shape.gpus.iter().map(|free| u64::from(*free)).sum(),
+        }
+    }
+
+    /// The same of those in use and free.
+    pub(crate) fn offered_millis(&self) -> u64 {
+        match self.class {
+            HardwareClass::Cpu => self.shape.cpu_offered_millis.into(),
+            HardwareClass::Gpu(_) => self.shape.gpus.len() as u64 * u64::from(GPU_MILLIS),
+        }
+    }
+
+    /// Whether they could take something, their schedules aside.
+    pub(crate) fn has_room(&self) -> bool {
+        let Standing { unpooled, silent, .. } = self.standing;
+        unpooled.is_none() && !silent && self.standing.welcomes() && self.free_millis() > 0
+    }
+}
+
+/// Devices that stand alike but for their ids, their traits and their memory and disk.
+#[derive(Clone, Copy)]
+pub(crate) struct Alike<'a> {
+    pub(crate) class: &'a HardwareClass,
+    pub(crate) standing: Standing,
+    pub(crate) ask: &'a Ask,
+    pub(crate) shape: &'a Shape,
+    pub(crate) spots: &'a Spots,
 }
 
 fn rank(shape: &Shape) -> Rank {
@@ -309,7 +413,7 @@ pub(crate) struct Turn<'a> {
     pub(crate) orders: &'a BTreeMap<OrderId, Order>,
 }
 
-/// What is open for hire, and what is usually asked for.
+/// All devices but archived ones, and what is usually asked for.
 #[derive(Debug, Default)]
 pub(crate) struct Book {
     numbers: Numbers,
@@ -317,15 +421,10 @@ pub(crate) struct Book {
     demand: Demand,
     /// Follows from supply and demand; made when it is asked for.
     scarcity: OnceLock<BTreeMap<String, i64>>,
+    /// How many devices stand here.
+    devices: usize,
     /// Devices that an event is about to change, with the numbers of their traits before.
     changing: Vec<(DeviceId, u32)>,
-}
-
-/// Whether a device takes new leases, its schedule aside.
-fn open(device: &Device) -> bool {
-    let OwnerRules { paused, draining, yielding, .. } = device.rules;
-    let resting = paused || draining || yielding;
-    device.stage == DeviceStage::Pooled && device.contact == Contact::Connected && !resting
 }
 
 impl Book {
@@ -336,7 +435,30 @@ impl Book {
         book
     }
 
-    /// Classes of hardware with open devices.
+    /// How many devices stand here.
+    pub(crate) fn devices(&self) -> usize {
+        self.devices
+    }
+
+    /// All devices, the class with the most free GPUs and the lowest ask first.
+    pub(crate) fn all(&self) -> impl Iterator<Item = Alike<'_>> {
+        self.kinds.iter().flat_map(|(class, kind)| alike(class, kind))
+    }
+
+    /// Those of a class.
+    pub(crate) fn of_class<'a>(&'a self, class: &'a HardwareClass) -> impl Iterator<Item = Alike<'a>> {
+        self.kinds.get(class).into_iter().flat_map(move |kind| alike(class, kind))
+    }
+
+    /// By the number of their traits, whether the schedule lets a lease begin now.
+    pub(crate) fn hours(&self, now_ms: u64) -> Vec<bool> {
+        let open = |known: &Option<(Traits<'static>, u32)>| {
+            known.as_ref().is_none_or(|(traits, _)| traits.open(now_ms))
+        };
+        self.numbers.known.iter().map(open).collect()
+    }
+
+    /// Classes of hardware.
     pub(crate) fn kinds(&self) -> impl Iterator<Item = (&HardwareClass, &Kind)> {
         self.kinds.iter()
     }
@@ -369,13 +491,10 @@ impl Book {
 
     /// Puts a device in; `before` is the number of its traits before a change.
     fn insert(&mut self, id: DeviceId, device: &Device, before: Option<u32>) {
-        let (open, full) = (open(device), device.one_tenant() && device.leases > 0);
-        if !open || full {
+        let Some(standing) = Standing::of(device) else {
             before.into_iter().for_each(|number| self.numbers.give_back(number));
-        }
-        if !open {
             return;
-        }
+        };
         let kind = match self.kinds.get_mut(&device.class) {
             Some(kind) => kind,
             None => {
@@ -383,21 +502,19 @@ impl Book {
                 self.kinds.entry(device.class.clone()).or_insert(Kind { typical, ..Kind::default() })
             }
         };
-        kind.devices += 1;
-        kind.supply_millis += u64::from(device.enrolment.offered.gpus) * u64::from(GPU_MILLIS);
-        if !full {
-            kind.insert(id, device, self.numbers.take(Traits::of(device), before));
-        }
+        self.devices += 1;
+        kind.supply_millis += supply_millis(standing, device);
+        kind.insert(standing, id, device, self.numbers.take(Traits::of(device), before));
     }
 
     /// Takes a device out. The number of its traits, which is not given back.
     fn remove(&mut self, id: DeviceId, device: &Device) -> Option<u32> {
-        let kind = self.kinds.get_mut(&device.class).filter(|_| open(device))?;
-        kind.devices -= 1;
-        kind.supply_millis -= u64::from(device.enrolment.offered.gpus) * u64::from(GPU_MILLIS);
-        let full = device.one_tenant() && device.leases > 0;
-        let traits = if full { None } else { kind.remove(id, device) };
-        if kind.devices == 0 {
+        let standing = Standing::of(device)?;
+        let kind = self.kinds.get_mut(&device.class)?;
+        self.devices -= 1;
+        kind.supply_millis -= supply_millis(standing, device);
+        let traits = kind.remove(standing, id, device);
+        if kind.standings.is_empty() {
             self.kinds.remove(&device.class);
         }
         traits
@@ -450,29 +567,42 @@ impl Book {
     pub(crate) fn same(&self, other: &Self) -> bool {
         let classes = |book: &Self| -> Vec<_> {
             let kinds = book.kinds.iter();
-            kinds
-                .map(|(class, kind)| (class.clone(), kind.devices, kind.supply_millis, kind.typical.clone()))
-                .collect()
+            kinds.map(|(class, kind)| (class.clone(), kind.supply_millis, kind.typical.clone())).collect()
         };
         self.demand == other.demand
+            && self.devices == other.devices
             && classes(self) == classes(other)
             && self.kinds.keys().all(|class| self.entries(class) == other.entries(class))
     }
 
     /// Every device of a class with where it stands, by device.
-    fn entries(&self, class: &HardwareClass) -> BTreeMap<DeviceId, Entry<'_>> {
-        let ranks = self.kinds.get(class).into_iter().flat_map(|kind| &kind.ranks);
-        let shelves = ranks.flat_map(|(rank, shelves)| shelves.iter().map(move |shelf| (*rank, shelf)));
-        let shapes =
-            shelves.flat_map(|(rank, (ask, shelf))| shelf.iter().map(move |spots| (rank, *ask, spots)));
-        let spots = shapes
-            .flat_map(|(rank, ask, (shape, spots))| spots.iter().map(move |spot| (rank, ask, shape, spot)));
-        let entry = |(rank, ask, shape, (id, spot)): (_, _, _, (_, &'_ Spot))| {
-            (id, (rank, ask, shape, spot.memory_bytes, spot.disk_bytes, self.traits(spot.traits)))
+    fn entries<'a>(&'a self, class: &'a HardwareClass) -> BTreeMap<DeviceId, Entry<'a>> {
+        let entry = |Alike { standing, ask, shape, spots, .. }: Alike<'a>| {
+            let entry = move |(id, spot): (DeviceId, &'a Spot)| {
+                let spot = (Spot { traits: 0, ..*spot }, self.traits(spot.traits));
+                (id, (standing, ask, shape, spot))
+            };
+            spots.iter().map(entry)
         };
-        spots.map(entry).collect()
+        self.of_class(class).flat_map(entry).collect()
     }
 }
 
 /// Where a device stands.
-type Entry<'a> = (Rank, Ask, &'a Shape, u64, u64, Option<&'a Traits<'static>>);
+type Entry<'a> = (Standing, &'a Ask, &'a Shape, (Spot, Option<&'a Traits<'static>>));
+
+fn supply_millis(standing: Standing, device: &Device) -> u64 {
+    if !standing.supplies() {
+        return 0;
+    }
+    u64::from(device.enrolment.offered.gpus) * u64::from(GPU_MILLIS)
+}
+
+fn alike<'a>(class: &'a HardwareClass, kind: &'a Kind) -> impl Iterator<Item = Alike<'a>> {
+    let ranks = kind.standings.iter();
+    let shelves = ranks
+        .flat_map(|(standing, ranks)| ranks.values().rev().flatten().map(move |shelf| (*standing, shelf)));
+    shelves.flat_map(move |(standing, (ask, shelf))| {
+        shelf.iter().map(move |(shape, spots)| Alike { class, standing, ask, shape, spots })
+    })
+}

@@ -94,6 +94,11 @@ impl Shape {
         u32::try_from(self.gpus.iter().take_while(|free| **free >= GPU_MILLIS).count()).unwrap_or(u32::MAX)
     }
 
+    /// GPUs and CPU that the device offers in all.
+    pub fn offered(&self) -> (u32, u32) {
+        (u32::try_from(self.gpus.len()).unwrap_or(u32::MAX), self.cpu_offered_millis)
+    }
+
     /// Whether a member's CPU and GPUs fit: whole GPUs must be fully free, a share fits on one GPU.
     pub fn fits(&self, wanted: Resources) -> bool {
         let Some(last) = wanted.gpus.checked_sub(1) else { return wanted.cpu_millis <= self.cpu_millis };
