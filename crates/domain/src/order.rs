@@ -518,7 +518,7 @@ fn promised(state: &State, now_ms: u64) -> BTreeMap<DeviceId, Vec<Taken>> {
     for order in state.orders.values().filter(|order| order.stage == Stage::Funded) {
         let limits = Limits { promised: promised.clone(), ..promise(&order.quote) };
         let wanted = order.quote.request.per_member;
-        for seat in place::seats(state, &order.quote.request, &limits, now_ms).unwrap_or_default() {
+        for seat in place::find(state, &order.quote.request, &limits, now_ms).unwrap_or_default() {
             promised.entry(seat.device).or_default().push(Taken { wanted, gpus: seat.gpus });
         }
     }
@@ -555,7 +555,8 @@ pub fn replace(state: &State, order: &Order, now_ms: u64) -> Result<Vec<NewLease
     let avoid = order.leases.values().filter(|l| !l.live() || bounded).map(|lease| lease.device).collect();
     let rates = vacant.iter().filter_map(|slot| order.quote.items.get(*slot as usize)).map(|item| item.rate);
     let (rates, renter) = (Some(rates.collect()), Some(order.account));
-    let limits = Limits { avoid, rates, renter, ..Limits::default() };
+    let beside = order.leases.values().filter(|lease| lease.live()).map(|lease| lease.device).collect();
+    let limits = Limits { avoid, rates, renter, beside, ..Limits::default() };
     let members = u32::try_from(vacant.len()).unwrap_or(u32::MAX);
     let request = crate::market::Request { members, ..order.quote.request.clone() };
     let seats = place::seats(state, &request, &limits, now_ms)?;

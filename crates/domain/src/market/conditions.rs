@@ -48,6 +48,11 @@ impl<'a> Known<'a> {
         served.map_or(100, |served| served.reliability_percent(self.prior_leases))
     }
 
+    /// What is missing in that.
+    pub(crate) fn unreliable_percent(&self, device: DeviceId) -> u8 {
+        100 - self.reliability_percent(device).min(100)
+    }
+
     /// Since when a device waits for work: it was freed of its last lease, or else it enrolled. In milliseconds since 1970.
     pub(crate) fn waits_since_ms(&self, device: DeviceId) -> u64 {
         let served = self.market.and_then(|market| market.served.get(&device));

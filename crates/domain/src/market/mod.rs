@@ -3,6 +3,7 @@
 pub mod board;
 pub(crate) mod book;
 pub mod capacity;
+mod choice;
 pub mod competitors;
 pub(crate) mod conditions;
 pub mod demand;
@@ -11,6 +12,7 @@ pub mod explain;
 pub mod explain_device;
 pub mod hardware;
 pub mod hiding;
+pub mod nearness;
 pub mod place;
 pub mod price;
 pub mod price_params;

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use super::competitors::FeedLimits;
+use super::wishes::Preference;
 use crate::device::Tier;
 use crate::id::Address;
 use crate::money::HOUR_MS;
@@ -54,6 +55,8 @@ pub struct PriceParams {
     pub count: Vec<Step>,
     /// By the time asked for, in milliseconds; for the market's part of the price (the ask has its own factor).
     pub commitment: Vec<Step>,
+    /// The most that a preference other than the cheapest may cost above the cheapest.
+    pub premium_ppm: BTreeMap<Preference, u32>,
     /// For a GiB of disk in a month of 730 hours, in micro-USD.
     pub disk_micro_usd_per_gib_month: u64,
     /// Which prices elsewhere count.
@@ -71,6 +74,12 @@ impl Default for PriceParams {
             (Tier::High, 1_050_000),
             (Tier::Ultra, 1_100_000),
         ];
+        let premium = [
+            (Preference::Fastest, 200_000),
+            (Preference::Together, 100_000),
+            (Preference::Apart, 100_000),
+            (Preference::Near, 100_000),
+        ];
         Self {
             load_low_ppm: 850_000,
             load_high_ppm: 1_350_000,
@@ -87,6 +96,7 @@ impl Default for PriceParams {
                 Step { from: 24 * HOUR_MS, ppm: 900_000 },
                 Step { from: 7 * 24 * HOUR_MS, ppm: 800_000 },
             ],
+            premium_ppm: premium.into(),
             disk_micro_usd_per_gib_month: 0,
             feed_limits: FeedLimits::default(),
             feed_signers: BTreeSet::new(),
@@ -120,6 +130,9 @@ impl PriceParams {
         within("competitors_gap_ppm", self.competitors_gap_ppm, 0, 900_000)?;
         for share in self.tier_ppm.values().chain(self.region_ppm.values()) {
             within("a tier or region", *share, 100_000, 10_000_000)?;
+        }
+        for share in self.premium_ppm.values() {
+            within("a premium", *share, 0, 1_000_000)?;
         }
         for steps in [&self.count, &self.commitment] {
             if steps.len() > 16 || !steps.is_sorted_by(|a, b| a.from < b.from) {

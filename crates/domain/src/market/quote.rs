@@ -5,10 +5,12 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::choice::{premium_ppm, with_premium};
 use super::competitors;
 use super::place;
 use super::price::{Pricer, Pricing, duration_factor_percent};
 use super::request::Request;
+use super::wishes::Preference;
 use crate::device::HardwareClass;
 use crate::id::{Address, DeviceId, QuoteId};
 use crate::money::{BasisPoints, Rate};
@@ -122,8 +124,26 @@ pub fn quote(
     request: &Request,
     now_ms: u64,
 ) -> Result<Quote, Refusal> {
-    request.check()?;
+    check(state, request)?;
     let request = &request.completed();
+    let devices = place::plan(state, request, &of(account), now_ms)?;
+    best(state, (id, account), request, &devices, now_ms)
+}
+
+/// The same without reasons.
+pub(super) fn quote_if_any(state: &State, account: Address, request: &Request, now_ms: u64) -> Option<Quote> {
+    check(state, request).ok()?;
+    let request = &request.completed();
+    let devices = devices(state, account, request, now_ms)?;
+    best(state, (QuoteId::from_bits(0), account), request, &devices, now_ms).ok()
+}
+
+fn of(account: Address) -> place::Limits {
+    place::Limits { renter: Some(account), ..place::Limits::default() }
+}
+
+fn check(state: &State, request: &Request) -> Result<(), Refusal> {
+    request.check()?;
     if request.per_member.is_share() && !state.params.gpu_shares {
         return Err(Refusal::Unsupported {
             what: "a share of a GPU".into(),
@@ -131,24 +151,45 @@ pub fn quote(
             available: "whole GPUs".into(),
         });
     }
-    let limits = place::Limits { renter: Some(account), ..place::Limits::default() };
-    let devices = place::plan(state, request, &limits, now_ms)?;
-    let mut quote = of_devices(state, id, account, request, &devices, now_ms)?;
-    for class in other_classes(state, request, now_ms) {
-        let only = Request { gpu_model: Some(class), ..request.clone() };
-        let Ok(devices) = place::plan(state, &only, &limits, now_ms) else { continue };
-        let other = of_devices(state, id, account, request, &devices, now_ms)?;
-        if other.rate < quote.rate {
-            quote = other;
+    Ok(())
+}
+
+fn devices(state: &State, account: Address, request: &Request, now_ms: u64) -> Option<Vec<DeviceId>> {
+    let seats = place::find(state, request, &of(account), now_ms)?;
+    Some(seats.into_iter().map(|seat| seat.device).collect())
+}
+
+/// The quote on these devices. Where the cheapest are wanted, those of one class alone count too; where others are
+/// preferred, the cheapest stand in for what is too dear.
+fn best(
+    state: &State,
+    (id, account): (QuoteId, Address),
+    request: &Request,
+    found: &[DeviceId],
+    now_ms: u64,
+) -> Result<Quote, Refusal> {
+    let mut quote = of_devices(state, id, account, request, found, now_ms)?;
+    let prefer = request.preference();
+    if prefer == Preference::Cheapest {
+        for class in other_classes(state, request, now_ms) {
+            let only = Request { gpu_model: Some(class), ..request.clone() };
+            let Some(devices) = devices(state, account, &only, now_ms) else { continue };
+            let other = of_devices(state, id, account, request, &devices, now_ms)?;
+            if other.rate < quote.rate {
+                quote = other;
+            }
+        }
+    } else {
+        let plain = Request { prefer: Some(Preference::Cheapest), ..request.clone() };
+        if let Some(devices) = devices(state, account, &plain, now_ms) {
+            let cheapest = of_devices(state, id, account, request, &devices, now_ms)?;
+            let most = with_premium(cheapest.rate, premium_ppm(state, prefer));
+            if quote.rate > most || quote.within_caps().is_err() {
+                quote = cheapest;
+            }
         }
     }
-    if let Some(cap) = request.max_rate
-        && quote.rate > cap
-    {
-        let (rate, cap) = (quote.rate.0, cap.0);
-        return Err(Refusal::OverPriceCap { rate_micro_usd_per_hour: rate, cap_micro_usd_per_hour: cap });
-    }
-    quote.within_total_cap()?;
+    quote.within_caps()?;
     Ok(quote)
 }
 
@@ -282,6 +323,17 @@ impl Quote {
         self.total_micro_usd = self.compute_micro_usd + self.fee_micro_usd;
         if self.lines.is_some() {
             self.lines = Some(Box::new(self.split()));
+        }
+    }
+
+    /// Whether it is within the renter's caps.
+    fn within_caps(&self) -> Result<(), Refusal> {
+        match self.request.max_rate {
+            Some(cap) if self.rate > cap => {
+                let (rate, cap) = (self.rate.0, cap.0);
+                Err(Refusal::OverPriceCap { rate_micro_usd_per_hour: rate, cap_micro_usd_per_hour: cap })
+            }
+            _ => self.within_total_cap(),
         }
     }
 

@@ -1,16 +1,15 @@
 //! The search behind placement: levels of equal price, from the cheapest up, and on each level the best candidate first.
 //!
-//! A level holds one candidate for each group of equal devices, the oldest; when it is taken the next of its group and what
-//! is left of it come in. So the members of an order are placed one after the other, each where it costs least.
+//! A level holds one candidate for each shape, the first in the queue that meets every condition; when it is taken the next of its shape
+//! and what is left of it come in. So the members of an order are placed one after the other, each where it costs least.
 //! Always holds: nothing is placed unless all members are. Not here: the index (`book`), the formula (`score`).
 
-use std::borrow::Cow;
 use std::cell::RefCell;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 
-use super::book::{Ask, Book, Group, Groups, IdsIter, Shelf, Traits, Waiting};
-use super::capacity::{Capacity, take};
+use super::book::{Ask, Book, Shelf, Spot, Spots, SpotsIter, Traits, Waiting};
+use super::capacity::{Capacity, Shape, take};
 use super::conditions::{Known, class_allowed, meets_all, supplier_allowed};
 use super::place::{Limits, Seat, Sieve};
 use super::price::{duration_factor_percent, member_rate};
@@ -27,17 +26,36 @@ use crate::state::State;
 /// Where a member could go.
 pub(super) struct Candidate<'a> {
     cost: i64,
-    unreliable_percent: u8,
     waiting: Waiting,
     share_of: u16,
     class: &'a HardwareClass,
-    capacity: Cow<'a, Capacity>,
-    more: IdsIter<'a>,
+    room: Room<'a>,
+}
+
+/// What a candidate has free.
+enum Room<'a> {
+    /// Alone: a device that was looked at by itself, or what is left of one.
+    Own(Box<Capacity>),
+    /// As one of a shape, with those after it.
+    Shape(&'a Shape, &'a Spot, SpotsIter<'a>),
+}
+
+impl Room<'_> {
+    /// What is left after a member.
+    fn less(&self, wanted: Resources, share_of: u16) -> Capacity {
+        match self {
+            Self::Own(capacity) => capacity.less(wanted, share_of),
+            Self::Shape(shape, Spot { memory_bytes, disk_bytes, .. }, _) => {
+                let (memory_bytes, disk_bytes) = (*memory_bytes, *disk_bytes);
+                Capacity { shape: (*shape).clone(), memory_bytes, disk_bytes }.less(wanted, share_of)
+            }
+        }
+    }
 }
 
 impl Candidate<'_> {
-    fn order(&self) -> (i64, u8, Waiting) {
-        (self.cost, self.unreliable_percent, self.waiting)
+    fn order(&self) -> (i64, Waiting) {
+        (self.cost, self.waiting)
     }
 }
 
@@ -64,12 +82,13 @@ impl Ord for Candidate<'_> {
 /// Once so many candidates tie, no more of the same cost are looked for: which is the oldest of very many matters to nobody.
 const ENOUGH: usize = 64;
 
-/// Groups of one shape that were not looked at yet.
+/// A shape that was not looked at yet.
 struct Closed<'a> {
     cost: i64,
     share_of: u16,
     class: &'a HardwareClass,
-    groups: &'a Groups,
+    shape: &'a Shape,
+    spots: &'a Spots,
 }
 
 /// A level: all candidates of one rate, the best on top, and shapes by cost that are looked at when it is their turn.
@@ -88,7 +107,7 @@ impl<'a> Level<'a> {
                 _ => {}
             }
             if let Some(next) = self.closed.pop_front() {
-                search.look_into(&next, &mut self.open);
+                self.push(search.look_into(&next));
             }
         }
         self.open.pop().map(|Reverse(best)| best)
@@ -138,18 +157,33 @@ impl<'a> Search<'a> {
     }
 
     /// Takes the best candidates until every member has a seat; fewer seats where no more fit.
-    pub(super) fn fill(&self, mut levels: impl Levels<'a>) -> Vec<Seat> {
-        let wanted = self.request.members as usize;
+    pub(super) fn fill(&self, levels: impl Levels<'a>) -> Vec<Seat> {
+        let promised = self.limits.rates.as_deref();
+        self.take(levels, self.request.members as usize, |n, rate| {
+            promised.is_none_or(|rates| rates.get(n).is_some_and(|most| rate <= *most))
+        })
+    }
+
+    /// So many seats, or as many as there are, none above a rate.
+    pub(super) fn up_to(&self, levels: impl Levels<'a>, wanted: usize, most: Rate) -> Vec<Seat> {
+        self.take(levels, wanted, |_, rate| rate <= most)
+    }
+
+    fn take(
+        &self,
+        mut levels: impl Levels<'a>,
+        wanted: usize,
+        within: impl Fn(usize, Rate) -> bool,
+    ) -> Vec<Seat> {
         let mut seats: Vec<Seat> = Vec::with_capacity(wanted);
         // Free GPUs by place, of devices that have a member of this request already.
-        let mut rooms: BTreeMap<DeviceId, Room> = BTreeMap::new();
+        let mut rooms: BTreeMap<DeviceId, Begun> = BTreeMap::new();
         while seats.len() < wanted && !self.refused {
             let Some((rate, mut level)) = levels.next(self) else { break };
             while seats.len() < wanted
                 && let Some(best) = level.pop(self)
             {
-                let promised = self.limits.rates.as_deref();
-                if promised.is_some_and(|rates| rates.get(seats.len()).is_none_or(|most| rate > *most)) {
+                if !within(seats.len(), rate) {
                     return seats;
                 }
                 seats.push(self.seat(best, rate, &mut rooms, &mut level));
@@ -163,46 +197,59 @@ impl<'a> Search<'a> {
         &self,
         mut best: Candidate<'a>,
         rate: Rate,
-        rooms: &mut BTreeMap<DeviceId, Room>,
+        rooms: &mut BTreeMap<DeviceId, Begun>,
         level: &mut Level<'a>,
     ) -> Seat {
         let (device, wanted, share_of) = (best.waiting.id, self.request.per_member, best.share_of);
         let found = self.state.devices.get(&device);
-        let room = rooms.entry(device).or_insert_with(|| {
+        let begun = rooms.entry(device).or_insert_with(|| {
             let gpus = found.map(|found| self.limits.room(device, found).1).unwrap_or_default();
-            Room { gpus, members: 0 }
+            Begun { gpus, members: 0 }
         });
-        room.members += 1;
-        let gpus = take(&mut room.gpus, wanted, share_of);
+        begun.members += 1;
+        let gpus = take(&mut begun.gpus, wanted, share_of);
         let seat = Seat { device, gpus, rate, cost: best.cost };
         let one_tenant = found.is_none_or(Device::one_tenant);
         let most = self.request.most_per_device();
-        let last = one_tenant || most.is_some_and(|most| room.members >= most);
-        let left = (!last).then(|| best.capacity.less(wanted, share_of)).filter(|left| left.fits(wanted));
+        let last = one_tenant || most.is_some_and(|most| begun.members >= most);
+        let left = (!last).then(|| best.room.less(wanted, share_of)).filter(|left| left.fits(wanted));
         if let Some(left) = left {
-            level.push(self.candidate(best.waiting, best.unreliable_percent, best.class, left));
+            level.push(self.candidate(best.waiting, best.class, left));
         }
-        if let Some(next) = self.next_of(&mut best.more) {
-            best.waiting = next;
+        if let Room::Shape(_, spot, more) = &mut best.room
+            && let Some((waiting, next)) = self.next_of(more)
+        {
+            (best.waiting, *spot) = (waiting, next);
             level.push(Some(best));
         }
         seat
     }
 
-    /// The next device of a group that is not looked at by itself.
-    fn next_of(&self, ids: &mut IdsIter<'_>) -> Option<Waiting> {
-        let Limits { avoid, promised, .. } = self.limits;
+    /// The next device of a shape that meets every condition and is not looked at by itself.
+    fn next_of(&self, spots: &mut SpotsIter<'a>) -> Option<(Waiting, &'a Spot)> {
+        let wanted = self.request.per_member;
         let any_supplier = self.request.suppliers.is_empty() && self.request.not_suppliers.is_empty();
-        ids.find(|Waiting { id, .. }| {
-            !avoid.contains(id)
-                && !promised.contains_key(id)
-                && (any_supplier || self.is_supplied_as_wanted(id))
+        spots.find(|(Waiting { id, .. }, spot)| {
+            spot.memory_bytes >= wanted.memory_bytes
+                && spot.disk_bytes >= wanted.disk_bytes
+                && self.knows(spot.traits)
+                && !self.limits.avoid.contains(id)
+                && !self.limits.promised.contains_key(id)
+                && (any_supplier || self.is_supplied_as_wanted(*id))
         })
     }
 
-    fn is_supplied_as_wanted(&self, id: &DeviceId) -> bool {
-        let found = self.state.devices.get(id);
+    fn is_supplied_as_wanted(&self, id: DeviceId) -> bool {
+        let found = self.state.devices.get(&id);
         found.is_some_and(|device| supplier_allowed(self.request, &device.enrolment.owner))
+    }
+
+    /// The devices of the suppliers that are wanted, if some are and they are few.
+    fn few_of_suppliers(&self) -> Option<Vec<DeviceId>> {
+        let wanted = &self.request.suppliers;
+        let ids = wanted.iter().flat_map(|owner| self.book.of_supplier(owner));
+        let ids: Vec<_> = ids.take(FEW + 1).collect();
+        (!wanted.is_empty() && ids.len() <= FEW).then_some(ids)
     }
 
     fn scorer(&self, class: &HardwareClass) -> Option<Scorer<'a>> {
@@ -218,20 +265,11 @@ impl<'a> Search<'a> {
     fn candidate(
         &self,
         waiting: Waiting,
-        unreliable_percent: u8,
         class: &'a HardwareClass,
         capacity: Capacity,
     ) -> Option<Candidate<'a>> {
-        let (cost, share_of) = self.scorer(class)?.cost(&capacity, self.request.per_member);
-        Some(Candidate {
-            cost,
-            unreliable_percent,
-            waiting,
-            share_of,
-            class,
-            capacity: Cow::Owned(capacity),
-            more: IdsIter::One(None),
-        })
+        let (cost, share_of) = self.scorer(class)?.cost(&capacity.shape, self.request.per_member);
+        Some(Candidate { cost, waiting, share_of, class, room: Room::Own(Box::new(capacity)) })
     }
 
     fn rate(&self, device: &Device) -> Rate {
@@ -246,26 +284,16 @@ impl<'a> Search<'a> {
 
     fn single(&self, id: DeviceId) -> Option<Candidate<'a>> {
         let device = self.state.devices.get(&id)?;
-        let known = Known::of(self.state);
-        let unreliable_percent = 100 - known.reliability_percent(id).min(100);
-        let room = self.limits.room(id, device).0;
-        self.candidate(Waiting::of(id, known), unreliable_percent, &device.class, room)
+        let waiting = Waiting::of(id, Known::of(self.state));
+        self.candidate(waiting, &device.class, self.limits.room(id, device).0)
     }
 
-    /// Opens a shape: the oldest of each group that meets every condition.
-    fn look_into(&self, closed: &Closed<'a>, open: &mut BinaryHeap<Reverse<Candidate<'a>>>) {
-        let Closed { cost, share_of, class, groups } = *closed;
-        for (Group { capacity, traits }, ids) in groups {
-            if !capacity.fits(self.request.per_member) || !self.knows(*traits) {
-                continue;
-            }
-            let mut more = ids.iter();
-            let Some(waiting) = self.next_of(&mut more) else { continue };
-            let unreliable_percent = self.book.traits(*traits).map_or(0, |known| known.unreliable_percent);
-            let capacity = Cow::Borrowed(capacity);
-            let candidate = Candidate { cost, unreliable_percent, waiting, share_of, class, capacity, more };
-            open.push(Reverse(candidate));
-        }
+    /// Opens a shape: the oldest that meets every condition.
+    fn look_into(&self, closed: &Closed<'a>) -> Option<Candidate<'a>> {
+        let Closed { cost, share_of, class, shape, spots } = *closed;
+        let mut more = spots.queue();
+        let (waiting, spot) = self.next_of(&mut more)?;
+        Some(Candidate { cost, waiting, share_of, class, room: Room::Shape(shape, spot, more) })
     }
 
     fn knows(&self, number: u32) -> bool {
@@ -274,7 +302,7 @@ impl<'a> Search<'a> {
         *known.get_or_insert_with(|| self.book.traits(number).is_some_and(|traits| self.accepts(traits)))
     }
 
-    fn accepts(&self, traits: &Traits) -> bool {
+    fn accepts(&self, traits: &Traits<'_>) -> bool {
         let request = self.request;
         request.allows_network(&traits.network)
             && request.tags.is_subset(&traits.tags)
@@ -287,24 +315,14 @@ impl<'a> Search<'a> {
 }
 
 /// What a device has left while members of this request are put on it.
-pub(super) struct Room {
+pub(super) struct Begun {
     /// Free thousandths of each GPU, by its place in the offer.
     gpus: Vec<u16>,
     members: u32,
 }
 
-/// Suppliers with more open devices than this are found on the shelves.
+/// Suppliers with more devices than this are found on the shelves.
 const FEW: usize = 4096;
-
-impl Search<'_> {
-    /// The devices of the suppliers that are wanted, if some are and they are few.
-    fn few_of_suppliers(&self) -> Option<Vec<DeviceId>> {
-        let wanted = &self.request.suppliers;
-        let ids = wanted.iter().flat_map(|owner| self.book.of_supplier(owner));
-        let ids: Vec<_> = ids.take(FEW + 1).collect();
-        (!wanted.is_empty() && ids.len() <= FEW).then_some(ids)
-    }
-}
 
 /// The rest of a row.
 type Rest<'a> = Box<dyn Iterator<Item = (&'a Ask, &'a Shelf)> + 'a>;
@@ -385,7 +403,7 @@ impl<'a> Shelves<'a> {
         self.known.push(pending);
     }
 
-    /// Looks up the rates of all shelves that may be as cheap as the cheapest known.
+    /// The rates of all shelves that may be as cheap as the cheapest known.
     fn look(&mut self, search: &Search<'a>) {
         while let Some(Reverse((bound, at))) = self.bounds.peek().copied() {
             if self.pending.peek().is_some_and(|Reverse((rate, _))| bound > rate.0) {
@@ -393,7 +411,7 @@ impl<'a> Shelves<'a> {
             }
             self.bounds.pop();
             let Some(row) = self.rows[at].as_mut() else { continue };
-            let (class, groups) = (row.class, row.next.1);
+            let (class, (ask, shelf)) = (row.class, row.next);
             match row.rest.next() {
                 Some(next) => {
                     row.next = next;
@@ -401,22 +419,16 @@ impl<'a> Shelves<'a> {
                 }
                 None => self.rows[at] = None,
             }
-            let first = groups.values().flat_map(BTreeMap::values).next().and_then(|ids| ids.iter().next());
-            if let Some(device) = first.and_then(|first| search.state.devices.get(&first.id)) {
-                self.put(search.rate(device), Pending::Shelf(class, groups));
-            }
+            let rate = ask.rate(class, search.request.per_member, search.request.duration_ms);
+            self.put(rate, Pending::Shelf(class, shelf));
         }
     }
 
     fn open(search: &Search<'a>, class: &'a HardwareClass, shelf: &'a Shelf, level: &mut Level<'a>) {
         let (Some(scorer), wanted) = (search.scorer(class), search.request.per_member) else { return };
-        let bare = Resources { memory_bytes: 0, disk_bytes: 0, ..wanted };
-        for groups in shelf.values() {
-            let Some((Group { capacity, .. }, _)) = groups.first_key_value() else { continue };
-            if capacity.fits(bare) {
-                let (cost, share_of) = scorer.cost(capacity, wanted);
-                level.closed.push_back(Closed { cost, share_of, class, groups });
-            }
+        for (shape, spots) in shelf.iter().filter(|(shape, _)| shape.fits(wanted)) {
+            let (cost, share_of) = scorer.cost(shape, wanted);
+            level.closed.push_back(Closed { cost, share_of, class, shape, spots });
         }
     }
 }
@@ -432,7 +444,7 @@ impl<'a> Levels<'a> for Shelves<'a> {
             {
                 self.pending.pop();
                 match self.known[at] {
-                    Pending::Shelf(class, groups) => Self::open(search, class, groups, &mut level),
+                    Pending::Shelf(class, shelf) => Self::open(search, class, shelf, &mut level),
                     Pending::Single(id) => level.push(search.single(id)),
                 }
             }

@@ -202,21 +202,26 @@ impl Request {
     /// The request with what its kind of work makes of what was not said.
     #[must_use]
     pub fn completed(&self) -> Self {
-        let prefer = match self.kind {
+        let most = if self.spread { Some(1) } else { self.max_per_device };
+        Self {
+            prefer: Some(self.preference()),
+            isolation: self.isolation.or(Some(Isolation::Process)),
+            max_per_device: most,
+            spread: self.spread || most == Some(1),
+            ..self.clone()
+        }
+    }
+
+    /// Which of the devices that would do are the better ones: as asked, or by the kind of work.
+    pub fn preference(&self) -> Preference {
+        let by_kind = match self.kind {
             _ if self.near.is_some() && self.members == 1 => Preference::Near,
             WorkKind::General if self.near.is_some() => Preference::Near,
             WorkKind::General => Preference::Cheapest,
             WorkKind::Train => Preference::Together,
             WorkKind::Inference => Preference::Apart,
         };
-        let most = if self.spread { Some(1) } else { self.max_per_device };
-        Self {
-            prefer: self.prefer.or(Some(prefer)),
-            isolation: self.isolation.or(Some(Isolation::Process)),
-            max_per_device: most,
-            spread: self.spread || most == Some(1),
-            ..self.clone()
-        }
+        self.prefer.unwrap_or(by_kind)
     }
 
     /// The most members on one device; `None` where as many may be as fit.
