@@ -504,23 +504,34 @@ impl Device {
         if alone && self.leases > 0 {
             return Resources::default();
         }
-        let whole = self.free_gpu_millis().iter().filter(|free| **free == GPU_MILLIS).count();
+        let whole = self.free_gpus().filter(|free| *free == GPU_MILLIS).count();
         let gpus = u32::try_from(whole).unwrap_or(u32::MAX);
         Resources { gpus, ..self.enrolment.offered.less(self.committed) }
     }
 
+    /// The same where GPUs do not matter.
+    pub(crate) fn free_beside_gpus(&self) -> Resources {
+        if self.leases > 0 && self.measured.as_ref().is_some_and(|m| m.enforcement.is_none()) {
+            return Resources::default();
+        }
+        self.enrolment.offered.less(self.committed)
+    }
+
     /// Thousandths that are free of each offered GPU, by its place in the offer.
     pub fn free_gpu_millis(&self) -> Vec<u16> {
+        self.free_gpus().collect()
+    }
+
+    /// The same without a list.
+    pub(crate) fn free_gpus(&self) -> impl Iterator<Item = u16> {
         // A snapshot of a release without shares counts whole GPUs only; the first ones are in use then.
         let counted = if self.gpu_used_millis.is_empty() { self.committed.gpus as usize } else { 0 };
-        let used = |place: usize| match self.gpu_used_millis.get(place) {
+        let used = move |place: usize| match self.gpu_used_millis.get(place) {
             Some(used) => *used,
             None if place < counted => GPU_MILLIS,
             None => 0,
         };
-        (0..self.enrolment.offered.gpus as usize)
-            .map(|place| GPU_MILLIS.saturating_sub(used(place)))
-            .collect()
+        (0..self.enrolment.offered.gpus as usize).map(move |place| GPU_MILLIS.saturating_sub(used(place)))
     }
 
     /// Commits part of it to a lease: on these GPUs, or, where a release without shares chose none, on the first that are

@@ -13,6 +13,7 @@ pub mod command;
 pub mod connectivity;
 pub mod decide;
 pub mod device;
+pub mod devices;
 pub mod event;
 pub mod id;
 pub mod ledger;

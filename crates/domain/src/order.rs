@@ -510,7 +510,7 @@ fn promised(state: &State, now_ms: u64) -> BTreeMap<DeviceId, Vec<Taken>> {
     for order in state.orders.values().filter(|order| order.stage == Stage::Funded) {
         let limits = Limits { promised: promised.clone(), ..promise(&order.quote) };
         let wanted = order.quote.request.per_member;
-        for seat in place::seats(state, &order.quote.request, &limits, now_ms).unwrap_or_default() {
+        for seat in place::find(state, &order.quote.request, &limits, now_ms).unwrap_or_default() {
             promised.entry(seat.device).or_default().push(Taken { wanted, gpus: seat.gpus });
         }
     }

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::account::{Account, ApiKey};
 use crate::connectivity;
 use crate::device::{Device, DeviceStage, Resources};
+use crate::devices::Devices;
 use crate::event::{Event, PrivateBody, PublicBody};
 use crate::id::{Address, CommandId, DeviceId, KeyId, LeaseId, OrderId, PayoutId};
 use crate::ledger::{Ledger, Step, Transfer};
@@ -105,7 +106,7 @@ pub struct State {
     /// Accounts with keys.
     pub accounts: BTreeMap<Address, Account>,
     /// Devices, archived ones included.
-    pub devices: BTreeMap<DeviceId, Device>,
+    pub devices: Devices,
     /// Orders that are not retired.
     pub orders: BTreeMap<OrderId, Order>,
     /// Payouts under way.

@@ -7,11 +7,12 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::book::{Alike, Spot};
 use super::competitors::{self, Competitor, Elsewhere};
 use super::hardware;
 use super::price::Pricer;
-use super::record::{ClassRecord, Hour, Trade, units_millis};
-use crate::device::{Contact, Device, DeviceStage, HardwareClass};
+use super::record::{ClassRecord, Hour, Trade};
+use crate::device::HardwareClass;
 use crate::money::{HOUR_MS, Rate};
 use crate::state::State;
 
@@ -57,10 +58,12 @@ pub fn prices(state: &State, model: Option<&str>, now_ms: u64) -> Vec<ClassPrice
     let is_wanted = |class: &HardwareClass| {
         wanted.as_ref().is_none_or(|wanted| class.to_string().to_ascii_lowercase().contains(wanted))
     };
+    let book = state.book();
+    let open = book.hours(now_ms);
     let mut counts: BTreeMap<&HardwareClass, Counts> = BTreeMap::new();
-    for device in state.devices.values().filter(|device| device.stage == DeviceStage::Pooled) {
-        if is_wanted(&device.class) {
-            counts.entry(&device.class).or_default().add(device, now_ms);
+    for (class, _) in book.kinds().filter(|(class, _)| is_wanted(class)) {
+        for alike in book.of_class(class).filter(|alike| alike.standing.unpooled.is_none()) {
+            counts.entry(class).or_default().add(&alike, &open);
         }
     }
     counts.into_iter().map(|(class, counts)| entry(state, class, &counts, now_ms)).collect()
@@ -77,22 +80,29 @@ struct Counts {
 }
 
 impl Counts {
-    fn add(&mut self, device: &Device, now_ms: u64) {
-        let units = units_millis(&device.class, device.enrolment.offered);
-        let free = match device.class {
-            HardwareClass::Cpu => device.free().cpu_millis.into(),
-            HardwareClass::Gpu(_) => device.free_gpu_millis().iter().map(|free| u64::from(*free)).sum(),
-        };
-        self.devices += 1;
-        self.units_millis += units;
-        self.hired_millis += units.saturating_sub(free);
-        if device.contact == Contact::Connected && device.rules.closed(now_ms).is_none() && free > 0 {
-            let ask = device.enrolment.ask_per_unit;
-            self.open_devices += 1;
-            self.free_millis += free;
+    /// Adds devices; `open` says by the number of their traits whether their schedule lets a lease begin now.
+    fn add(&mut self, alike: &Alike<'_>, open: &[bool]) {
+        let (units, free) = (alike.offered_millis(), alike.free_millis());
+        let devices = alike.spots.len() as u64;
+        self.devices += narrow(devices);
+        self.units_millis += devices * units;
+        self.hired_millis += devices * units.saturating_sub(free);
+        if !alike.has_room() {
+            return;
+        }
+        let is_open = |spot: &Spot| open.get(spot.traits as usize).is_some_and(|open| *open);
+        let devices = alike.spots.iter().filter(|(_, spot)| is_open(spot)).count() as u64;
+        if devices > 0 {
+            let ask = alike.ask.per_unit;
+            self.open_devices += narrow(devices);
+            self.free_millis += devices * free;
             self.lowest_ask = Some(self.lowest_ask.map_or(ask, |lowest| lowest.min(ask)));
         }
     }
+}
+
+fn narrow(count: u64) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
 }
 
 fn entry(state: &State, class: &HardwareClass, counts: &Counts, now_ms: u64) -> ClassPrices {

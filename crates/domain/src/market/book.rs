@@ -1,22 +1,24 @@
-//! The index of what is open for hire: shelves of devices by hardware, free GPUs and price, and on a shelf one group for all
-//! devices that are equal to placement.
+//! The index of devices, first of all of those open for hire: shelves of devices by hardware, free GPUs and price, and on a shelf the devices of
+//! each shape, with what else placement asks of them beside their ids, so that no device itself needs to be looked at.
 //!
 //! Kept by the state as events are folded, and built anew from the state where there is none yet: after a snapshot, in a
 //! copy. Always holds: the book is the same whichever way it came about; it is no part of the state's equality or of
-//! its snapshots; a device stands in one group at most. Not here: choosing (`place`).
+//! its snapshots; a device stands in one place at most. Not here: choosing (`place`).
 
-use std::collections::btree_map::Entry as Slot;
-use std::collections::{BTreeMap, BTreeSet, btree_set};
+use std::borrow::Cow;
+use std::collections::btree_map::{self, Entry as Slot};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::OnceLock;
 
-use super::capacity::{Capacity, GPU_MILLIS};
+use super::capacity::{Capacity, GPU_MILLIS, Shape};
 use super::demand::Demand;
-use super::price::member_rate;
+use super::price::{floor_per_unit, unit_rate};
 use super::score::{Typical, scarcity};
 use crate::device::{Contact, Device, DeviceStage, HardwareClass, OwnerRules, Resources, Tier, Window};
+use crate::devices::Devices;
 use crate::event::PublicBody;
 use crate::id::{DeviceId, OrderId};
-use crate::money::{HOUR_MS, Rate};
+use crate::money::Rate;
 use crate::order::Order;
 use crate::state::State;
 
@@ -52,34 +54,44 @@ impl BookCell {
     }
 }
 
-/// What of a device renters may set conditions on, beside hardware, size and price.
+/// What of a device renters may set conditions on, beside hardware, size and price. Borrowed from the device until it gets
+/// a number.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Traits {
-    pub(crate) network: String,
-    pub(crate) tags: BTreeSet<String>,
+pub(crate) struct Traits<'a> {
     pub(crate) tier: Tier,
     pub(crate) one_tenant: bool,
     pub(crate) no_egress: bool,
     pub(crate) region_doubted: bool,
-    schedule: Vec<Window>,
+    pub(crate) network: Cow<'a, str>,
+    pub(crate) tags: Cow<'a, BTreeSet<String>>,
+    schedule: Cow<'a, [Window]>,
 }
 
-impl Traits {
-    fn of(device: &Device) -> Self {
+impl<'a> Traits<'a> {
+    fn of(device: &'a Device) -> Self {
         Self {
-            network: device.enrolment.network.clone(),
-            tags: device.enrolment.tags.clone(),
             tier: device.tier.unwrap_or(Tier::Basic),
             one_tenant: device.one_tenant(),
             no_egress: device.rules.no_egress,
             region_doubted: device.region_doubt().is_some(),
-            schedule: device.rules.schedule.clone(),
+            network: Cow::Borrowed(&device.enrolment.network),
+            tags: Cow::Borrowed(&device.enrolment.tags),
+            schedule: Cow::Borrowed(&device.rules.schedule),
+        }
+    }
+
+    fn owned(self) -> Traits<'static> {
+        Traits {
+            network: Cow::Owned(self.network.into_owned()),
+            tags: Cow::Owned(self.tags.into_owned()),
+            schedule: Cow::Owned(self.schedule.into_owned()),
+            ..self
         }
     }
 
     /// Whether the owner's schedule allows a lease to begin now.
     pub(crate) fn open(&self, now_ms: u64) -> bool {
-        let rules = || OwnerRules { schedule: self.schedule.clone(), ..OwnerRules::default() };
+        let rules = || OwnerRules { schedule: self.schedule.to_vec(), ..OwnerRules::default() };
         self.schedule.is_empty() || rules().closed(now_ms).is_none()
     }
 }
@@ -87,23 +99,33 @@ impl Traits {
 /// Numbers for traits, each kept while a device has them.
 #[derive(Debug, Default)]
 struct Numbers {
-    of: BTreeMap<Traits, u32>,
-    known: Vec<Option<(Traits, u32)>>,
+    of: BTreeMap<Traits<'static>, u32>,
+    known: Vec<Option<(Traits<'static>, u32)>>,
     unused: Vec<u32>,
 }
 
 impl Numbers {
-    fn take(&mut self, traits: Traits) -> u32 {
-        if let Some(number) = self.of.get(&traits) {
-            if let Some((_, users)) = self.known.get_mut(*number as usize).and_then(Option::as_mut) {
-                *users += 1;
+    fn users(&mut self, number: u32) -> Option<&mut (Traits<'static>, u32)> {
+        self.known.get_mut(number as usize)?.as_mut()
+    }
+
+    /// The number of these traits. A device that has a number keeps it where its traits are the same as before.
+    fn take(&mut self, traits: Traits<'_>, before: Option<u32>) -> u32 {
+        if let Some(before) = before {
+            if self.users(before).is_some_and(|(known, _)| *known == traits) {
+                return before;
             }
-            return *number;
+            self.give_back(before);
+        }
+        if let Some(number) = number_of(&self.of, &traits) {
+            self.users(number).into_iter().for_each(|(_, users)| *users += 1);
+            return number;
         }
         let number = self.unused.pop().unwrap_or_else(|| {
             self.known.push(None);
             u32::try_from(self.known.len() - 1).unwrap_or(u32::MAX)
         });
+        let traits = traits.owned();
         self.of.insert(traits.clone(), number);
         self.known[number as usize] = Some((traits, 1));
         number
@@ -121,111 +143,168 @@ impl Numbers {
     }
 }
 
-/// What one unit of a device costs its renter at least, an hour: for less than a day, and for a week. The two say what any
-/// duration costs.
+/// Looks up borrowed traits among owned ones.
+fn number_of<'a>(of: &BTreeMap<Traits<'a>, u32>, traits: &Traits<'a>) -> Option<u32> {
+    of.get(traits).copied()
+}
+
+/// What one unit of a device costs its renter at least, an hour.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Ask {
+    /// For less than a day.
     pub(crate) short: Rate,
-    long: Rate,
+    pub(crate) per_unit: Rate,
+    floor: Rate,
 }
 
 impl Ask {
     fn of(device: &Device) -> Self {
-        const WEEK_MS: u64 = 7 * 24 * HOUR_MS;
-        let gpus = u32::from(device.class != HardwareClass::Cpu);
-        let unit = Resources { cpu_millis: 1000, gpus, ..Resources::default() };
-        Self { short: member_rate(device, unit, 0), long: member_rate(device, unit, WEEK_MS) }
+        let per_unit = device.enrolment.ask_per_unit;
+        let floor = device.alternative.map_or(Rate(0), |other| floor_per_unit(&device.class, other));
+        Self { short: per_unit.max(floor), per_unit, floor }
+    }
+
+    /// What a member costs on a device of a class that asks this, as [`super::price::member_rate`] has it.
+    pub(crate) fn rate(&self, class: &HardwareClass, wanted: Resources, duration_ms: u64) -> Rate {
+        unit_rate(class, (self.per_unit, self.floor), wanted, duration_ms)
     }
 }
 
-/// Devices that are equal to placement.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Group {
-    pub(crate) capacity: Capacity,
+/// What placement knows of a device beside its shape and its price.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Spot {
+    /// Free.
+    pub(crate) memory_bytes: u64,
+    /// Free.
+    pub(crate) disk_bytes: u64,
+    pub(crate) memory_offered_bytes: u64,
+    pub(crate) disk_offered_bytes: u64,
     pub(crate) traits: u32,
 }
 
-/// Devices by age, without a set where there is but one.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Ids {
-    One(DeviceId),
-    Many(BTreeSet<DeviceId>),
+/// Devices by age, without a map where there is but one.
+#[derive(Debug)]
+pub(crate) enum Spots {
+    One(DeviceId, Spot),
+    Many(BTreeMap<DeviceId, Spot>),
 }
 
-/// The devices of a group, the oldest first.
+/// The devices of a shape, the oldest first.
 #[derive(Debug, Clone)]
-pub(crate) enum IdsIter<'a> {
-    One(Option<DeviceId>),
-    Many(btree_set::Iter<'a, DeviceId>),
+pub(crate) enum SpotsIter<'a> {
+    One(Option<(DeviceId, &'a Spot)>),
+    Many(btree_map::Iter<'a, DeviceId, Spot>),
 }
 
-impl Iterator for IdsIter<'_> {
-    type Item = DeviceId;
-    fn next(&mut self) -> Option<DeviceId> {
+impl<'a> Iterator for SpotsIter<'a> {
+    type Item = (DeviceId, &'a Spot);
+    fn next(&mut self) -> Option<Self::Item> {
         match self {
-            Self::One(id) => id.take(),
-            Self::Many(ids) => ids.next().copied(),
+            Self::One(spot) => spot.take(),
+            Self::Many(spots) => spots.next().map(|(id, spot)| (*id, spot)),
         }
     }
 }
 
-impl Ids {
-    pub(crate) fn iter(&self) -> IdsIter<'_> {
+impl Spots {
+    pub(crate) fn iter(&self) -> SpotsIter<'_> {
         match self {
-            Self::One(id) => IdsIter::One(Some(*id)),
-            Self::Many(ids) => IdsIter::Many(ids.iter()),
+            Self::One(id, spot) => SpotsIter::One(Some((*id, spot))),
+            Self::Many(spots) => SpotsIter::Many(spots.iter()),
         }
     }
 
-    fn insert(&mut self, id: DeviceId) {
+    pub(crate) fn len(&self) -> usize {
         match self {
-            Self::One(first) => *self = Self::Many(BTreeSet::from([*first, id])),
-            Self::Many(ids) => drop(ids.insert(id)),
+            Self::One(..) => 1,
+            Self::Many(spots) => spots.len(),
         }
     }
 
-    /// Takes one out; whether none is left.
-    fn remove(&mut self, id: DeviceId) -> bool {
+    fn insert(&mut self, id: DeviceId, spot: Spot) {
         match self {
-            Self::One(_) => true,
-            Self::Many(ids) => {
-                ids.remove(&id);
-                if let (1, Some(last)) = (ids.len(), ids.first().copied()) {
-                    *self = Self::One(last);
+            Self::One(first, known) => *self = Self::Many(BTreeMap::from([(*first, *known), (id, spot)])),
+            Self::Many(spots) => drop(spots.insert(id, spot)),
+        }
+    }
+
+    /// Takes one out, and whether it was the last.
+    fn remove(&mut self, id: DeviceId) -> (Option<Spot>, bool) {
+        match self {
+            Self::One(_, spot) => (Some(*spot), true),
+            Self::Many(spots) => {
+                let spot = spots.remove(&id);
+                if let (1, Some((last, spot))) = (spots.len(), spots.first_key_value()) {
+                    *self = Self::One(*last, *spot);
                 }
-                false
+                (spot, false)
             }
         }
     }
 }
 
-/// What a member's cost depends on: all that is neither memory nor disk.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Shape {
-    cpu_offered_millis: u32,
-    cpu_millis: u32,
-    gpus: Box<[u16]>,
+/// One price: devices by what of them is free, memory and disk aside.
+pub(crate) type Shelf = BTreeMap<Shape, Spots>;
+/// How many GPUs are free: 0 none, 1 a part of one, n + 1 for n whole ones.
+type Rank = u8;
+
+/// Why a device takes nothing at all, whatever is asked of it; its schedule, which the time decides, is one of its traits.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[expect(clippy::struct_excessive_bools, reason = "each by itself keeps a device from work")]
+pub(crate) struct Standing {
+    /// Not in the pool: by stage.
+    pub(crate) unpooled: Option<Unpooled>,
+    /// Not heard from.
+    pub(crate) silent: bool,
+    paused: bool,
+    draining: bool,
+    yielding: bool,
+    /// Has a tenant and lets no second one in.
+    pub(crate) full: bool,
 }
 
-impl Shape {
-    fn of(capacity: &Capacity) -> Self {
-        let Capacity { cpu_offered_millis, cpu_millis, .. } = *capacity;
-        Self { cpu_offered_millis, cpu_millis, gpus: capacity.gpus.clone() }
+/// A stage before the pool or beside it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Unpooled {
+    Registered,
+    Checking,
+    Refused,
+}
+
+impl Standing {
+    /// `None` for a device that is archived: it stands nowhere.
+    fn of(device: &Device) -> Option<Self> {
+        let unpooled = match device.stage {
+            DeviceStage::Registered => Some(Unpooled::Registered),
+            DeviceStage::Checking => Some(Unpooled::Checking),
+            DeviceStage::Refused { .. } => Some(Unpooled::Refused),
+            DeviceStage::Pooled => None,
+            DeviceStage::Archived => return None,
+        };
+        let OwnerRules { paused, draining, yielding, .. } = device.rules;
+        let silent = device.contact != Contact::Connected;
+        let full = device.one_tenant() && device.leases > 0;
+        Some(Self { unpooled, silent, paused, draining, yielding, full })
+    }
+
+    /// Whether its owner lets new leases in, the schedule aside.
+    pub(crate) fn welcomes(self) -> bool {
+        !(self.paused || self.draining || self.yielding)
+    }
+
+    /// Whether it counts as supply: what is hired does.
+    fn supplies(self) -> bool {
+        Self { full: false, ..self } == Self::default()
     }
 }
 
-/// Groups of one shape.
-pub(crate) type Groups = BTreeMap<Group, Ids>;
-/// One price.
-pub(crate) type Shelf = BTreeMap<Shape, Groups>;
-/// How many GPUs are free: 0 none, 1 a part of one, n + 1 for n whole ones.
-type Rank = u8;
+/// Devices by free GPUs, price and shape.
+type Ranks = BTreeMap<Rank, BTreeMap<Ask, Shelf>>;
 
 /// One class of hardware.
 #[derive(Debug, Default)]
 pub(crate) struct Kind {
-    ranks: BTreeMap<Rank, BTreeMap<Ask, Shelf>>,
-    devices: u64,
+    standings: BTreeMap<Standing, Ranks>,
     supply_millis: u64,
     pub(crate) typical: Typical,
 }
@@ -242,50 +321,83 @@ impl Kind {
             _ if wanted.is_share() => 1,
             gpus => Rank::try_from(gpus + 1).unwrap_or(Rank::MAX),
         };
-        self.ranks.range(least..).map(|(_, shelves)| shelves.iter())
+        let open = self.standings.get(&Standing::default()).into_iter();
+        open.flat_map(move |ranks| ranks.range(least..)).map(|(_, shelves)| shelves.iter())
     }
 
-    /// Puts a device into its group.
-    fn insert(&mut self, numbers: &mut Numbers, id: DeviceId, device: &Device) {
-        let capacity = Capacity::of(device);
-        let shelves = self.ranks.entry(rank(&capacity)).or_default();
-        let groups = shelves.entry(Ask::of(device)).or_default().entry(Shape::of(&capacity)).or_default();
-        let traits = numbers.take(Traits::of(device));
-        match groups.entry(Group { capacity, traits }) {
-            Slot::Occupied(mut ids) => ids.get_mut().insert(id),
-            Slot::Vacant(free) => drop(free.insert(Ids::One(id))),
+    /// Puts a device where it belongs.
+    fn insert(&mut self, standing: Standing, id: DeviceId, device: &Device, traits: u32) {
+        let Capacity { shape, memory_bytes, disk_bytes } = Capacity::of(device);
+        let Resources { memory_bytes: memory_offered_bytes, disk_bytes: disk_offered_bytes, .. } =
+            device.enrolment.offered;
+        let spot = Spot { memory_bytes, disk_bytes, memory_offered_bytes, disk_offered_bytes, traits };
+        let shelves = self.standings.entry(standing).or_default().entry(rank(&shape)).or_default();
+        match shelves.entry(Ask::of(device)).or_default().entry(shape) {
+            Slot::Occupied(mut spots) => spots.get_mut().insert(id, spot),
+            Slot::Vacant(free) => drop(free.insert(Spots::One(id, spot))),
         }
     }
 
-    /// Takes a device out of its group; what is empty then goes with it.
-    fn remove(&mut self, numbers: &mut Numbers, id: DeviceId, device: &Device) {
-        let capacity = Capacity::of(device);
-        let (rank, ask) = (rank(&capacity), Ask::of(device));
-        let Some(traits) = numbers.of.get(&Traits::of(device)).copied() else { return };
-        let Some(shelves) = self.ranks.get_mut(&rank) else { return };
-        let Some(shapes) = shelves.get_mut(&ask) else { return };
-        let shape = Shape::of(&capacity);
-        let Some(groups) = shapes.get_mut(&shape) else { return };
-        let group = Group { capacity, traits };
-        let Some(ids) = groups.get_mut(&group) else { return };
-        if ids.remove(id) {
-            groups.remove(&group);
+    /// Takes a device out; what is empty then goes with it. The number of its traits.
+    fn remove(&mut self, standing: Standing, id: DeviceId, device: &Device) -> Option<u32> {
+        let shape = Capacity::of(device).shape;
+        let (rank, ask) = (rank(&shape), Ask::of(device));
+        let ranks = self.standings.get_mut(&standing)?;
+        let shelves = ranks.get_mut(&rank)?;
+        let shelf = shelves.get_mut(&ask)?;
+        let (spot, last) = shelf.get_mut(&shape)?.remove(id);
+        if last {
+            shelf.remove(&shape);
+            if shelf.is_empty() {
+                shelves.remove(&ask);
+            }
+            if shelves.is_empty() {
+                ranks.remove(&rank);
+            }
+            if ranks.is_empty() {
+                self.standings.remove(&standing);
+            }
         }
-        if groups.is_empty() {
-            shapes.remove(&shape);
-        }
-        if shapes.is_empty() {
-            shelves.remove(&ask);
-        }
-        if shelves.is_empty() {
-            self.ranks.remove(&rank);
-        }
-        numbers.give_back(traits);
+        spot.map(|spot| spot.traits)
     }
 }
 
-fn rank(capacity: &Capacity) -> Rank {
-    match (capacity.whole_gpus(), capacity.gpus.first()) {
+impl Alike<'_> {
+    /// Free units, in thousandths: of GPUs, or on a CPU device of CPU threads.
+    pub(crate) fn free_millis(&self) -> u64 {
+        match self.class {
+            HardwareClass::Cpu => self.shape.cpu_millis.into(),
+            HardwareClass::Gpu(_) => self.shape.gpus.iter().map(|free| u64::from(*free)).sum(),
+        }
+    }
+
+    /// The same of those in use and free.
+    pub(crate) fn offered_millis(&self) -> u64 {
+        match self.class {
+            HardwareClass::Cpu => self.shape.cpu_offered_millis.into(),
+            HardwareClass::Gpu(_) => self.shape.gpus.len() as u64 * u64::from(GPU_MILLIS),
+        }
+    }
+
+    /// Whether they could take something, their schedules aside.
+    pub(crate) fn has_room(&self) -> bool {
+        let Standing { unpooled, silent, .. } = self.standing;
+        unpooled.is_none() && !silent && self.standing.welcomes() && self.free_millis() > 0
+    }
+}
+
+/// Devices that stand alike but for their ids, their traits and their memory and disk.
+#[derive(Clone, Copy)]
+pub(crate) struct Alike<'a> {
+    pub(crate) class: &'a HardwareClass,
+    pub(crate) standing: Standing,
+    pub(crate) ask: &'a Ask,
+    pub(crate) shape: &'a Shape,
+    pub(crate) spots: &'a Spots,
+}
+
+fn rank(shape: &Shape) -> Rank {
+    match (shape.whole_gpus(), shape.gpus.first()) {
         (0, None | Some(0)) => 0,
         (whole, _) => Rank::try_from(whole + 1).unwrap_or(Rank::MAX),
     }
@@ -297,11 +409,11 @@ pub(crate) struct Turn<'a> {
     pub(crate) event: &'a PublicBody,
     /// The devices that it changes.
     pub(crate) touched: &'a [DeviceId],
-    pub(crate) devices: &'a BTreeMap<DeviceId, Device>,
+    pub(crate) devices: &'a Devices,
     pub(crate) orders: &'a BTreeMap<OrderId, Order>,
 }
 
-/// What is open for hire, and what is usually asked for.
+/// All devices but archived ones, and what is usually asked for.
 #[derive(Debug, Default)]
 pub(crate) struct Book {
     numbers: Numbers,
@@ -309,24 +421,44 @@ pub(crate) struct Book {
     demand: Demand,
     /// Follows from supply and demand; made when it is asked for.
     scarcity: OnceLock<BTreeMap<String, i64>>,
-}
-
-/// Whether a device takes new leases, its schedule aside.
-fn open(device: &Device) -> bool {
-    let OwnerRules { paused, draining, yielding, .. } = device.rules;
-    let resting = paused || draining || yielding;
-    device.stage == DeviceStage::Pooled && device.contact == Contact::Connected && !resting
+    /// How many devices stand here.
+    devices: usize,
+    /// Devices that an event is about to change, with the numbers of their traits before.
+    changing: Vec<(DeviceId, u32)>,
 }
 
 impl Book {
     /// The book of a state, from nothing.
     pub(crate) fn build(state: &State) -> Self {
         let mut book = Self { demand: Demand::of(state.orders.values()), ..Self::default() };
-        state.devices.iter().for_each(|(id, device)| book.insert(*id, device));
+        state.devices.iter().for_each(|(id, device)| book.insert(*id, device, None));
         book
     }
 
-    /// Classes of hardware with open devices.
+    /// How many devices stand here.
+    pub(crate) fn devices(&self) -> usize {
+        self.devices
+    }
+
+    /// All devices, the class with the most free GPUs and the lowest ask first.
+    pub(crate) fn all(&self) -> impl Iterator<Item = Alike<'_>> {
+        self.kinds.iter().flat_map(|(class, kind)| alike(class, kind))
+    }
+
+    /// Those of a class.
+    pub(crate) fn of_class<'a>(&'a self, class: &'a HardwareClass) -> impl Iterator<Item = Alike<'a>> {
+        self.kinds.get(class).into_iter().flat_map(move |kind| alike(class, kind))
+    }
+
+    /// By the number of their traits, whether the schedule lets a lease begin now.
+    pub(crate) fn hours(&self, now_ms: u64) -> Vec<bool> {
+        let open = |known: &Option<(Traits<'static>, u32)>| {
+            known.as_ref().is_none_or(|(traits, _)| traits.open(now_ms))
+        };
+        self.numbers.known.iter().map(open).collect()
+    }
+
+    /// Classes of hardware.
     pub(crate) fn kinds(&self) -> impl Iterator<Item = (&HardwareClass, &Kind)> {
         self.kinds.iter()
     }
@@ -342,7 +474,7 @@ impl Book {
     }
 
     /// The traits with this number.
-    pub(crate) fn traits(&self, number: u32) -> Option<&Traits> {
+    pub(crate) fn traits(&self, number: u32) -> Option<&Traits<'static>> {
         self.numbers.known.get(number as usize)?.as_ref().map(|(traits, _)| traits)
     }
 
@@ -357,41 +489,42 @@ impl Book {
         })
     }
 
-    fn insert(&mut self, id: DeviceId, device: &Device) {
-        if !open(device) {
+    /// Puts a device in; `before` is the number of its traits before a change.
+    fn insert(&mut self, id: DeviceId, device: &Device, before: Option<u32>) {
+        let Some(standing) = Standing::of(device) else {
+            before.into_iter().for_each(|number| self.numbers.give_back(number));
             return;
-        }
-        let kind = match self.kinds.entry(device.class.clone()) {
-            Slot::Occupied(kind) => kind.into_mut(),
-            Slot::Vacant(free) => {
+        };
+        let kind = match self.kinds.get_mut(&device.class) {
+            Some(kind) => kind,
+            None => {
                 let typical = Typical::of(&device.class, self.demand.typical());
-                free.insert(Kind { typical, ..Kind::default() })
+                self.kinds.entry(device.class.clone()).or_insert(Kind { typical, ..Kind::default() })
             }
         };
-        kind.devices += 1;
-        kind.supply_millis += u64::from(device.enrolment.offered.gpus) * u64::from(GPU_MILLIS);
-        if device.one_tenant() && device.leases > 0 {
-            return;
-        }
-        kind.insert(&mut self.numbers, id, device);
+        self.devices += 1;
+        kind.supply_millis += supply_millis(standing, device);
+        kind.insert(standing, id, device, self.numbers.take(Traits::of(device), before));
     }
 
-    fn remove(&mut self, id: DeviceId, device: &Device) {
-        let Some(kind) = self.kinds.get_mut(&device.class).filter(|_| open(device)) else { return };
-        kind.devices -= 1;
-        kind.supply_millis -= u64::from(device.enrolment.offered.gpus) * u64::from(GPU_MILLIS);
-        if !(device.one_tenant() && device.leases > 0) {
-            kind.remove(&mut self.numbers, id, device);
-        }
-        if kind.devices == 0 {
+    /// Takes a device out. The number of its traits, which is not given back.
+    fn remove(&mut self, id: DeviceId, device: &Device) -> Option<u32> {
+        let standing = Standing::of(device)?;
+        let kind = self.kinds.get_mut(&device.class)?;
+        self.devices -= 1;
+        kind.supply_millis -= supply_millis(standing, device);
+        let traits = kind.remove(standing, id, device);
+        if kind.standings.is_empty() {
             self.kinds.remove(&device.class);
         }
+        traits
     }
 
     /// Takes out the devices that an event is about to change, and the orders that leave with it.
     pub(crate) fn before(&mut self, Turn { event, touched, devices, orders }: Turn<'_>) {
-        for (id, device) in touched.iter().filter_map(|id| devices.get_key_value(id)) {
-            self.remove(*id, device);
+        for (id, device) in touched.iter().filter_map(|id| Some((*id, devices.get(id)?))) {
+            let traits = self.remove(id, device);
+            self.changing.extend(traits.map(|number| (id, number)));
         }
         // What is hired is supply still.
         let hired = matches!(
@@ -410,8 +543,10 @@ impl Book {
 
     /// Puts them back as they are now.
     pub(crate) fn after(&mut self, Turn { event, touched, devices, orders }: Turn<'_>) {
-        for (id, device) in touched.iter().filter_map(|id| devices.get_key_value(id)) {
-            self.insert(*id, device);
+        let mut before = std::mem::take(&mut self.changing);
+        for (id, device) in touched.iter().filter_map(|id| Some((*id, devices.get(id)?))) {
+            let known = before.iter().position(|(changing, _)| *changing == id);
+            self.insert(id, device, known.map(|at| before.swap_remove(at).1));
         }
         if let PublicBody::OrderAccepted { order, .. } = event
             && let Some(order) = orders.get(order)
@@ -432,30 +567,42 @@ impl Book {
     pub(crate) fn same(&self, other: &Self) -> bool {
         let classes = |book: &Self| -> Vec<_> {
             let kinds = book.kinds.iter();
-            kinds
-                .map(|(class, kind)| (class.clone(), kind.devices, kind.supply_millis, kind.typical.clone()))
-                .collect()
+            kinds.map(|(class, kind)| (class.clone(), kind.supply_millis, kind.typical.clone())).collect()
         };
         self.demand == other.demand
+            && self.devices == other.devices
             && classes(self) == classes(other)
             && self.kinds.keys().all(|class| self.entries(class) == other.entries(class))
     }
 
     /// Every device of a class with where it stands, by device.
-    fn entries(&self, class: &HardwareClass) -> BTreeMap<DeviceId, Entry<'_>> {
-        let shelves = self.kinds.get(class).into_iter().flat_map(|kind| &kind.ranks);
-        let shelves = shelves.flat_map(|(rank, shelves)| shelves.iter().map(move |groups| (*rank, groups)));
-        let groups = shelves.flat_map(|(rank, (ask, shapes))| {
-            shapes.values().flatten().map(move |group| (rank, *ask, group))
-        });
-        let entry = |(rank, ask, (group, ids)): (_, _, (&'_ Group, &'_ Ids))| -> Vec<_> {
-            ids.iter().map(|id| (id, (rank, ask, group.traits, group.capacity.clone()))).collect()
+    fn entries<'a>(&'a self, class: &'a HardwareClass) -> BTreeMap<DeviceId, Entry<'a>> {
+        let entry = |Alike { standing, ask, shape, spots, .. }: Alike<'a>| {
+            let entry = move |(id, spot): (DeviceId, &'a Spot)| {
+                let spot = (Spot { traits: 0, ..*spot }, self.traits(spot.traits));
+                (id, (standing, ask, shape, spot))
+            };
+            spots.iter().map(entry)
         };
-        let all = groups.flat_map(entry);
-        all.map(|(id, (rank, ask, traits, capacity))| (id, (rank, ask, self.traits(traits), capacity)))
-            .collect()
+        self.of_class(class).flat_map(entry).collect()
     }
 }
 
 /// Where a device stands.
-type Entry<'a> = (Rank, Ask, Option<&'a Traits>, Capacity);
+type Entry<'a> = (Standing, &'a Ask, &'a Shape, (Spot, Option<&'a Traits<'static>>));
+
+fn supply_millis(standing: Standing, device: &Device) -> u64 {
+    if !standing.supplies() {
+        return 0;
+    }
+    u64::from(device.enrolment.offered.gpus) * u64::from(GPU_MILLIS)
+}
+
+fn alike<'a>(class: &'a HardwareClass, kind: &'a Kind) -> impl Iterator<Item = Alike<'a>> {
+    let ranks = kind.standings.iter();
+    let shelves = ranks
+        .flat_map(|(standing, ranks)| ranks.values().rev().flatten().map(move |shelf| (*standing, shelf)));
+    shelves.flat_map(move |(standing, (ask, shelf))| {
+        shelf.iter().map(move |(shape, spots)| Alike { class, standing, ask, shape, spots })
+    })
+}

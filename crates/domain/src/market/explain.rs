@@ -2,27 +2,30 @@
 //! request that would succeed now, each with its price.
 //!
 //! Always holds: a relaxation was tried (`quote`) before it is named, so with it the request succeeds in this very state;
-//! one change is named before two; the same state gives the same answer. It looks at every device, so it runs beside the
-//! writer and never in it. Not here: placing (`place`), why a device gets no work (`explain_device`).
+//! one change is named before two; the same state gives the same answer. It goes through all of the index, and of devices
+//! that are alike to placement looks at one; so it runs beside the writer and never in it. Not here: placing (`place`), why a device gets no work (`explain_device`).
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
+use super::book::{Alike, Spot};
 use super::egress::Egress;
 use super::place::Shortfall;
 use super::price::member_rate;
-use super::quote::{Quote, quote};
+use super::quote::{Quote, quote, quote_if_any};
 use super::request::Request;
 use crate::connectivity::claimed_region;
 use crate::device::{Contact, Device, DeviceStage, HardwareClass, Resources, Tier};
+use crate::devices::Devices;
 use crate::id::{Address, DeviceId, QuoteId};
 use crate::money::Rate;
 use crate::refusal::Refusal;
 use crate::state::State;
 
-/// Most devices that are remembered for each set of unmet conditions, beside one for each member.
-const KEPT_PER_SET: usize = 256;
+/// Most devices that are remembered for each set of unmet conditions, and of each class of them, beside one for each member.
+const KEPT_PER_SET: usize = 512;
+const KEPT_PER_CLASS: usize = 48;
 /// Most relaxations that are tried, and named.
 const TRIES: usize = 48;
 const NAMED: usize = 8;
@@ -78,6 +81,17 @@ impl Condition {
         Self::Disk,
         Self::Gpus,
     ];
+    /// What depends on what is free.
+    const ROOM: [Self; 4] = [Self::Cpus, Self::Memory, Self::Disk, Self::Gpus];
+
+    /// A set of this one alone.
+    fn bit(self) -> u32 {
+        1 << self as u32
+    }
+
+    fn bits<'a>(these: impl IntoIterator<Item = &'a Self>) -> u32 {
+        these.into_iter().fold(0, |bits, one| bits | one.bit())
+    }
 }
 
 /// A device that would nearly do.
@@ -281,39 +295,104 @@ struct Pool<'a> {
 
 type Near<'a> = (usize, Rate, DeviceId, &'a Device);
 
+/// Devices of a set of unmet conditions that are remembered.
+#[derive(Default)]
+struct Kept<'a> {
+    set: BTreeSet<Condition>,
+    devices: Vec<&'a Device>,
+    class: Option<(&'a HardwareClass, usize)>,
+}
+
+impl<'a> Kept<'a> {
+    /// Whether one more of a class is wanted.
+    fn takes(&mut self, class: &'a HardwareClass, members: usize) -> bool {
+        let (known, count) = self.class.unwrap_or((class, 0));
+        let count = if known == class { count } else { 0 };
+        self.class = Some((class, count + 1));
+        count < KEPT_PER_CLASS + members && self.devices.len() < KEPT_PER_SET + members
+    }
+}
+
+/// The conditions on what is free that a device does not meet, as [`misses`] has them.
+fn missed_room(alike: &Alike<'_>, spot: Option<&Spot>, per: Resources) -> u32 {
+    use Condition as C;
+    let Alike { shape, standing, .. } = alike;
+    let gpus = match shape.gpus.first() {
+        _ if per.gpus == 0 => true,
+        Some(freest) if per.is_share() => u32::from(*freest) >= per.millis_per_gpu(),
+        _ => !standing.full && shape.whole_gpus() >= per.gpus,
+    };
+    let Some(spot) = spot else {
+        let met = [(C::Gpus, gpus), (C::Cpus, shape.cpu_millis >= per.cpu_millis)];
+        return Condition::bits(met.iter().filter(|(_, met)| !met).map(|(one, _)| one));
+    };
+    let memory = if spot.memory_bytes >= per.memory_bytes { 0 } else { C::Memory.bit() };
+    let disk = if spot.disk_bytes >= per.disk_bytes { 0 } else { C::Disk.bit() };
+    memory | disk
+}
+
 impl<'a> Pool<'a> {
     fn of(state: &'a State, wanted: &'a Request, now_ms: u64) -> Self {
         let mut pool = Self { wanted, now_ms, sets: BTreeMap::new(), nearest: Vec::new() };
-        let kept = KEPT_PER_SET + wanted.members as usize;
-        for (id, device) in &state.devices {
-            if matches!(device.stage, DeviceStage::Archived) {
-                continue;
+        let (book, members) = (state.book(), wanted.members as usize);
+        let (room, relaxable) = (Condition::bits(&Condition::ROOM), Condition::bits(&Condition::RELAXABLE));
+        let alone = |id| {
+            let missed = state.devices.get(&id).map(|device| misses(device, wanted, now_ms));
+            Condition::bits(&missed.unwrap_or_default()) & !room
+        };
+        let mut kept: BTreeMap<u32, Kept<'a>> = BTreeMap::new();
+        let mut known: Vec<Option<u32>> = Vec::new();
+        let mut last = None;
+        for alike in book.all() {
+            if last.replace((alike.class, alike.standing)) != Some((alike.class, alike.standing)) {
+                known.clear();
+                known.resize(book.numbers(), None);
             }
-            let missed = misses(device, wanted, now_ms);
-            if !missed.is_empty() {
-                pool.note_near(missed.len(), *id, device);
-            }
-            if missed.len() <= 2 && missed.iter().all(|one| Condition::RELAXABLE.contains(one)) {
-                let set = pool.sets.entry(missed.into_iter().collect()).or_default();
-                if set.len() < kept {
-                    set.push(device);
+            let of_shape = missed_room(&alike, None, wanted.per_member);
+            let mut rate = None;
+            for (id, spot) in alike.spots.iter() {
+                let Some(known) = known.get_mut(spot.traits as usize) else { continue };
+                let of_traits = *known.get_or_insert_with(|| alone(id));
+                let missed = of_traits | of_shape | missed_room(&alike, Some(spot), wanted.per_member);
+                let count = missed.count_ones() as usize;
+                if missed != 0 && pool.is_near(count) {
+                    let rate = *rate.get_or_insert_with(|| {
+                        alike.ask.rate(alike.class, wanted.per_member, wanted.duration_ms)
+                    });
+                    pool.note_near(count, rate, id, &state.devices);
+                }
+                if count > 2 || missed & !relaxable != 0 {
+                    continue;
+                }
+                let kept = kept.entry(missed).or_default();
+                if kept.takes(alike.class, members)
+                    && let Some(device) = state.devices.get(&id)
+                {
+                    if kept.devices.is_empty() {
+                        kept.set = misses(device, wanted, now_ms).into_iter().collect();
+                    }
+                    kept.devices.push(device);
                 }
             }
         }
+        pool.sets = kept.into_values().map(|kept| (kept.set, kept.devices)).collect();
         pool
     }
 
+    /// Whether a device that misses so many conditions may be among the nearest.
+    fn is_near(&self, missed: usize) -> bool {
+        self.nearest.len() < NEAREST || self.nearest.last().is_some_and(|worst| missed <= worst.0)
+    }
+
     /// Keeps the few with the fewest misses, the cheaper and then the older first.
-    fn note_near(&mut self, missed: usize, id: DeviceId, device: &'a Device) {
-        let worst = self.nearest.last().filter(|_| self.nearest.len() >= NEAREST);
-        if worst.is_some_and(|worst| worst.0 < missed) {
+    fn note_near(&mut self, missed: usize, rate: Rate, id: DeviceId, devices: &'a Devices) {
+        let full = self.nearest.last().filter(|_| self.nearest.len() >= NEAREST);
+        if full.is_some_and(|worst| (worst.0, worst.1, worst.2) < (missed, rate, id)) {
             return;
         }
-        let near: Near<'a> =
-            (missed, member_rate(device, self.wanted.per_member, self.wanted.duration_ms), id, device);
-        let key = |near: &Near<'_>| (near.0, near.1, near.2);
-        let at = self.nearest.partition_point(|known| key(known) <= key(&near));
-        self.nearest.insert(at, near);
+        let Some(device) = devices.get(&id) else { return };
+        let at = self.nearest.partition_point(|known| (known.0, known.1, known.2) <= (missed, rate, id));
+        self.nearest.insert(at, (missed, rate, id, device));
         self.nearest.truncate(NEAREST);
     }
 
@@ -436,7 +515,7 @@ impl Search<'_> {
         }
         self.tries -= 1;
         let uncapped = Request { max_rate: None, ..relaxed.clone() };
-        let Ok(quote) = priced(self.state, &uncapped, self.now_ms) else { return false };
+        let Some(quote) = quote_if_any(self.state, &uncapped, self.now_ms) else { return false };
         let mut changed = changed.to_vec();
         let mut request = relaxed;
         if request.max_rate.is_some_and(|cap| quote.rate > cap) {

@@ -3,8 +3,11 @@
 //! Always holds: what is said of orders is judged by the device as it is now, and says so; other renters' orders show no
 //! more than the public journal does. Not here: what a renter could change (`explain`).
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
+use super::book::Alike;
 use super::explain::{in_words, misses};
 use super::price::{Pricer, member_rate};
 use super::record::{ClassRecord, Served};
@@ -75,10 +78,7 @@ pub struct DeviceExplanation {
 /// If there is none.
 pub fn device(state: &State, id: DeviceId, now_ms: u64) -> Result<DeviceExplanation, Refusal> {
     let found = state.device(id)?;
-    let rivals = state.devices.iter().filter(|(rival, device)| {
-        **rival != id && device.class == found.class && closed(device, now_ms).is_empty() && has_room(device)
-    });
-    let asks: Vec<_> = rivals.map(|(_, device)| device.enrolment.ask_per_unit).collect();
+    let asks = rivals(state, id, &found.class, now_ms);
     let ask = found.enrolment.ask_per_unit;
     let record = state.market.as_ref();
     let mut orders: Vec<&Order> = state.orders.values().collect();
@@ -89,10 +89,10 @@ pub fn device(state: &State, id: DeviceId, now_ms: u64) -> Result<DeviceExplanat
         closed: closed(found, now_ms),
         leases: found.leases,
         ask_per_unit: ask,
-        lowest_ask_per_unit: asks.iter().min().copied(),
+        lowest_ask_per_unit: asks.keys().next().copied(),
         market_per_unit: Pricer::new(state, now_ms).class_rate(&found.class),
-        rivals: u32::try_from(asks.len()).unwrap_or(u32::MAX),
-        cheaper: u32::try_from(asks.iter().filter(|other| **other < ask).count()).unwrap_or(u32::MAX),
+        rivals: asks.values().sum(),
+        cheaper: asks.range(..ask).map(|(_, devices)| devices).sum(),
         hired_ppm: record.and_then(|market| market.class(&found.class)).map(ClassRecord::hired_now_ppm),
         served: record.and_then(|market| market.served.get(&id)).copied().unwrap_or_default(),
         orders: orders.iter().take(ORDERS).map(|order| passed(state, id, found, order, now_ms)).collect(),
@@ -100,6 +100,21 @@ pub fn device(state: &State, id: DeviceId, now_ms: u64) -> Result<DeviceExplanat
     };
     explained.advice = advice(found, &explained);
     Ok(explained)
+}
+
+/// The other devices of a class that could take work now, by ask.
+fn rivals(state: &State, id: DeviceId, class: &HardwareClass, now_ms: u64) -> BTreeMap<Rate, u32> {
+    let (book, mut asks) = (state.book(), BTreeMap::new());
+    let open = book.hours(now_ms);
+    for alike in book.of_class(class).filter(Alike::has_room) {
+        let others = alike.spots.iter().filter(|(rival, _)| *rival != id);
+        let count =
+            others.filter(|(_, spot)| open.get(spot.traits as usize).is_some_and(|open| *open)).count();
+        if count > 0 {
+            *asks.entry(alike.ask.per_unit).or_default() += u32::try_from(count).unwrap_or(u32::MAX);
+        }
+    }
+    asks
 }
 
 /// Why a device can take nothing at all.
@@ -115,14 +130,6 @@ fn closed(device: &Device, now_ms: u64) -> Vec<String> {
     }
     why.extend(device.rules.closed(now_ms).map(|rule| format!("it is {rule}")));
     why
-}
-
-fn has_room(device: &Device) -> bool {
-    let free = device.free();
-    match device.class {
-        HardwareClass::Cpu => free.cpu_millis > 0 && free.memory_bytes > 0,
-        HardwareClass::Gpu(_) => device.free_gpu_millis().iter().any(|free| *free > 0),
-    }
 }
 
 fn passed(state: &State, id: DeviceId, device: &Device, order: &Order, now_ms: u64) -> Passed {

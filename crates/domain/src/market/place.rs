@@ -5,6 +5,7 @@
 //! one. [`seats`] finds them from the book, [`exhaustive`] by looking at every device: the same answer, for checking.
 //! Always holds: the same state gives the same answer. Not here: the index (`book`), the price (`price`).
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
@@ -20,7 +21,7 @@ use crate::connectivity::claimed_region;
 use crate::device::{Contact, Device, DeviceStage, Resources, Tier};
 use crate::id::DeviceId;
 use crate::money::Rate;
-use crate::order::{Order, Stage};
+use crate::order::Stage;
 use crate::refusal::Refusal;
 use crate::state::State;
 
@@ -114,7 +115,7 @@ pub fn plan(
 /// Chooses device and GPUs for every member, cheapest first; the answer's order is the members' order.
 pub fn seats(state: &State, request: &Request, limits: &Limits, now_ms: u64) -> Result<Vec<Seat>, Refusal> {
     let search = Search::new(state, request, limits, now_ms);
-    all_or_none(state, request, limits, now_ms, search.fill(Shelves::new(&search)))
+    all_or_none(state, request, limits, now_ms, search.fill(Shelves::new(&search)), true)
 }
 
 /// The same without reasons: `None` where not all members fit.
@@ -131,7 +132,7 @@ pub fn exhaustive(
     now_ms: u64,
 ) -> Result<Vec<Seat>, Refusal> {
     let search = Search::new(state, request, limits, now_ms);
-    all_or_none(state, request, limits, now_ms, search.fill(All::new(&search)))
+    all_or_none(state, request, limits, now_ms, search.fill(All::new(&search)), false)
 }
 
 fn all_or_none(
@@ -140,12 +141,13 @@ fn all_or_none(
     limits: &Limits,
     now_ms: u64,
     seats: Vec<Seat>,
+    by_index: bool,
 ) -> Result<Vec<Seat>, Refusal> {
     if seats.len() == request.members as usize {
         return Ok(seats);
     }
     let possible = u32::try_from(seats.len()).unwrap_or(u32::MAX);
-    Err(Refusal::NoCapacity(Sieve::new(request, limits, now_ms).shortfall(state, possible)))
+    Err(Refusal::NoCapacity(Sieve::new(request, limits, now_ms).shortfall(state, possible, by_index)))
 }
 
 /// Whether the state's index, if it has one yet, is the one that would be built from the state now.
@@ -153,15 +155,45 @@ pub fn index_is_true(state: &State) -> bool {
     state.book().same(&Book::build(state))
 }
 
-/// The place of "hired by others now" among the constraints.
+/// The places of "hired by others now" and of the size among the constraints.
 const HIRED: u8 = 8;
+const SIZE: u8 = 4;
+
+/// A constraint, with its place in the order.
+type Constraint = (u8, Cow<'static, str>);
+
+/// What a device is too small in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Size {
+    Gpus,
+    Cpu,
+    Memory,
+    Disk,
+}
+
+/// Why a device does not do.
+enum Miss {
+    Constraint(Constraint),
+    /// Too small even if all of it were free, and how much it offers.
+    Small(Size, u64),
+}
 
 /// Tells which constraint removes a device, in words; for reasons, and for devices that are looked at by themselves.
 pub(super) struct Sieve<'a> {
     request: &'a Request,
     limits: &'a Limits,
     now_ms: u64,
-    removed: BTreeMap<(u8, String), u32>,
+    removed: BTreeMap<Constraint, u32>,
+    /// How many are too small, and what the largest of them offers.
+    small: BTreeMap<Size, (u32, u64)>,
+}
+
+/// What devices of one class, standing and set of traits have in common: what they miss before their size is looked at,
+/// and after it, each by its place in a list.
+#[derive(Clone, Copy)]
+struct Verdict {
+    unwilling: Option<usize>,
+    resting: Option<usize>,
 }
 
 impl Limits {
@@ -177,17 +209,17 @@ impl Limits {
             }
             free = free.less(Resources { gpus: 0, ..taken.wanted }, 0);
             if device.one_tenant() {
-                free.cpu_millis = 0;
+                free.shape.cpu_millis = 0;
             }
         }
-        let capacity = Capacity { gpus: Capacity::with(device, gpus.clone()).gpus, ..free };
-        (capacity, gpus)
+        free.shape.gpus = Capacity::with(device, gpus.iter().copied()).shape.gpus;
+        (free, gpus)
     }
 }
 
 impl<'a> Sieve<'a> {
     pub(super) fn new(request: &'a Request, limits: &'a Limits, now_ms: u64) -> Self {
-        Self { request, limits, now_ms, removed: BTreeMap::new() }
+        Self { request, limits, now_ms, removed: BTreeMap::new(), small: BTreeMap::new() }
     }
 
     /// Whether the device meets every constraint.
@@ -195,24 +227,127 @@ impl<'a> Sieve<'a> {
         self.misses(id, device).is_none()
     }
 
-    /// Counts what each constraint removes.
-    fn sift(&mut self, state: &State) {
-        for (id, device) in &state.devices {
-            if let Some(constraint) = self.misses(*id, device) {
-                *self.removed.entry(constraint).or_insert(0) += 1;
-            }
+    fn count(&mut self, missed: Option<Miss>) {
+        match missed {
+            None => {}
+            Some(Miss::Constraint(constraint)) => *self.removed.entry(constraint).or_insert(0) += 1,
+            Some(Miss::Small(size, offered)) => self.count_small(size, offered),
         }
     }
 
-    /// The first constraint that the device does not meet, with its place in the order.
-    fn misses(&self, id: DeviceId, device: &Device) -> Option<(u8, String)> {
+    fn count_small(&mut self, size: Size, offered: u64) {
+        let (devices, most) = self.small.entry(size).or_default();
+        *devices += 1;
+        *most = offered.max(*most);
+    }
+
+    /// Counts what each constraint removes by a look at every device.
+    fn sift_all(&mut self, state: &State) {
+        for (id, device) in &state.devices {
+            self.count(self.misses(*id, device));
+        }
+    }
+
+    /// The same from the index: of devices that are alike to placement one is looked at.
+    fn sift(&mut self, state: &State) {
+        let (book, wanted) = (state.book(), self.request.per_member);
+        let archived = state.devices.len().saturating_sub(book.devices());
+        if archived > 0 {
+            let archived = u32::try_from(archived).unwrap_or(u32::MAX);
+            self.removed.insert((0, "not pooled (archived)".into()), archived);
+        }
+        let alone: BTreeSet<_> = self.limits.avoid.iter().chain(self.limits.promised.keys()).collect();
+        for (id, device) in alone.iter().filter_map(|id| Some((**id, state.devices.get(id)?))) {
+            if device.stage != DeviceStage::Archived {
+                self.count(self.misses(id, device));
+            }
+        }
+        let mut tally: Vec<(Constraint, u32)> =
+            vec![((HIRED, HIRED_BY_OTHERS.into()), 0), (self.too_dear_in_words(), 0)];
+        let mut verdicts: Vec<Option<Verdict>> = Vec::new();
+        let mut last = None;
+        for alike in book.all() {
+            if last.replace((alike.class, alike.standing)) != Some((alike.class, alike.standing)) {
+                verdicts.clear();
+                verdicts.resize(book.numbers(), None);
+            }
+            let (fits, mut dear) = (alike.shape.fits(wanted), None);
+            for (id, spot) in alike.spots.iter().filter(|(id, _)| !alone.contains(id)) {
+                let Some(known) = verdicts.get_mut(spot.traits as usize) else { continue };
+                let verdict = *known.get_or_insert_with(|| self.verdict(state, id, &mut tally));
+                let offered = (spot.memory_offered_bytes, spot.disk_offered_bytes);
+                let missed = if verdict.unwilling.is_some() {
+                    verdict.unwilling
+                } else if let Some((size, offered)) = too_small(&alike.shape.offered(), offered, wanted) {
+                    self.count_small(size, offered);
+                    continue;
+                } else if verdict.resting.is_some() {
+                    verdict.resting
+                } else if !fits
+                    || wanted.memory_bytes > spot.memory_bytes
+                    || wanted.disk_bytes > spot.disk_bytes
+                {
+                    Some(0)
+                } else {
+                    let rate = || alike.ask.rate(alike.class, wanted, self.request.duration_ms);
+                    dear.get_or_insert_with(|| self.above_promise(rate())).then_some(1)
+                };
+                missed.into_iter().for_each(|at| tally[at].1 += 1);
+            }
+        }
+        for (constraint, devices) in tally.into_iter().filter(|(_, devices)| *devices > 0) {
+            *self.removed.entry(constraint).or_insert(0) += devices;
+        }
+    }
+
+    /// What a device misses whatever is free of it; constraints get a place in the tally.
+    fn verdict(&self, state: &State, id: DeviceId, tally: &mut Vec<(Constraint, u32)>) -> Verdict {
+        let mut place = |missed: Option<Constraint>| {
+            let missed = missed?;
+            let known = tally.iter().position(|(known, _)| *known == missed);
+            Some(known.unwrap_or_else(|| {
+                tally.push((missed, 0));
+                tally.len() - 1
+            }))
+        };
+        let device = state.devices.get(&id);
+        Verdict {
+            unwilling: place(device.and_then(|device| self.unwilling(device))),
+            resting: place(device.and_then(|device| self.resting(device))),
+        }
+    }
+
+    /// The first constraint that the device does not meet.
+    fn misses(&self, id: DeviceId, device: &Device) -> Option<Miss> {
+        let (offered, wanted) = (device.enrolment.offered, self.request.per_member);
+        if let Some(missed) = self.unwilling(device) {
+            return Some(Miss::Constraint(missed));
+        }
+        let beside = (offered.memory_bytes, offered.disk_bytes);
+        if let Some((size, offered)) = too_small(&(offered.gpus, offered.cpu_millis), beside, wanted) {
+            return Some(Miss::Small(size, offered));
+        }
+        let missed = if self.limits.avoid.contains(&id) {
+            Some((5, "a device that this cluster already uses or that failed it".into()))
+        } else if let Some(missed) = self.resting(device) {
+            Some(missed)
+        } else if !self.limits.room(id, device).0.fits(wanted) {
+            Some((HIRED, HIRED_BY_OTHERS.into()))
+        } else {
+            let rate = member_rate(device, wanted, self.request.duration_ms);
+            self.above_promise(rate).then(|| self.too_dear_in_words())
+        };
+        missed.map(Miss::Constraint)
+    }
+
+    /// What is asked for beside sizes: the same for all devices of a class and a set of traits.
+    fn unwilling(&self, device: &Device) -> Option<Constraint> {
         let r = self.request;
         let enrolment = &device.enrolment;
         let tag = r.tags.iter().find(|tag| !enrolment.tags.contains(*tag));
         let other_network = r.network.as_ref().filter(|network| **network != enrolment.network);
         let other_model = r.gpu_model.as_ref().filter(|_| !r.allows(&device.class));
-        let wanted = r.per_member;
-        let missing = if device.stage != DeviceStage::Pooled {
+        let (place, missing) = if device.stage != DeviceStage::Pooled {
             (0, format!("not pooled ({})", device.stage))
         } else if let Some(model) = other_model {
             (1, format!("GPU model {model}"))
@@ -226,20 +361,18 @@ impl<'a> Sieve<'a> {
             (4, low)
         } else if device.rules.no_egress && r.egress != Egress::Off {
             (4, format!("egress {}, which their suppliers forbid (ask with egress off)", r.egress))
-        } else if !enrolment.offered.holds(wanted) {
-            (4, format!("size ({})", size(enrolment.offered, wanted)))
-        } else if self.limits.avoid.contains(&id) {
-            (5, "a device that this cluster already uses or that failed it".into())
-        } else if device.contact != Contact::Connected {
-            (6, "not heard from at present".into())
-        } else if let Some(why) = device.rules.closed(self.now_ms) {
-            (7, why.into())
-        } else if !self.limits.room(id, device).0.fits(wanted) {
-            (HIRED, "hired by others now".into())
         } else {
-            return self.too_dear(device);
+            return None;
         };
-        Some(missing)
+        Some((place, missing.into()))
+    }
+
+    /// Why it takes nothing now: the same for all devices of a standing and a set of traits.
+    fn resting(&self, device: &Device) -> Option<Constraint> {
+        if device.contact != Contact::Connected {
+            return Some((6, "not heard from at present".into()));
+        }
+        device.rules.closed(self.now_ms).map(|why| (7, why.into()))
     }
 
     /// A tag that claims a region counts only as long as round trips bear it out.
@@ -257,48 +390,89 @@ impl<'a> Sieve<'a> {
         Some(format!("connectivity {least} ({down}/{up} Mbit/s down/up): measured {earned}"))
     }
 
-    fn too_dear(&self, device: &Device) -> Option<(u8, String)> {
-        let most = self.limits.rates.as_ref()?.iter().max()?;
-        let rate = member_rate(device, self.request.per_member, self.request.duration_ms);
-        (rate > *most).then(|| (9, format!("a price above the promised {most}")))
+    fn most(&self) -> Option<Rate> {
+        self.limits.rates.as_ref()?.iter().max().copied()
     }
 
-    /// Why it does not work out.
-    pub(super) fn shortfall(mut self, state: &State, possible: u32) -> Shortfall {
-        self.sift(state);
-        // Only a device that would do if it were free is worth waiting for.
-        let may_do = |id| {
-            let missing = state.devices.get(&id).map(|device| self.misses(id, device));
-            missing.is_some_and(|missing| missing.is_none_or(|(place, _)| place == HIRED))
-        };
-        let live = state.orders.values().filter(|order| order.stage < Stage::Closing);
-        let in_the_way =
-            live.filter(|order| order.leases.values().any(|lease| lease.live() && may_do(lease.device)));
-        let free_at_ms = in_the_way.filter_map(Order::ends_ms).min();
+    fn above_promise(&self, rate: Rate) -> bool {
+        self.most().is_some_and(|most| rate > most)
+    }
+
+    fn too_dear_in_words(&self) -> Constraint {
+        (9, format!("a price above the promised {}", self.most().unwrap_or_default()).into())
+    }
+
+    /// Why it does not work out, by the index or by a look at every device: the same answer.
+    pub(super) fn shortfall(mut self, state: &State, possible: u32, by_index: bool) -> Shortfall {
+        if by_index {
+            self.sift(state)
+        } else {
+            self.sift_all(state)
+        }
+        let wanted = self.request.per_member;
+        for (size, (devices, most)) in std::mem::take(&mut self.small) {
+            let constraint = (SIZE, format!("size ({})", size_in_words(size, wanted, most)).into());
+            self.removed.insert(constraint, devices);
+        }
+        let free_at_ms = self.free_at_ms(state);
+        let removed = self.removed.into_iter();
         Shortfall {
             wanted: self.request.members,
             possible,
             devices: u32::try_from(state.devices.len()).unwrap_or(u32::MAX),
-            removed: self
-                .removed
-                .into_iter()
-                .map(|((_, constraint), devices)| Removed { constraint, devices })
+            removed: removed
+                .map(|((_, constraint), devices)| Removed { constraint: constraint.into_owned(), devices })
                 .collect(),
             free_in_ms: free_at_ms.map(|at| at.saturating_sub(self.now_ms)),
         }
     }
+
+    /// When the first device comes free that would do if it were free: no other is worth waiting for.
+    fn free_at_ms(&self, state: &State) -> Option<u64> {
+        let may_do = |id| match state.devices.get(&id).map(|device| self.misses(id, device)) {
+            Some(Some(Miss::Constraint((place, _)))) => place == HIRED,
+            Some(missed) => missed.is_none(),
+            None => false,
+        };
+        let live = state.orders.values().filter(|order| order.stage < Stage::Closing);
+        live.filter_map(|order| Some((order, order.ends_ms()?))).fold(None, |first, (order, ends_ms)| {
+            let sooner = first.is_none_or(|first| ends_ms < first);
+            let better = sooner && order.leases.values().any(|lease| lease.live() && may_do(lease.device));
+            if better { Some(ends_ms) } else { first }
+        })
+    }
+}
+
+const HIRED_BY_OTHERS: &str = "hired by others now";
+
+/// What a device that offers so many GPUs and CPU, and so much memory and disk, is too small in.
+fn too_small(
+    (gpus, cpu_millis): &(u32, u32),
+    (memory_bytes, disk_bytes): (u64, u64),
+    wanted: Resources,
+) -> Option<(Size, u64)> {
+    if wanted.gpus > *gpus {
+        Some((Size::Gpus, u64::from(*gpus)))
+    } else if wanted.cpu_millis > *cpu_millis {
+        Some((Size::Cpu, u64::from(*cpu_millis)))
+    } else if wanted.memory_bytes > memory_bytes {
+        Some((Size::Memory, memory_bytes))
+    } else if wanted.disk_bytes > disk_bytes {
+        Some((Size::Disk, disk_bytes))
+    } else {
+        None
+    }
 }
 
 /// Which of the sizes is too large, with both numbers.
-fn size(offered: Resources, wanted: Resources) -> String {
+fn size_in_words(size: Size, wanted: Resources, most: u64) -> String {
     const MIB: u64 = 1 << 20;
-    if wanted.gpus > offered.gpus {
-        format!("{} GPUs wanted, {} offered", wanted.gpus, offered.gpus)
-    } else if wanted.cpu_millis > offered.cpu_millis {
-        format!("{} CPU millis wanted, {} offered", wanted.cpu_millis, offered.cpu_millis)
-    } else if wanted.memory_bytes > offered.memory_bytes {
-        format!("{} MiB memory wanted, {} offered", wanted.memory_bytes / MIB, offered.memory_bytes / MIB)
-    } else {
-        format!("{} MiB disk wanted, {} offered", wanted.disk_bytes / MIB, offered.disk_bytes / MIB)
+    match size {
+        Size::Gpus => format!("{} GPUs wanted, at most {most} offered", wanted.gpus),
+        Size::Cpu => format!("{} CPU millis wanted, at most {most} offered", wanted.cpu_millis),
+        Size::Memory => {
+            format!("{} MiB memory wanted, at most {} offered", wanted.memory_bytes / MIB, most / MIB)
+        }
+        Size::Disk => format!("{} MiB disk wanted, at most {} offered", wanted.disk_bytes / MIB, most / MIB),
     }
 }

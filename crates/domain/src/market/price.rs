@@ -47,25 +47,33 @@ pub fn duration_factor_percent(duration_ms: u64) -> u32 {
 /// What the supplier of a device takes at least for `wanted` of it: its ask for each GPU, or on a CPU device for each CPU
 /// thread, times the duration factor, rounded down once; but never less than the floor of its other use.
 pub fn member_rate(device: &Device, wanted: Resources, duration_ms: u64) -> Rate {
-    asked(device, wanted, duration_factor_percent(duration_ms)).max(floor(device, wanted))
+    let floor = device.alternative.map_or(Rate(0), |other| floor_per_unit(&device.class, other));
+    unit_rate(&device.class, (device.enrolment.ask_per_unit, floor), wanted, duration_ms)
+}
+
+/// The same from ask and floor of one unit.
+pub(super) fn unit_rate(
+    class: &HardwareClass,
+    (ask, floor): (Rate, Rate),
+    wanted: Resources,
+    duration_ms: u64,
+) -> Rate {
+    let units = units(class, wanted);
+    asked(ask, units, duration_factor_percent(duration_ms)).max(least(floor, units))
 }
 
 /// A request for a GPU device is for one at least; on a CPU device the threads count.
-fn units(device: &Device, wanted: Resources) -> u64 {
-    let units = units_millis(&device.class, wanted);
-    if device.class == HardwareClass::Cpu || wanted.is_share() { units } else { units.max(1000) }
+fn units(class: &HardwareClass, wanted: Resources) -> u64 {
+    let units = units_millis(class, wanted);
+    if *class == HardwareClass::Cpu || wanted.is_share() { units } else { units.max(1000) }
 }
 
-fn asked(device: &Device, wanted: Resources, percent: u32) -> Rate {
-    let ask = u128::from(device.enrolment.ask_per_unit.0);
-    saturated(ask * u128::from(units(device, wanted)) * u128::from(percent) / 100_000)
+fn asked(ask: Rate, units_millis: u64, percent: u32) -> Rate {
+    saturated(u128::from(ask.0) * u128::from(units_millis) * u128::from(percent) / 100_000)
 }
 
-fn floor(device: &Device, wanted: Resources) -> Rate {
-    let Some(per_unit) = device.alternative.map(|other| floor_per_unit(&device.class, other)) else {
-        return Rate(0);
-    };
-    saturated((u128::from(per_unit.0) * u128::from(units(device, wanted))).div_ceil(1000))
+fn least(floor: Rate, units_millis: u64) -> Rate {
+    saturated((u128::from(floor.0) * u128::from(units_millis)).div_ceil(1000))
 }
 
 /// What a unit is worth to its owner otherwise: the revenue that he names, and the power that hiring it out costs (board
@@ -155,8 +163,10 @@ impl<'a> Pricer<'a> {
     pub fn price(&self, id: DeviceId, device: &Device, request: &Request) -> Pricing {
         let wanted = request.per_member;
         let percent = duration_factor_percent(request.duration_ms);
-        let (ask, floor) = (asked(device, wanted, percent), floor(device, wanted));
-        let units = units(device, wanted);
+        let units = units(&device.class, wanted);
+        let per_unit = device.alternative.map(|other| floor_per_unit(&device.class, other));
+        let asked = |percent| asked(device.enrolment.ask_per_unit, units, percent);
+        let (ask, floor) = (asked(percent), per_unit.map_or(Rate(0), |floor| least(floor, units)));
         // Who wants no GPU does not pay the market's rate for one: the ask alone counts.
         let known = self.table.zip(reference(&device.class)).filter(|_| wanted.gpus > 0);
         let factors = known.map(|(table, _)| self.factors(table, id, device, request)).unwrap_or_default();
@@ -175,12 +185,12 @@ impl<'a> Pricer<'a> {
             () if best == floor => DecidedBy::Floor,
             () => DecidedBy::Market,
         };
-        let list = asked(device, wanted, 100).max(floor).max(market(false).unwrap_or_default());
+        let list = asked(100).max(floor).max(market(false).unwrap_or_default());
         let plus_disk = |rate: Rate| Rate(rate.0.saturating_add(disk_rate.0));
         Pricing {
             units_millis: units,
             ask_per_unit: device.enrolment.ask_per_unit,
-            floor_per_unit: device.alternative.map(|other| floor_per_unit(&device.class, other)),
+            floor_per_unit: per_unit,
             reference: reference.map(|(rate, known)| (rate, source(known))),
             market_per_unit: reference
                 .map(|(rate, _)| product(rate, factors.iter().map(|factor| factor.ppm), 1000)),
@@ -214,7 +224,7 @@ impl<'a> Pricer<'a> {
 
     fn factors(&self, table: &PriceParams, id: DeviceId, device: &Device, request: &Request) -> Vec<Factor> {
         let factor = |name: &str, (ppm, because): (u32, String)| Factor { name: name.into(), ppm, because };
-        let units = u64::from(request.members) * units(device, request.per_member) / 1000;
+        let units = u64::from(request.members) * units(&device.class, request.per_member) / 1000;
         let count = (step_ppm(&table.count, units), format!("{units} units in all"));
         let hours = request.duration_ms.div_ceil(HOUR_MS);
         let commitment = (step_ppm(&table.commitment, request.duration_ms), format!("for {hours} hours"));

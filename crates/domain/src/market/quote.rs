@@ -122,6 +122,19 @@ pub fn quote(
     request: &Request,
     now_ms: u64,
 ) -> Result<Quote, Refusal> {
+    check(state, request)?;
+    let devices = place::plan(state, request, &place::Limits::default(), now_ms)?;
+    best(state, (id, account), request, &devices, now_ms)
+}
+
+/// The same without reasons.
+pub(super) fn quote_if_any(state: &State, request: &Request, now_ms: u64) -> Option<Quote> {
+    check(state, request).ok()?;
+    let devices = devices(state, request, now_ms)?;
+    best(state, (QuoteId::from_bits(0), Address([0; 32])), request, &devices, now_ms).ok()
+}
+
+fn check(state: &State, request: &Request) -> Result<(), Refusal> {
     request.check()?;
     if request.per_member.is_share() && !state.params.gpu_shares {
         return Err(Refusal::Unsupported {
@@ -130,11 +143,26 @@ pub fn quote(
             available: "whole GPUs".into(),
         });
     }
-    let devices = place::plan(state, request, &place::Limits::default(), now_ms)?;
-    let mut quote = of_devices(state, id, account, request, &devices, now_ms)?;
+    Ok(())
+}
+
+fn devices(state: &State, request: &Request, now_ms: u64) -> Option<Vec<DeviceId>> {
+    let seats = place::find(state, request, &place::Limits::default(), now_ms)?;
+    Some(seats.into_iter().map(|seat| seat.device).collect())
+}
+
+/// The quote on these devices, or on those of one class alone where that costs less.
+fn best(
+    state: &State,
+    (id, account): (QuoteId, Address),
+    request: &Request,
+    found: &[DeviceId],
+    now_ms: u64,
+) -> Result<Quote, Refusal> {
+    let mut quote = of_devices(state, id, account, request, found, now_ms)?;
     for class in other_classes(state, request, now_ms) {
         let only = Request { gpu_model: Some(class), ..request.clone() };
-        let Ok(devices) = place::plan(state, &only, &place::Limits::default(), now_ms) else { continue };
+        let Some(devices) = devices(state, &only, now_ms) else { continue };
         let other = of_devices(state, id, account, request, &devices, now_ms)?;
         if other.rate < quote.rate {
             quote = other;

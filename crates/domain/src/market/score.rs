@@ -15,7 +15,7 @@
 
 use std::collections::BTreeMap;
 
-use super::capacity::{Capacity, GPU_MILLIS};
+use super::capacity::{GPU_MILLIS, Shape};
 use super::demand::Want;
 use crate::device::{HardwareClass, Resources};
 
@@ -115,7 +115,7 @@ pub struct Scorer<'a> {
 
 impl Scorer<'_> {
     /// The cost of a member that fits, and for a share the free thousandths of the GPU that it should be taken from.
-    pub fn cost(&self, free: &Capacity, wanted: Resources) -> (i64, u16) {
+    pub fn cost(&self, free: &Shape, wanted: Resources) -> (i64, u16) {
         if free.gpus.is_empty() {
             return (0, GPU_MILLIS);
         }
@@ -149,7 +149,7 @@ impl Scorer<'_> {
         best.unwrap_or((i64::MAX, GPU_MILLIS))
     }
 
-    fn bucket(&self, was: &Capacity, gpus: &[u16], cpu_millis: u32, before: i64, wanted: Resources) -> i64 {
+    fn bucket(&self, was: &Shape, gpus: &[u16], cpu_millis: u32, before: i64, wanted: Resources) -> i64 {
         let total = self.typical.total.max(1);
         let fragmented = self.typical.fragmentation(gpus, cpu_millis) - before;
         let unbalanced = imbalance(was, gpus, cpu_millis) - imbalance(was, &was.gpus, was.cpu_millis);
@@ -160,7 +160,7 @@ impl Scorer<'_> {
 }
 
 /// How far the free share of the CPU is from the free share of the GPUs, in thousandths of the device's GPUs.
-fn imbalance(device: &Capacity, gpus: &[u16], cpu_millis: u32) -> i64 {
+fn imbalance(device: &Shape, gpus: &[u16], cpu_millis: u32) -> i64 {
     let all = i64::from(GPU_MILLIS) * i64::try_from(device.gpus.len()).unwrap_or(0);
     let free: i64 = gpus.iter().map(|free| i64::from(*free)).sum();
     (i64::from(cpu_millis) * all / i64::from(device.cpu_offered_millis.max(1)) - free).abs()

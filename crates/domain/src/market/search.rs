@@ -1,16 +1,15 @@
 //! The search behind placement: levels of equal price, from the cheapest up, and on each level the best candidate first.
 //!
-//! A level holds one candidate for each group of equal devices, the oldest; when it is taken the next of its group and what
-//! is left of it come in. So the members of an order are placed one after the other, each where it costs least.
+//! A level holds one candidate for each shape, the oldest that meets every condition; when it is taken the next of its shape
+//! and what is left of it come in. So the members of an order are placed one after the other, each where it costs least.
 //! Always holds: nothing is placed unless all members are. Not here: the index (`book`), the formula (`score`).
 
-use std::borrow::Cow;
 use std::cell::RefCell;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 
-use super::book::{Ask, Book, Group, Groups, IdsIter, Shelf, Traits};
-use super::capacity::{Capacity, take};
+use super::book::{Ask, Book, Shelf, Spot, Spots, SpotsIter, Traits};
+use super::capacity::{Capacity, Shape, take};
 use super::place::{Limits, Seat, Sieve};
 use super::price::{duration_factor_percent, member_rate};
 use super::request::Request;
@@ -28,8 +27,28 @@ pub(super) struct Candidate<'a> {
     id: DeviceId,
     share_of: u16,
     class: &'a HardwareClass,
-    capacity: Cow<'a, Capacity>,
-    more: IdsIter<'a>,
+    room: Room<'a>,
+}
+
+/// What a candidate has free.
+enum Room<'a> {
+    /// Alone: a device that was looked at by itself, or what is left of one.
+    Own(Box<Capacity>),
+    /// As one of a shape, with those after it.
+    Shape(&'a Shape, &'a Spot, SpotsIter<'a>),
+}
+
+impl Room<'_> {
+    /// What is left after a member.
+    fn less(&self, wanted: Resources, share_of: u16) -> Capacity {
+        match self {
+            Self::Own(capacity) => capacity.less(wanted, share_of),
+            Self::Shape(shape, Spot { memory_bytes, disk_bytes, .. }, _) => {
+                let (memory_bytes, disk_bytes) = (*memory_bytes, *disk_bytes);
+                Capacity { shape: (*shape).clone(), memory_bytes, disk_bytes }.less(wanted, share_of)
+            }
+        }
+    }
 }
 
 impl Candidate<'_> {
@@ -61,12 +80,13 @@ impl Ord for Candidate<'_> {
 /// Once so many candidates tie, no more of the same cost are looked for: which is the oldest of very many matters to nobody.
 const ENOUGH: usize = 64;
 
-/// Groups of one shape that were not looked at yet.
+/// A shape that was not looked at yet.
 struct Closed<'a> {
     cost: i64,
     share_of: u16,
     class: &'a HardwareClass,
-    groups: &'a Groups,
+    shape: &'a Shape,
+    spots: &'a Spots,
 }
 
 /// A level: all candidates of one rate, the best on top, and shapes by cost that are looked at when it is their turn.
@@ -85,7 +105,7 @@ impl<'a> Level<'a> {
                 _ => {}
             }
             if let Some(next) = self.closed.pop_front() {
-                search.look_into(&next, &mut self.open);
+                self.push(search.look_into(&next));
             }
         }
         self.open.pop().map(|Reverse(best)| best)
@@ -167,20 +187,29 @@ impl<'a> Search<'a> {
         let seat = Seat { device, gpus, rate, cost: best.cost };
         let one_tenant = found.is_none_or(Device::one_tenant);
         let last = self.request.spread || one_tenant;
-        let left = (!last).then(|| best.capacity.less(wanted, share_of)).filter(|left| left.fits(wanted));
+        let left = (!last).then(|| best.room.less(wanted, share_of)).filter(|left| left.fits(wanted));
         if let Some(left) = left {
             level.push(self.candidate(device, best.class, left));
         }
-        if let Some(next) = self.next_of(&mut best.more) {
-            best.id = next;
+        if let Room::Shape(_, spot, more) = &mut best.room
+            && let Some((id, next)) = self.next_of(more)
+        {
+            (best.id, *spot) = (id, next);
             level.push(Some(best));
         }
         seat
     }
 
-    /// The next device of a group that is not looked at by itself.
-    fn next_of(&self, ids: &mut IdsIter<'_>) -> Option<DeviceId> {
-        ids.find(|id| !self.limits.avoid.contains(id) && !self.limits.promised.contains_key(id))
+    /// The next device of a shape that meets every condition and is not looked at by itself.
+    fn next_of(&self, spots: &mut SpotsIter<'a>) -> Option<(DeviceId, &'a Spot)> {
+        let wanted = self.request.per_member;
+        spots.find(|(id, spot)| {
+            spot.memory_bytes >= wanted.memory_bytes
+                && spot.disk_bytes >= wanted.disk_bytes
+                && self.knows(spot.traits)
+                && !self.limits.avoid.contains(id)
+                && !self.limits.promised.contains_key(id)
+        })
     }
 
     fn scorer(&self, class: &HardwareClass) -> Option<Scorer<'a>> {
@@ -194,15 +223,8 @@ impl<'a> Search<'a> {
     }
 
     fn candidate(&self, id: DeviceId, class: &'a HardwareClass, capacity: Capacity) -> Option<Candidate<'a>> {
-        let (cost, share_of) = self.scorer(class)?.cost(&capacity, self.request.per_member);
-        Some(Candidate {
-            cost,
-            id,
-            share_of,
-            class,
-            capacity: Cow::Owned(capacity),
-            more: IdsIter::One(None),
-        })
+        let (cost, share_of) = self.scorer(class)?.cost(&capacity.shape, self.request.per_member);
+        Some(Candidate { cost, id, share_of, class, room: Room::Own(Box::new(capacity)) })
     }
 
     fn rate(&self, device: &Device) -> Rate {
@@ -220,18 +242,12 @@ impl<'a> Search<'a> {
         self.candidate(id, &device.class, self.limits.room(id, device).0)
     }
 
-    /// Opens a shape: the oldest of each group that meets every condition.
-    fn look_into(&self, closed: &Closed<'a>, open: &mut BinaryHeap<Reverse<Candidate<'a>>>) {
-        let Closed { cost, share_of, class, groups } = *closed;
-        for (Group { capacity, traits }, ids) in groups {
-            if !capacity.fits(self.request.per_member) || !self.knows(*traits) {
-                continue;
-            }
-            let mut more = ids.iter();
-            let Some(id) = self.next_of(&mut more) else { continue };
-            let capacity = Cow::Borrowed(capacity);
-            open.push(Reverse(Candidate { cost, id, share_of, class, capacity, more }));
-        }
+    /// Opens a shape: the oldest that meets every condition.
+    fn look_into(&self, closed: &Closed<'a>) -> Option<Candidate<'a>> {
+        let Closed { cost, share_of, class, shape, spots } = *closed;
+        let mut more = spots.iter();
+        let (id, spot) = self.next_of(&mut more)?;
+        Some(Candidate { cost, id, share_of, class, room: Room::Shape(shape, spot, more) })
     }
 
     fn knows(&self, number: u32) -> bool {
@@ -240,9 +256,9 @@ impl<'a> Search<'a> {
         *known.get_or_insert_with(|| self.book.traits(number).is_some_and(|traits| self.accepts(traits)))
     }
 
-    fn accepts(&self, traits: &Traits) -> bool {
+    fn accepts(&self, traits: &Traits<'_>) -> bool {
         let request = self.request;
-        request.network.as_ref().is_none_or(|network| *network == traits.network)
+        request.network.as_deref().is_none_or(|network| *network == *traits.network)
             && request.tags.is_subset(&traits.tags)
             && (!traits.region_doubted || claimed_region(&request.tags).is_none())
             && request.tier.is_none_or(|least| traits.tier >= least)
@@ -323,7 +339,7 @@ impl<'a> Shelves<'a> {
         self.known.push(pending);
     }
 
-    /// Looks up the rates of all shelves that may be as cheap as the cheapest known.
+    /// The rates of all shelves that may be as cheap as the cheapest known.
     fn look(&mut self, search: &Search<'a>) {
         while let Some(Reverse((bound, at))) = self.bounds.peek().copied() {
             if self.pending.peek().is_some_and(|Reverse((rate, _))| bound > rate.0) {
@@ -331,7 +347,7 @@ impl<'a> Shelves<'a> {
             }
             self.bounds.pop();
             let Some(row) = self.rows[at].as_mut() else { continue };
-            let (class, groups) = (row.class, row.next.1);
+            let (class, (ask, shelf)) = (row.class, row.next);
             match row.rest.next() {
                 Some(next) => {
                     row.next = next;
@@ -339,22 +355,16 @@ impl<'a> Shelves<'a> {
                 }
                 None => self.rows[at] = None,
             }
-            let first = groups.values().flat_map(BTreeMap::values).next().and_then(|ids| ids.iter().next());
-            if let Some(device) = first.and_then(|id| search.state.devices.get(&id)) {
-                self.put(search.rate(device), Pending::Shelf(class, groups));
-            }
+            let rate = ask.rate(class, search.request.per_member, search.request.duration_ms);
+            self.put(rate, Pending::Shelf(class, shelf));
         }
     }
 
     fn open(search: &Search<'a>, class: &'a HardwareClass, shelf: &'a Shelf, level: &mut Level<'a>) {
         let (Some(scorer), wanted) = (search.scorer(class), search.request.per_member) else { return };
-        let bare = Resources { memory_bytes: 0, disk_bytes: 0, ..wanted };
-        for groups in shelf.values() {
-            let Some((Group { capacity, .. }, _)) = groups.first_key_value() else { continue };
-            if capacity.fits(bare) {
-                let (cost, share_of) = scorer.cost(capacity, wanted);
-                level.closed.push_back(Closed { cost, share_of, class, groups });
-            }
+        for (shape, spots) in shelf.iter().filter(|(shape, _)| shape.fits(wanted)) {
+            let (cost, share_of) = scorer.cost(shape, wanted);
+            level.closed.push_back(Closed { cost, share_of, class, shape, spots });
         }
     }
 }
@@ -370,7 +380,7 @@ impl<'a> Levels<'a> for Shelves<'a> {
             {
                 self.pending.pop();
                 match self.known[at] {
-                    Pending::Shelf(class, groups) => Self::open(search, class, groups, &mut level),
+                    Pending::Shelf(class, shelf) => Self::open(search, class, shelf, &mut level),
                     Pending::Single(id) => level.push(search.single(id)),
                 }
             }

@@ -46,7 +46,7 @@ pub(super) async fn devices(
     let (span, limit) = ((filter.after, filter.before, filter.newest), page_size(filter.limit)?);
     let sieve = DeviceSieve::new(filter, reader)?;
     let found = api.handle.read(|view| {
-        let passing = in_span(&view.state.devices, span).filter(|(_, device)| sieve.passes(device));
+        let passing = in_span(view.state.devices.as_map(), span).filter(|(_, device)| sieve.passes(device));
         passing
             .take(limit)
             .filter_map(|(id, _)| views::device(&view.state, &view.fleet, *id, reader).ok())
