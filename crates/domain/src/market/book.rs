@@ -12,6 +12,7 @@ use std::sync::OnceLock;
 use super::capacity::{Capacity, GPU_MILLIS};
 use super::demand::Demand;
 use super::price::member_rate;
+use super::queue::Desk;
 use super::score::{Typical, scarcity};
 use crate::device::{Contact, Device, DeviceStage, HardwareClass, OwnerRules, Resources, Tier, Window};
 use crate::event::PublicBody;
@@ -227,10 +228,23 @@ pub(crate) struct Kind {
     ranks: BTreeMap<Rank, BTreeMap<Ask, Shelf>>,
     devices: u64,
     supply_millis: u64,
+    cpu_millis: u64,
     pub(crate) typical: Typical,
 }
 
 impl Kind {
+    /// How many members all its open devices would hold by GPUs and CPU if nothing were hired and nothing lost in parts.
+    pub(crate) fn members(&self, wanted: Resources) -> u64 {
+        let times = |all: u64, each: u64| all.checked_div(each).unwrap_or(u64::MAX);
+        let by_gpu = times(self.supply_millis, wanted.total_gpu_millis());
+        by_gpu.min(times(self.cpu_millis, wanted.cpu_millis.into()))
+    }
+
+    /// The least that a unit costs for less than a day.
+    pub(crate) fn lowest_ask(&self) -> Option<Rate> {
+        self.ranks.values().filter_map(|shelves| shelves.keys().next()).map(|ask| ask.short).min()
+    }
+
     /// The shelves with devices that have enough GPUs free for `wanted`, the cheapest first, in one row for each number of
     /// free GPUs.
     pub(crate) fn rows(
@@ -307,6 +321,7 @@ pub(crate) struct Book {
     numbers: Numbers,
     kinds: BTreeMap<HardwareClass, Kind>,
     demand: Demand,
+    desk: Desk,
     /// Follows from supply and demand; made when it is asked for.
     scarcity: OnceLock<BTreeMap<String, i64>>,
 }
@@ -321,9 +336,15 @@ fn open(device: &Device) -> bool {
 impl Book {
     /// The book of a state, from nothing.
     pub(crate) fn build(state: &State) -> Self {
-        let mut book = Self { demand: Demand::of(state.orders.values()), ..Self::default() };
+        let (demand, desk) = (Demand::of(state.orders.values()), Desk::of(state.orders.iter()));
+        let mut book = Self { demand, desk, ..Self::default() };
         state.devices.iter().for_each(|(id, device)| book.insert(*id, device));
         book
+    }
+
+    /// Orders that something is to be done about.
+    pub(crate) fn desk(&self) -> &Desk {
+        &self.desk
     }
 
     /// Classes of hardware with open devices.
@@ -370,6 +391,7 @@ impl Book {
         };
         kind.devices += 1;
         kind.supply_millis += u64::from(device.enrolment.offered.gpus) * u64::from(GPU_MILLIS);
+        kind.cpu_millis += u64::from(device.enrolment.offered.cpu_millis);
         if device.one_tenant() && device.leases > 0 {
             return;
         }
@@ -380,6 +402,7 @@ impl Book {
         let Some(kind) = self.kinds.get_mut(&device.class).filter(|_| open(device)) else { return };
         kind.devices -= 1;
         kind.supply_millis -= u64::from(device.enrolment.offered.gpus) * u64::from(GPU_MILLIS);
+        kind.cpu_millis -= u64::from(device.enrolment.offered.cpu_millis);
         if !(device.one_tenant() && device.leases > 0) {
             kind.remove(&mut self.numbers, id, device);
         }
@@ -413,6 +436,7 @@ impl Book {
         for (id, device) in touched.iter().filter_map(|id| devices.get_key_value(id)) {
             self.insert(*id, device);
         }
+        self.desk.after(event, orders);
         if let PublicBody::OrderAccepted { order, .. } = event
             && let Some(order) = orders.get(order)
             && self.demand.accepted(order)
@@ -437,6 +461,7 @@ impl Book {
                 .collect()
         };
         self.demand == other.demand
+            && self.desk == other.desk
             && classes(self) == classes(other)
             && self.kinds.keys().all(|class| self.entries(class) == other.entries(class))
     }
