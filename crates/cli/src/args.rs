@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use ionet_domain::account::Scope;
 use ionet_domain::device::Tier;
-use ionet_domain::market::Destination;
 use ionet_domain::market::egress::Net;
+use ionet_domain::market::{Destination, Priority};
 use ionet_domain::money::Asset;
 use ionet_domain::{Address, DeviceId, KeyId, OrderId, Rate};
 
@@ -499,6 +499,12 @@ pub(crate) struct RequestArgs {
     /// The most that all members together may cost an hour before fees, in dollars
     #[arg(long, value_name = "USD", value_parser = parse_rate)]
     pub(crate) max_price: Option<Rate>,
+    /// How urgent it is against others that wait: low, normal or high, which counts double in your fair share
+    #[arg(long, default_value = "normal", value_name = "CLASS", value_parser = parse_priority, hide_default_value = true)]
+    pub(crate) priority: Priority,
+    /// Wait until --max-price or the hardware appears, for so long at most [default with the flag: 1d]
+    #[arg(long = "wait", num_args = 0..=1, default_missing_value = "1d", value_parser = units::parse_duration_ms, value_name = "TIME", requires = "max_price")]
+    pub(crate) wait_ms: Option<u64>,
 }
 
 #[derive(Debug, Args)]
@@ -523,6 +529,10 @@ pub(crate) enum Explained {
     Cluster(OrderId),
     /// A device.
     Device(DeviceId),
+}
+
+fn parse_priority(text: &str) -> Result<Priority, String> {
+    text.parse().map_err(|refusal: ionet_domain::Refusal| refusal.to_string())
 }
 
 fn parse_explained(text: &str) -> Result<Explained, String> {

@@ -30,6 +30,7 @@ pub(crate) fn reason(reason: &CloseReason) -> String {
         CloseReason::Renter => "its renter closed it".into(),
         CloseReason::Time => "its time is over".into(),
         CloseReason::NoCapacity => "no device was left when it came to placement".into(),
+        CloseReason::Expired => "its waiting is over and neither price nor hardware appeared".into(),
         CloseReason::MemberLost { lease, reason } => {
             format!("member {} was lost ({reason}) and no other device fits", lease.n)
         }
@@ -98,6 +99,10 @@ fn orders(body: &B) -> Option<String> {
             let why = reason.map(|reason| format!(" ({})", replaced(reason))).unwrap_or_default();
             format!("order {order} placed: lease {}{why}", places.join(", lease "))
         }
+        B::QueueHeld { order: Some(order) } => {
+            format!("order {order} has waited long and holds what it can already get")
+        }
+        B::QueueHeld { order: None } => "no waiting order holds devices any more".into(),
         B::OrderStarted { order } => format!("order {order} starting: its devices are being told"),
         B::LeaseReady { lease, parts_ms } => {
             let parts: Vec<_> = parts_ms.iter().map(|(name, ms)| format!("{name} {}", span(*ms))).collect();

@@ -12,7 +12,7 @@ use crate::device::{self, Contact, Device, DeviceChange, DeviceStage, Enrolment,
 use crate::event::{Event, PrivateBody, PublicBody};
 use crate::id::{Address, DeviceId, KeyId, LeaseId, OrderId, PayoutId, TransferId};
 use crate::ledger::{AccountKey, Owner, Step, Transfer};
-use crate::market::{Destination, Egress, Feed, PriceParams, Program, Quote, price};
+use crate::market::{Destination, Egress, Feed, PriceParams, Program, Quote, price, queue};
 use crate::meter::{self, HeldCharge, Receipt, Witness};
 use crate::money::Asset;
 use crate::order::{self, Acceptance, CloseReason, LeasePhase, Move, Order, Stage};
@@ -109,6 +109,7 @@ impl Decision<'_> {
                 only(PublicBody::TermBegun { term })
             }
             C::Place { order } => self.place(*order),
+            C::Hold => self.hold(),
             C::Replace { order } => self.replace(*order),
             C::Start { order } => {
                 self.state.order(*order)?.may(Move::Start)?;
@@ -456,11 +457,22 @@ impl Decision<'_> {
 
     fn place(&self, order: OrderId) -> Result<Vec<Happened>, Refusal> {
         let found = self.state.order(order)?;
+        if queue::expired(found, self.now_ms) {
+            return Self::closing(found, CloseReason::Expired);
+        }
         match order::place(self.state, found, self.now_ms) {
             Ok(leases) => only(PublicBody::OrderPlaced { order, leases, reason: None }),
             Err(Refusal::NoCapacity(_)) => Self::closing(found, CloseReason::NoCapacity),
             Err(other) => Err(other),
         }
+    }
+
+    fn hold(&self) -> Result<Vec<Happened>, Refusal> {
+        let order = queue::holder_due(self.state, self.now_ms);
+        if order == self.state.holder {
+            return Err(Refusal::NoChange { what: "the line of waiting orders".into() });
+        }
+        only(PublicBody::QueueHeld { order })
     }
 
     fn replace(&self, order: OrderId) -> Result<Vec<Happened>, Refusal> {

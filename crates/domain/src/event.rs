@@ -129,6 +129,11 @@ pub enum PublicBody {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         reason: Option<ReplaceReason>,
     },
+    /// From now on this waiting order holds what it can already get; none does if `None`.
+    QueueHeld {
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        order: Option<OrderId>,
+    },
     /// The devices are being told.
     OrderStarted { order: OrderId },
     /// A lease's box and engine are up; how long each part took, in milliseconds.
@@ -222,6 +227,9 @@ impl PublicBody {
             Self::Founded { .. } | Self::TermBegun { .. } => vec!["network".into()],
             Self::FeedTaken { feed, .. } => vec!["market".into(), feed.signer.to_string()],
             Self::LoadsSet { .. } => vec!["market".into()],
+            Self::QueueHeld { order } => {
+                order.iter().map(ToString::to_string).chain(["market".into()]).collect()
+            }
             Self::KeyMade { account, key } => vec![account.to_string(), key.id.to_string()],
             Self::KeyRevoked { account, key } => vec![account.to_string(), key.to_string()],
             Self::Active(activity) => vec![activity.account.to_string(), activity_of(activity.account)],

@@ -23,7 +23,8 @@ use serde::{Deserialize, Serialize};
 use crate::id::{Address, DeviceId, KeyId, LeaseId, OrderId, TransferId, TransferKind};
 use crate::ledger::{AccountKey, Owner, Step, Transfer};
 use crate::market::place::{self, Limits, Seat, Taken};
-use crate::market::{Destination, Egress, EngineKind, Program, Quote};
+use crate::market::queue::{self, Ways};
+use crate::market::{Destination, Egress, EngineKind, Program, Quote, waiting};
 use crate::meter::HeldCharge;
 use crate::money::{Asset, Rate};
 use crate::refusal::Refusal;
@@ -121,6 +122,8 @@ pub enum CloseReason {
     Time,
     /// No device was left when it came to placement.
     NoCapacity,
+    /// It waited until its end and neither price nor hardware appeared.
+    Expired,
     /// A member was lost and no other device fits.
     MemberLost {
         /// Which lease.
@@ -152,6 +155,7 @@ impl CloseReason {
             Self::Renter => "renter",
             Self::Time => "time",
             Self::NoCapacity => "no_capacity",
+            Self::Expired => "expired",
             Self::MemberLost { .. } => "member_lost",
             Self::StartFailed { .. } => "start_failed",
             Self::Finished { .. } => "finished",
@@ -303,6 +307,9 @@ pub struct Order {
     pub refund_micro_usd: u64,
     /// Suppliers who have earned from it and were not paid since.
     pub unpaid: BTreeSet<Address>,
+    /// What its way to buy adds.
+    #[serde(default, skip_serializing_if = "Ways::is_none")]
+    pub ways: Ways,
 }
 
 /// What was paid for and what came back. In micro-USD.
@@ -365,6 +372,7 @@ impl Order {
             escrows: 0,
             refund_micro_usd: 0,
             unpaid: BTreeSet::new(),
+            ways: Ways::default(),
         }
     }
 
@@ -494,20 +502,25 @@ pub fn accept(state: &State, order: &Acceptance<'_>, now_ms: u64) -> Result<Tran
     if let Some(key) = order.key {
         state.key(order.account, key)?.affords(quote.total_micro_usd)?;
     }
-    let limits = Limits { promised: promised(state, now_ms), ..promise(quote) };
+    if quote.request.buy.waits_until_ms().is_some() {
+        return Ok(fund);
+    }
+    let mut limits = Limits { promised: promised(state, now_ms), ..promise(quote) };
+    queue::hold_back(state, &queue::Asker::new(quote, now_ms), &mut limits, now_ms);
     place::seats(state, &quote.request, &limits, now_ms)?;
     Ok(fund)
 }
 
-fn promise(quote: &Quote) -> Limits {
+pub(crate) fn promise(quote: &Quote) -> Limits {
     let rates = quote.items.iter().map(|item| item.rate).collect();
     Limits { rates: Some(rates), ..Limits::default() }
 }
 
-/// What orders that are paid for and not yet placed will take.
+/// What orders that are paid for, wait for nothing and are not yet placed will take.
 fn promised(state: &State, now_ms: u64) -> BTreeMap<DeviceId, Vec<Taken>> {
     let mut promised: BTreeMap<DeviceId, Vec<Taken>> = BTreeMap::new();
-    for order in state.orders.values().filter(|order| order.stage == Stage::Funded) {
+    let funded = state.book().desk().funded(state);
+    for order in funded.filter(|order| order.quote.request.buy.waits_until_ms().is_none()) {
         let limits = Limits { promised: promised.clone(), ..promise(&order.quote) };
         let wanted = order.quote.request.per_member;
         for seat in place::find(state, &order.quote.request, &limits, now_ms).unwrap_or_default() {
@@ -530,9 +543,17 @@ fn escrow(order: OrderId, n: u32, account: Address, asset: Asset, amount: u64) -
 /// Chooses devices for every member: all leases or none.
 pub fn place(state: &State, order: &Order, now_ms: u64) -> Result<Vec<NewLease>, Refusal> {
     order.may(Move::Place)?;
-    let seats = place::seats(state, &order.quote.request, &promise(&order.quote), now_ms)?;
+    let mut limits = promise(&order.quote);
+    queue::hold_back(state, &queue::Asker::of(order, now_ms), &mut limits, now_ms);
     let slots: Vec<u32> = (0..order.quote.request.members).collect();
-    new_leases(state, order, &slots, seats)
+    if order.quote.request.buy.waits_until_ms().is_none() {
+        let seats = place::seats(state, &order.quote.request, &limits, now_ms)?;
+        return new_leases(state, order, &slots, seats);
+    }
+    let caps = limits.rates.take().unwrap_or_default();
+    let waits = || Refusal::NoChange { what: format!("{} waits for its devices", order.id) };
+    let seats = waiting::seats(state, &order.quote.request, &caps, &limits, now_ms).ok_or_else(waits)?;
+    priced_leases(state, order, &slots, seats)
 }
 
 /// Chooses devices for the members that were lost; the rest keep running and what failed is avoided.
@@ -548,6 +569,12 @@ pub fn replace(state: &State, order: &Order, now_ms: u64) -> Result<Vec<NewLease
     let limits = Limits { avoid, rates: Some(rates.collect()), ..Limits::default() };
     let members = u32::try_from(vacant.len()).unwrap_or(u32::MAX);
     let request = crate::market::Request { members, ..order.quote.request.clone() };
+    if request.buy.floats() {
+        let caps = limits.rates.clone().unwrap_or_default();
+        let seats = waiting::seats(state, &request, &caps, &limits, now_ms);
+        let short = || Refusal::NoCapacity(place::shortfall(state, &request, &limits, now_ms));
+        return priced_leases(state, order, &vacant, seats.ok_or_else(short)?);
+    }
     let seats = place::seats(state, &request, &limits, now_ms)?;
     new_leases(state, order, &vacant, seats)
 }
@@ -568,12 +595,22 @@ fn new_leases(
     slots: &[u32],
     seats: Vec<Seat>,
 ) -> Result<Vec<NewLease>, Refusal> {
+    let quoted = |slot: &u32| order.quote.items.get(*slot as usize).map(|item| item.rate).unwrap_or_default();
+    let seats = slots.iter().map(quoted).zip(seats).map(|(rate, seat)| (seat, rate));
+    priced_leases(state, order, slots, seats.collect())
+}
+
+fn priced_leases(
+    state: &State,
+    order: &Order,
+    slots: &[u32],
+    seats: Vec<(Seat, Rate)>,
+) -> Result<Vec<NewLease>, Refusal> {
     let first = order.leases.keys().next_back().map_or(0, |n| n + 1);
     let numbered = (first..).zip(slots.iter().zip(seats));
     numbered
-        .map(|(n, (slot, Seat { device, gpus, .. }))| {
+        .map(|(n, (slot, (Seat { device, gpus, .. }, rate)))| {
             let supplier = state.device(device)?.enrolment.owner;
-            let rate = order.quote.items.get(*slot as usize).map(|item| item.rate).unwrap_or_default();
             Ok(NewLease { n, slot: *slot, device, supplier, rate, gpus })
         })
         .collect()

@@ -114,6 +114,9 @@ pub struct State {
     /// What the market did, if the network was founded with a table of prices.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub market: Option<MarketRecord>,
+    /// The waiting order that holds what it can already get.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub holder: Option<OrderId>,
     /// The money.
     pub ledger: Ledger,
     /// Command ids that were carried out.
@@ -378,10 +381,17 @@ impl State {
             B::OrderPlaced { order, leases, reason } => {
                 self.fold_placed(*order, leases, *reason, event.at_ms)?;
             }
+            B::QueueHeld { order } => {
+                self.holder = *order;
+                if let Some(order) = order {
+                    self.order_mut(*order)?.ways.held_ms = Some(event.at_ms);
+                }
+            }
             B::OrderStarted { order } => self.step(*order, Move::Start)?,
             B::OrderRunning { order } => self.fold_running(*order, event.at_ms)?,
             B::OrderClosing { order, reason } => {
                 self.step(*order, Move::Close)?;
+                self.holder = self.holder.filter(|holder| holder != order);
                 let order = self.order_mut(*order)?;
                 order.closed_ms = Some(event.at_ms);
                 order.reason = Some(reason.clone());
@@ -423,6 +433,7 @@ impl State {
         }
         order.replaced = reason.or(order.replaced);
         let wanted = order.quote.request.per_member;
+        self.holder = self.holder.filter(|holder| *holder != id);
         for lease in leases {
             let before = self.share(lease.device);
             let device = self.device_mut(lease.device)?;

@@ -15,7 +15,9 @@ use ionet_domain::device::{
 };
 use ionet_domain::id::{QuoteId, TransferKind};
 use ionet_domain::market::competitors::PricePoint;
-use ionet_domain::market::{Egress, EngineKind, Feed, PriceParams, Program, Request, price};
+use ionet_domain::market::{
+    Buy, Egress, EngineKind, Feed, PriceParams, Priority, Program, Quote, Request, price,
+};
 use ionet_domain::meter::{Receipt, Witness};
 use ionet_domain::money::{Asset, HOUR_MS, Rate};
 use ionet_domain::order::{CloseReason, WipeReceipt};
@@ -168,7 +170,22 @@ impl<D: Disk> Script<D> {
         let feed = Feed { signer: OTHER, at_ms: self.now_ms, source: "a page".into(), points: vec![point] };
         self.server(C::TakeFeed { feed, signature: "00".into() })?;
         self.now_ms += 2 * HOUR_MS;
-        self.server(C::SetLoads)
+        self.server(C::SetLoads)?;
+        self.waiting()
+    }
+
+    /// An order waits for more devices than are free, holds what it can get, and is given up.
+    fn waiting(&mut self) -> Result<()> {
+        let order = OrderId::from_parts(self.now_ms, self.unique());
+        let buy = Buy::Standing { expires_ms: self.now_ms + HOUR_MS };
+        let request = Request { buy, priority: Priority::High, ..request(5, false) };
+        let quote = self.quote(&request)?;
+        self.ask(Actor::Wallet(RENTER), C::PlaceOrder { order, quote, program: program() })?;
+        self.now_ms += HOUR_MS / 2;
+        self.server(C::Hold)?;
+        self.now_ms += HOUR_MS / 2;
+        self.server(C::Place { order })?;
+        self.server(C::Settle { order })
     }
 
     fn snapshot(&self) -> Result<()> {
@@ -275,31 +292,8 @@ impl<D: Disk> Script<D> {
 
     fn running(&mut self, members: u32, spread: bool) -> Result<OrderId> {
         let order = OrderId::from_parts(self.now_ms, self.unique());
-        let request = Request {
-            engine: EngineKind::Command,
-            members,
-            per_member: Resources {
-                cpu_millis: 1000,
-                memory_bytes: GIB,
-                disk_bytes: GIB,
-                ..Resources::default()
-            },
-            duration_ms: HOUR_MS,
-            gpu_model: None,
-            network: Some("ionet".into()),
-            tags: BTreeSet::from(["lab".to_string()]),
-            tier: None,
-            spread,
-            egress: Egress::On,
-            hiding: ionet_domain::market::Hiding::default(),
-            max_rate: Some(Rate(10_000_000)),
-            asset: Asset::Iosd,
-        };
-        let id = QuoteId::from_parts(self.now_ms, self.unique());
-        let quote = price::quote(&self.state, id, RENTER, &request, self.now_ms)
-            .map_err(|refusal| LabError::Broken(refusal.to_string()))?;
-        let program =
-            Program { argv: vec!["python3".into(), "-c".into(), "print(1)".into()], ..Program::default() };
+        let quote = self.quote(&request(members, spread))?;
+        let program = program();
         self.ask(Actor::Wallet(RENTER), C::PlaceOrder { order, quote, program })?;
         self.server(C::Place { order })?;
         self.server(C::Start { order })?;
@@ -308,6 +302,12 @@ impl<D: Disk> Script<D> {
         }
         self.server(C::MarkRunning { order })?;
         Ok(order)
+    }
+
+    fn quote(&mut self, request: &Request) -> Result<Quote> {
+        let id = QuoteId::from_parts(self.now_ms, self.unique());
+        price::quote(&self.state, id, RENTER, request, self.now_ms)
+            .map_err(|refusal| LabError::Broken(refusal.to_string()))
     }
 
     fn by_device(&mut self, lease: LeaseId, body: C) -> Result<()> {
@@ -403,6 +403,35 @@ impl<D: Disk> Script<D> {
         let reference = format!("golden:{payout}");
         self.server(C::ConfirmPayout { payout, reference, amount: held - less })
     }
+}
+
+fn request(members: u32, spread: bool) -> Request {
+    Request {
+        engine: EngineKind::Command,
+        members,
+        per_member: Resources {
+            cpu_millis: 1000,
+            memory_bytes: GIB,
+            disk_bytes: GIB,
+            ..Resources::default()
+        },
+        duration_ms: HOUR_MS,
+        gpu_model: None,
+        network: Some("ionet".into()),
+        tags: BTreeSet::from(["lab".to_string()]),
+        tier: None,
+        spread,
+        egress: Egress::On,
+        hiding: ionet_domain::market::Hiding::default(),
+        max_rate: Some(Rate(10_000_000)),
+        priority: Priority::Normal,
+        buy: Buy::default(),
+        asset: Asset::Iosd,
+    }
+}
+
+fn program() -> Program {
+    Program { argv: vec!["python3".into(), "-c".into(), "print(1)".into()], ..Program::default() }
 }
 
 fn measures() -> Measured {

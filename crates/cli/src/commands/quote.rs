@@ -4,7 +4,7 @@ use ionet_api::rest::SignedQuote;
 use ionet_domain::device::Resources;
 use ionet_domain::market::price::{DecidedBy, Pricing};
 use ionet_domain::market::quote::ElsewhereCost;
-use ionet_domain::market::{Destination, Egress, Hiding, Quote, Request};
+use ionet_domain::market::{Buy, Destination, Egress, Hiding, Priority, Quote, Request};
 use ionet_domain::money::{Asset, HOUR_MS, decimal};
 
 use super::explain;
@@ -12,7 +12,7 @@ use crate::args::{QuoteArgs, RequestArgs};
 use crate::context::{Context, now_ms};
 use crate::error::Result;
 use crate::out::Out;
-use crate::units::{bytes, cpus, span, usd};
+use crate::units::{bytes, cpus, moment, span, usd};
 
 /// The request that the words typed make.
 pub(crate) fn request(args: &RequestArgs) -> Result<Request> {
@@ -39,10 +39,20 @@ pub(crate) fn request(args: &RequestArgs) -> Result<Request> {
             split_relays: args.split_relays,
         },
         max_rate: args.max_price,
+        priority: args.priority,
+        buy: buy(args),
         asset: Asset::Iosd,
     };
     request.check()?;
     Ok(request)
+}
+
+/// How it is bought, by the words typed.
+fn buy(args: &RequestArgs) -> Buy {
+    match args.wait_ms {
+        Some(wait_ms) => Buy::Standing { expires_ms: now_ms().saturating_add(wait_ms) },
+        None => Buy::default(),
+    }
 }
 
 /// The mode that a switch and a list make.
@@ -77,12 +87,18 @@ pub(crate) async fn quote(context: &Context, args: &QuoteArgs) -> Result {
 pub(crate) fn show(out: Out, signed: &SignedQuote) {
     let quote = &signed.quote;
     out.line(sentence(&quote.request));
+    if let Some(line) = way(&quote.request) {
+        out.line(line);
+    }
     out.line(network_rules(quote.request.egress, []));
     quote.request.hiding.explained().for_each(|line| out.line(line));
     out.table(&["MEMBER", "CLASS", "DEVICE", "RATE", "COMPUTE"], &[3, 4], rows(quote));
     quote.pricing.iter().for_each(|how| pricing(out, how));
     lines(out, quote);
     out.line(format!("at most    {}; what is not used comes back", usd(quote.total_micro_usd)));
+    if let Some(rate) = quote.now_rate {
+        out.line(format!("now        {rate} if it were placed at this moment"));
+    }
     let left_ms = quote.expires_ms.saturating_sub(now_ms());
     out.line(format!("good for   {}; it reserves no capacity", span(left_ms)));
     if let Some(elsewhere) = &quote.elsewhere {
@@ -164,10 +180,26 @@ fn elsewhere_line(elsewhere: &ElsewhereCost) -> String {
 
 fn rows(quote: &Quote) -> Vec<Vec<String>> {
     let row = |(slot, item): (usize, &ionet_domain::market::QuoteItem)| {
-        let (class, device) = (item.class.to_string(), item.device.to_string());
+        let class = item.class.as_ref().map_or_else(|| "any that fits".to_owned(), ToString::to_string);
+        let device = item.device.map_or_else(|| "-".to_owned(), |device| device.to_string());
         vec![slot.to_string(), class, device, item.rate.to_string(), usd(item.compute_micro_usd)]
     };
     quote.items.iter().enumerate().map(row).collect()
+}
+
+/// How it is bought and how urgent it is, where that is not the usual.
+pub(crate) fn way(request: &Request) -> Option<String> {
+    let urgency =
+        (request.priority != Priority::Normal).then(|| format!("priority {}", request.priority.name()));
+    let way = match request.buy {
+        Buy::OnDemand {} => None,
+        Buy::Standing { expires_ms } => Some(format!(
+            "standing order: waits for its price and hardware until {}; rates are the most that it may cost",
+            moment(expires_ms)
+        )),
+    };
+    let parts: Vec<_> = way.into_iter().chain(urgency).collect();
+    (!parts.is_empty()).then(|| parts.join("; "))
 }
 
 /// The request in one line.

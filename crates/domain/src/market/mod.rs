@@ -2,6 +2,7 @@
 
 pub mod board;
 pub(crate) mod book;
+pub mod buy;
 pub mod capacity;
 pub mod competitors;
 pub mod demand;
@@ -13,12 +14,15 @@ pub mod hiding;
 pub mod place;
 pub mod price;
 pub mod price_params;
+pub mod queue;
 pub mod quote;
 pub mod record;
 pub mod request;
 pub mod score;
 mod search;
+pub(crate) mod waiting;
 
+pub use buy::{Buy, Priority};
 pub use competitors::Feed;
 pub use egress::{Destination, Egress};
 pub use hiding::Hiding;

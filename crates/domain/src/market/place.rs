@@ -124,6 +124,43 @@ pub fn find(state: &State, request: &Request, limits: &Limits, now_ms: u64) -> O
     Some(search.fill(Shelves::new(&search))).filter(|seats| seats.len() == request.members as usize)
 }
 
+/// As many members as fit, up to all.
+pub(crate) fn some(state: &State, request: &Request, limits: &Limits, now_ms: u64) -> Vec<Seat> {
+    let search = Search::new(state, request, limits, now_ms);
+    search.fill(Shelves::new(&search))
+}
+
+/// Why not all members fit, with what removed the devices.
+pub(crate) fn shortfall(state: &State, request: &Request, limits: &Limits, now_ms: u64) -> Shortfall {
+    let possible = some(state, request, limits, now_ms).len().min(request.members as usize);
+    let possible = u32::try_from(possible).unwrap_or(u32::MAX);
+    Sieve::new(request, limits, now_ms).shortfall(state, possible, true)
+}
+
+/// In how long so many members' worth of what is in the way has come to its paid end, if that is known.
+pub(crate) fn enough_free_in_ms(
+    state: &State,
+    request: &Request,
+    limits: &Limits,
+    missing: u32,
+    now_ms: u64,
+) -> Option<u64> {
+    let sieve = Sieve::new(request, limits, now_ms);
+    let mut ends: Vec<(u64, usize)> = Vec::new();
+    for order in state.orders.values().filter(|order| order.stage < Stage::Closing) {
+        let in_the_way =
+            order.leases.values().filter(|lease| lease.live() && sieve.would_do(state, lease.device)).count();
+        ends.extend(order.ends_ms().filter(|_| in_the_way > 0).map(|ends_ms| (ends_ms, in_the_way)));
+    }
+    ends.sort_unstable();
+    let mut free = 0;
+    let enough = ends.into_iter().find(|(_, leases)| {
+        free += leases;
+        free >= missing as usize
+    });
+    enough.map(|(ends_ms, _)| ends_ms.saturating_sub(now_ms))
+}
+
 /// The same without the index: every device is looked at.
 pub fn exhaustive(
     state: &State,
@@ -427,13 +464,18 @@ impl<'a> Sieve<'a> {
         }
     }
 
-    /// When the first device comes free that would do if it were free: no other is worth waiting for.
-    fn free_at_ms(&self, state: &State) -> Option<u64> {
-        let may_do = |id| match state.devices.get(&id).map(|device| self.misses(id, device)) {
+    /// Whether a device would do if it were free: only such a one is worth waiting for.
+    fn would_do(&self, state: &State, id: DeviceId) -> bool {
+        match state.devices.get(&id).map(|device| self.misses(id, device)) {
             Some(Some(Miss::Constraint((place, _)))) => place == HIRED,
             Some(missed) => missed.is_none(),
             None => false,
-        };
+        }
+    }
+
+    /// When the first device comes free that would do.
+    fn free_at_ms(&self, state: &State) -> Option<u64> {
+        let may_do = |id| self.would_do(state, id);
         let live = state.orders.values().filter(|order| order.stage < Stage::Closing);
         live.filter_map(|order| Some((order, order.ends_ms()?))).fold(None, |first, (order, ends_ms)| {
             let sooner = first.is_none_or(|first| ends_ms < first);

@@ -9,6 +9,7 @@ use super::competitors;
 use super::place;
 use super::price::{Pricer, Pricing, duration_factor_percent};
 use super::request::Request;
+use super::waiting;
 use crate::device::HardwareClass;
 use crate::id::{Address, DeviceId, QuoteId};
 use crate::money::{BasisPoints, Rate};
@@ -22,11 +23,13 @@ pub const QUOTE_LIFE_MS: u64 = 60_000;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct QuoteItem {
-    /// What the price was made from; the order may get another device at the same price.
-    pub device: DeviceId,
-    /// What kind of device it is.
-    pub class: HardwareClass,
-    /// The price of this member.
+    /// What the price was made from; the order may get another device at the same price. None for an order that waits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<DeviceId>,
+    /// What kind of device it is; none for an order that waits for one of several kinds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub class: Option<HardwareClass>,
+    /// The price of this member; for an order that waits, the most that it may be.
     pub rate: Rate,
     /// What the whole time costs before fees, in micro-USD.
     pub compute_micro_usd: u64,
@@ -112,6 +115,9 @@ pub struct Quote {
     /// What the same costs elsewhere, if that is known of all its hardware.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub elsewhere: Option<Box<ElsewhereCost>>,
+    /// For an order that waits: what all members would cost an hour if it were placed at this moment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub now_rate: Option<Rate>,
 }
 
 /// Prices a request on the devices that could take it now.
@@ -123,6 +129,10 @@ pub fn quote(
     now_ms: u64,
 ) -> Result<Quote, Refusal> {
     check(state, request)?;
+    request.buy.check(request, now_ms)?;
+    if request.buy.floats() {
+        return Ok(waiting::quote(state, id, account, request, now_ms));
+    }
     let devices = place::plan(state, request, &place::Limits::default(), now_ms)?;
     best(state, (id, account), request, &devices, now_ms)
 }
@@ -130,6 +140,10 @@ pub fn quote(
 /// The same without reasons.
 pub(super) fn quote_if_any(state: &State, request: &Request, now_ms: u64) -> Option<Quote> {
     check(state, request).ok()?;
+    request.buy.check(request, now_ms).ok()?;
+    if request.buy.floats() {
+        return Some(waiting::quote(state, QuoteId::from_bits(0), Address([0; 32]), request, now_ms));
+    }
     let devices = devices(state, request, now_ms)?;
     best(state, (QuoteId::from_bits(0), Address([0; 32])), request, &devices, now_ms).ok()
 }
@@ -182,7 +196,7 @@ const MOST_CLASSES: usize = 16;
 
 /// Where a request takes several classes with a market rate: each of them, the cheapest first. The supplier who asks least is
 /// not always of the class that costs least. The order goes to whoever asks least all the same, at the quoted rate.
-fn other_classes(state: &State, request: &Request, now_ms: u64) -> Vec<String> {
+pub(super) fn other_classes(state: &State, request: &Request, now_ms: u64) -> Vec<String> {
     let names = request.gpu_model.as_deref().map_or(usize::MAX, |named| named.split('|').count());
     if request.per_member.gpus == 0 || names < 2 {
         return Vec::new();
@@ -223,8 +237,20 @@ pub(super) fn of_devices(
         let rate = pricing.get(place).map(|how| how.rate).unwrap_or_default();
         let pricing = u32::try_from(place).ok();
         let class = found.class.clone();
-        items.push(QuoteItem { device: *device, class, rate, compute_micro_usd: 0, pricing });
+        let (device, class) = (Some(*device), Some(class));
+        items.push(QuoteItem { device, class, rate, compute_micro_usd: 0, pricing });
     }
+    Ok(of_items(state, (id, account), request, (items, pricing), now_ms))
+}
+
+/// The quote that these items make.
+pub(super) fn of_items(
+    state: &State,
+    (id, account): (QuoteId, Address),
+    request: &Request,
+    (items, pricing): (Vec<QuoteItem>, Vec<Pricing>),
+    now_ms: u64,
+) -> Quote {
     let rate = Rate(items.iter().map(|item| item.rate.0).fold(0, u64::saturating_add));
     let mut quote = Quote {
         id,
@@ -244,10 +270,11 @@ pub(super) fn of_devices(
         pricing,
         lines: Some(Box::default()),
         elsewhere: None,
+        now_rate: None,
     };
     quote.add_up();
     quote.elsewhere = elsewhere(state, &quote, now_ms).map(Box::new);
-    Ok(quote)
+    quote
 }
 
 /// Where this way of pricing stands in the list; put there if it is new.
@@ -264,7 +291,8 @@ fn elsewhere(state: &State, quote: &Quote, now_ms: u64) -> Option<ElsewhereCost>
     let none = std::collections::BTreeMap::new();
     let feeds = state.market.as_ref().map_or(&none, |record| &record.feeds);
     let gpus = u64::from(quote.request.per_member.gpus.max(1));
-    let mut classes: Vec<_> = quote.items.iter().map(|item| &item.class).collect();
+    let classes: Option<Vec<_>> = quote.items.iter().map(|item| item.class.as_ref()).collect();
+    let mut classes = classes?;
     classes.sort_unstable();
     let mut cost: Option<ElsewhereCost> = None;
     for same in classes.chunk_by(|a, b| a == b) {

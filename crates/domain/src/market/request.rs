@@ -8,6 +8,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::device::{HardwareClass, Resources, Tier};
+use crate::market::buy::{Buy, Priority};
 use crate::market::egress::{Destination, Egress};
 use crate::market::hiding::Hiding;
 use crate::money::{Asset, HOUR_MS, Rate};
@@ -88,6 +89,12 @@ pub struct Request {
     /// The most that all members together may cost an hour, before fees.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_rate: Option<Rate>,
+    /// How urgent it is.
+    #[serde(default, skip_serializing_if = "Priority::is_normal")]
+    pub priority: Priority,
+    /// How it is bought.
+    #[serde(default, skip_serializing_if = "Buy::is_on_demand")]
+    pub buy: Buy,
     /// What is paid with.
     pub asset: Asset,
 }

@@ -4,6 +4,7 @@ mod explain;
 mod placement;
 mod pool;
 mod price;
+mod queue;
 mod refusals;
 mod table;
 mod way_of_an_order;

@@ -185,6 +185,8 @@ fn running(engine: &mut Engine, n: u64) -> Result<OrderId> {
         egress: ionet_domain::market::Egress::On,
         hiding: ionet_domain::market::Hiding::default(),
         max_rate: None,
+        priority: ionet_domain::market::Priority::Normal,
+        buy: ionet_domain::market::Buy::default(),
         asset: Asset::Iosd,
     };
     let id = QuoteId::from_parts(NOW_MS, n.into());

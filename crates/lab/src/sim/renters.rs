@@ -8,7 +8,9 @@ use ionet_domain::command::CommandBody;
 use ionet_domain::connectivity::REGION_TAG;
 use ionet_domain::device::{Resources, Tier};
 use ionet_domain::id::{QuoteId, TransferKind};
-use ionet_domain::market::{Destination, Egress, EngineKind, Hiding, Program, Quote, Request, price};
+use ionet_domain::market::{
+    Buy, Destination, Egress, EngineKind, Hiding, Priority, Program, Quote, Request, price,
+};
 use ionet_domain::money::{Asset, Rate};
 use ionet_domain::order::CloseReason;
 use ionet_domain::{Actor, Address, Command, CommandId, Event, KeyId, OrderId, Refusal, Stage, TransferId};
@@ -45,6 +47,8 @@ pub(super) struct Renter {
     pub(super) address: Address,
     pub(super) due_ms: u64,
     pub(super) random: Random,
+    /// Chance of its own, so that what else is asked for stays as it is without.
+    ways: Random,
     intents: Vec<Intent>,
     pub(super) orders: Vec<OrderId>,
     /// Orders wished for, those that a smaller run leaves out included.
@@ -61,6 +65,7 @@ impl Renter {
             address: renter(n),
             due_ms: 500 + 700 * n as u64,
             random: Random::new(seed ^ 0x7265_6e74 ^ ((n as u64) << 32)),
+            ways: Random::new(seed ^ 0x7761_7973 ^ ((n as u64) << 32)),
             intents: Vec::new(),
             orders: Vec::new(),
             wished: 0,
@@ -194,7 +199,8 @@ impl World {
     fn order(&mut self, n: usize) -> Result<()> {
         let wished = self.renters[n].wished;
         self.renters[n].wished += 1;
-        let request = self.request(n);
+        let mut request = self.request(n);
+        self.choose_way(n, &mut request);
         if self.plan.only_orders.as_ref().is_some_and(|only| !only.contains(&(n, wished))) {
             return Ok(());
         }
@@ -224,6 +230,19 @@ impl World {
             self.pause_them_all();
         }
         Ok(())
+    }
+
+    /// How it is bought, and how urgent it is.
+    fn choose_way(&mut self, n: usize, request: &mut Request) {
+        let (now_ms, load) = (self.now_ms(), self.plan.load.clone());
+        let random = &mut self.renters[n].ways;
+        if !load.ways || random.chance(550_000) {
+            return;
+        }
+        request.priority = *random.one_of(&Priority::ALL).unwrap_or(&Priority::Normal);
+        let cap = random.between(20_000, 400_000) * u64::from(request.members);
+        request.max_rate = Some(Rate(cap));
+        request.buy = Buy::Standing { expires_ms: now_ms + random.between(30_000, 2 * load.duration_ms.1) };
     }
 
     /// A price, unless the server is away or refuses.
@@ -274,6 +293,8 @@ impl World {
             egress: Egress::On,
             hiding: Hiding::default(),
             max_rate: None,
+            priority: ionet_domain::market::Priority::Normal,
+            buy: ionet_domain::market::Buy::default(),
             asset: Asset::Iosd,
         };
         if load.scripted {

@@ -7,7 +7,7 @@ use ionet_journal::FileDisk;
 use ionet_lab::golden;
 
 /// Every kind of event there is.
-const KINDS: [&str; 39] = [
+const KINDS: [&str; 40] = [
     "active",
     "charges_proven",
     "charges_voided",
@@ -44,6 +44,7 @@ const KINDS: [&str; 39] = [
     "payout_adopted",
     "payout_opened",
     "payout_paid",
+    "queue_held",
     "retired",
     "sent",
     "term_begun",

@@ -1,6 +1,7 @@
 //! Schemas of the types that also stand in the journal: the rules' own types know nothing of `OpenAPI`, so they are
 //! described here. A test holds every description against the JSON of the type itself.
 
+use super::schemas_ways;
 use serde_json::{Map, Value, json};
 
 /// Puts the schemas into the description and points to them where the API's types mention them.
@@ -28,11 +29,11 @@ pub(super) fn add(whole: &mut Value) {
     }
 }
 
-fn of(name: &str) -> Value {
+pub(super) fn of(name: &str) -> Value {
     json!({ "$ref": format!("#/components/schemas/{name}") })
 }
 
-fn text() -> Value {
+pub(super) fn text() -> Value {
     json!({ "type": "string" })
 }
 
@@ -40,11 +41,11 @@ fn truth() -> Value {
     json!({ "type": "boolean" })
 }
 
-fn count() -> Value {
+pub(super) fn count() -> Value {
     json!({ "type": "integer", "format": "int64", "minimum": 0 })
 }
 
-fn number() -> Value {
+pub(super) fn number() -> Value {
     json!({ "type": "integer", "format": "int32" })
 }
 
@@ -52,16 +53,16 @@ fn list(of: &Value) -> Value {
     json!({ "type": "array", "items": of })
 }
 
-fn maybe(schema: &Value) -> Value {
+pub(super) fn maybe(schema: &Value) -> Value {
     json!({ "oneOf": [schema, { "type": "null" }] })
 }
 
-fn one_of(words: &[&str]) -> Value {
+pub(super) fn one_of(words: &[&str]) -> Value {
     json!({ "type": "string", "enum": words })
 }
 
 /// An object; a field whose name ends in `?` may be left out.
-fn object(fields: &[(&str, Value)]) -> Value {
+pub(super) fn object(fields: &[(&str, Value)]) -> Value {
     let name = |field: &str| field.trim_end_matches('?').to_owned();
     let properties: Map<_, _> = fields.iter().map(|(field, schema)| (name(field), schema.clone())).collect();
     let required: Vec<_> =
@@ -78,8 +79,13 @@ fn variants(words: &[&str], objects: &[(&str, Value)]) -> Value {
 
 /// Objects told apart by their `code`.
 fn coded(codes: &[(&str, &[(&str, Value)])]) -> Value {
+    tagged("code", codes)
+}
+
+/// Objects told apart by the word under `tag`.
+pub(super) fn tagged(tag: &str, codes: &[(&str, &[(&str, Value)])]) -> Value {
     let one = |(code, fields): &(&str, &[(&str, Value)])| {
-        let code = [("code", one_of(&[code]))];
+        let code = [(tag, one_of(&[code]))];
         object(&code.into_iter().chain(fields.iter().cloned()).collect::<Vec<_>>())
     };
     json!({ "oneOf": codes.iter().map(one).collect::<Vec<_>>() })
@@ -115,6 +121,8 @@ fn mentions() -> Vec<(&'static str, &'static str, Value)> {
         ("ExplainedCluster", "stage", of("Stage")),
         ("ExplainedCluster", "reason", maybe(&of("CloseReason"))),
         ("ExplainedCluster", "explanation", maybe(&of("Explanation"))),
+        ("ExplainedCluster", "waiting", maybe(&of("Waiting"))),
+        ("ClusterView", "waiting", maybe(&of("Waiting"))),
         ("ExplainedDevice", "explanation", of("DeviceExplanation")),
         ("LeaseView", "class", of("HardwareClass")),
         ("LeaseView", "phase", of("LeasePhase")),
@@ -132,10 +140,11 @@ fn mentions() -> Vec<(&'static str, &'static str, Value)> {
 fn all() -> impl Iterator<Item = (String, Value)> {
     let groups =
         [words(), market(), prices(), boards(), reasons(), device_reasons(), devices(), orders(), reports()];
-    groups.into_iter().flatten().map(|(name, schema)| (name.to_owned(), schema))
+    let groups = groups.into_iter().chain([schemas_ways::all()]);
+    groups.flatten().map(|(name, schema)| (name.to_owned(), schema))
 }
 
-type Named = Vec<(&'static str, Value)>;
+pub(super) type Named = Vec<(&'static str, Value)>;
 
 fn words() -> Named {
     vec![
@@ -187,6 +196,8 @@ fn market() -> Named {
         ("egress?", text()),
         ("hiding?", text()),
         ("max_rate?", maybe(&count())),
+        ("priority?", one_of(&["low", "normal", "high"])),
+        ("buy?", of("Buy")),
         ("asset", of("Asset")),
     ];
     let program = [
@@ -197,8 +208,8 @@ fn market() -> Named {
         ("allow?", list(&text())),
     ];
     let item = [
-        ("device", text()),
-        ("class", of("HardwareClass")),
+        ("device?", maybe(&text())),
+        ("class?", maybe(&of("HardwareClass"))),
         ("rate", count()),
         ("compute_micro_usd", count()),
         ("pricing?", maybe(&number())),
@@ -221,6 +232,7 @@ fn market() -> Named {
         ("pricing?", list(&of("Pricing"))),
         ("lines?", maybe(&of("QuoteLines"))),
         ("elsewhere?", maybe(&of("ElsewhereCost"))),
+        ("now_rate?", maybe(&count())),
     ];
     vec![
         ("Resources", object(&resources)),
@@ -486,6 +498,7 @@ fn orders() -> Named {
         ("renter", &[]),
         ("time", &[]),
         ("no_capacity", &[]),
+        ("expired", &[]),
         ("member_lost", &[("lease", text()), ("reason", text())]),
         ("start_failed", &reason),
         ("finished", &[("exit_code", number())]),
@@ -671,14 +684,16 @@ mod tests {
             egress: ionet_domain::market::Egress::Off,
             hiding: ionet_domain::market::Hiding { private: true, ..Default::default() },
             max_rate: Some(Rate(4)),
+            priority: ionet_domain::market::Priority::High,
+            buy: ionet_domain::market::Buy::Standing { expires_ms: 9 },
             asset: Asset::Iosd,
         }
     }
 
     fn quote() -> Quote {
         let item = QuoteItem {
-            device: DeviceId::from_parts(1, 2),
-            class: HardwareClass::Gpu("A".into()),
+            device: Some(DeviceId::from_parts(1, 2)),
+            class: Some(HardwareClass::Gpu("A".into())),
             rate: Rate(1),
             compute_micro_usd: 2,
             pricing: Some(0),
@@ -707,6 +722,7 @@ mod tests {
                 date: "2026-03".into(),
                 source: "s".into(),
             })),
+            now_rate: Some(Rate(1)),
         }
     }
 
@@ -890,6 +906,7 @@ mod tests {
             CloseReason::Renter,
             CloseReason::Time,
             CloseReason::NoCapacity,
+            CloseReason::Expired,
             CloseReason::MemberLost { lease, reason: reason() },
             CloseReason::StartFailed { reason: reason() },
             CloseReason::Finished { exit_code: -1 },

@@ -35,6 +35,10 @@ fn holds(state: &State, found: &Order, reason: &CloseReason, at_ms: u64) -> bool
     match reason {
         CloseReason::Renter | CloseReason::Operator { .. } => true,
         CloseReason::Time => found.ends_ms().is_some_and(|ends_ms| ends_ms <= at_ms),
+        CloseReason::Expired => {
+            let until_ms = found.quote.request.buy.waits_until_ms();
+            found.leases.is_empty() && until_ms.is_some_and(|until_ms| until_ms <= at_ms)
+        }
         CloseReason::NoCapacity => matches!(order::place(state, found, at_ms), Err(Refusal::NoCapacity(_))),
         CloseReason::MemberLost { lease, reason } => {
             found.running_since_ms.is_some() && found.leases.contains_key(&lease.n) && lost_as(reason)
