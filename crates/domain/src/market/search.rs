@@ -180,7 +180,7 @@ impl<'a> Search<'a> {
 
     /// The next device of a group that is not looked at by itself.
     fn next_of(&self, ids: &mut IdsIter<'_>) -> Option<DeviceId> {
-        ids.find(|id| !self.limits.avoid.contains(id) && !self.limits.promised.contains_key(id))
+        ids.find(|id| !self.limits.avoid.contains(id) && !self.limits.apart(*id))
     }
 
     fn scorer(&self, class: &HardwareClass) -> Option<Scorer<'a>> {
@@ -298,7 +298,7 @@ impl<'a> Shelves<'a> {
             }
         }
         let sieve = Sieve::new(search.request, search.limits, search.now_ms);
-        for (rate, id) in search.limits.promised.keys().filter_map(|id| search.alone(*id, &sieve)) {
+        for (rate, id) in search.limits.all_apart().filter_map(|id| search.alone(id, &sieve)) {
             shelves.put(rate, Pending::Single(id));
         }
         shelves
