@@ -10,6 +10,7 @@ use ionet_domain::market::board::ClassPrices;
 use ionet_domain::market::explain::Explanation;
 use ionet_domain::market::explain_device::DeviceExplanation;
 use ionet_domain::market::queue::Waiting;
+use ionet_domain::market::spot::Notice;
 use ionet_domain::market::{Destination, Egress, Feed, Program, Quote};
 use ionet_domain::money::{Asset, Rate};
 use ionet_domain::order::{Bill, CloseReason, LeasePhase, ReplaceReason, Stage};
@@ -534,6 +535,10 @@ pub struct ClusterView {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Object>)]
     pub waiting: Option<Waiting>,
+    /// A spot order's notice: when it is ended and why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    pub notice: Option<Notice>,
     /// When it was ordered.
     pub accepted_ms: u64,
     /// When all members were up.

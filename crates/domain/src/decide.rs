@@ -12,7 +12,7 @@ use crate::device::{self, Contact, Device, DeviceChange, DeviceStage, Enrolment,
 use crate::event::{Event, PrivateBody, PublicBody};
 use crate::id::{Address, DeviceId, KeyId, LeaseId, OrderId, PayoutId, TransferId};
 use crate::ledger::{AccountKey, Owner, Step, Transfer};
-use crate::market::{Destination, Egress, Feed, PriceParams, Program, Quote, price, queue};
+use crate::market::{Destination, Egress, Feed, PriceParams, Program, Quote, price, queue, reserve, spot};
 use crate::meter::{self, HeldCharge, Receipt, Witness};
 use crate::money::Asset;
 use crate::order::{self, Acceptance, CloseReason, LeasePhase, Move, Order, Stage};
@@ -110,6 +110,7 @@ impl Decision<'_> {
             }
             C::Place { order } => self.place(*order),
             C::Hold => self.hold(),
+            C::Reprice { order } => only(spot::reprice(self.state, self.state.order(*order)?, self.now_ms)?),
             C::Replace { order } => self.replace(*order),
             C::Start { order } => {
                 self.state.order(*order)?.may(Move::Start)?;
@@ -415,15 +416,20 @@ impl Decision<'_> {
         let acceptance = Acceptance { order, account, key, quote, program };
         let transfer = order::accept(self.state, &acceptance, self.now_ms)?;
         let accepted = PublicBody::OrderAccepted { order, account, key, quote: quote.clone() };
-        Ok(vec![
+        let mut happened = vec![
             (accepted, Some(PrivateBody::Program(program.clone()))),
             (PublicBody::OrderFunded { order, transfer }, None),
-        ])
+        ];
+        let seats = reserve::kept(self.state, quote, self.now_ms)?;
+        if !seats.is_empty() {
+            happened.push((PublicBody::OrderKept { order, seats }, None));
+        }
+        Ok(happened)
     }
 
     fn extend(&self, order: OrderId, added_ms: u64) -> Result<Vec<Happened>, Refusal> {
         let found = self.renter_of(order, "extend a cluster")?;
-        let (duration_ms, transfer) = order::extend(self.state, found, added_ms)?;
+        let (duration_ms, transfer) = order::extend(self.state, found, added_ms, self.now_ms)?;
         only(PublicBody::OrderExtended { order, duration_ms, transfer })
     }
 
@@ -447,6 +453,9 @@ impl Decision<'_> {
                 self.state.order(order)?
             }
         };
+        if *reason == CloseReason::Preempted {
+            spot::check_over(found, self.now_ms)?;
+        }
         Self::closing(found, reason.clone())
     }
 
@@ -462,8 +471,24 @@ impl Decision<'_> {
         }
         match order::place(self.state, found, self.now_ms) {
             Ok(leases) => only(PublicBody::OrderPlaced { order, leases, reason: None }),
-            Err(Refusal::NoCapacity(_)) => Self::closing(found, CloseReason::NoCapacity),
+            Err(short @ (Refusal::NoCapacity(_) | Refusal::NoChange { .. })) => self.make_room(found, short),
             Err(other) => Err(other),
+        }
+    }
+
+    /// Spot orders make room for an order that has no place otherwise. It waits for that once; on demand it then ends.
+    fn make_room(&self, order: &Order, short: Refusal) -> Result<Vec<Happened>, Refusal> {
+        if spot::waits_for_room(order, self.now_ms) {
+            return Err(Refusal::NoChange { what: format!("{} waits for room", order.id) });
+        }
+        let (waits, limits) =
+            (queue::waits(order, self.now_ms), order::limits(self.state, order, self.now_ms));
+        let first = order.ways.room_until_ms.is_none() || waits;
+        let notices = first.then(|| spot::make_room(self.state, order, &limits, self.now_ms)).flatten();
+        match notices {
+            Some(notices) => Ok(notices.into_iter().map(|notice| (notice, None)).collect()),
+            None if waits => Err(short),
+            None => Self::closing(order, CloseReason::NoCapacity),
         }
     }
 

@@ -14,6 +14,7 @@ use crate::ledger::{Ledger, Step, Transfer};
 use crate::market::book::{Book, BookCell, Turn};
 use crate::market::capacity::GPU_MILLIS;
 use crate::market::record::Share;
+use crate::market::spot::{self, Notice, NoticeReason};
 use crate::market::{MarketRecord, PriceParams, Program};
 use crate::meter::{Charge, HeldCharge};
 use crate::money::{BasisPoints, HOUR_MS};
@@ -387,6 +388,17 @@ impl State {
                     self.order_mut(*order)?.ways.held_ms = Some(event.at_ms);
                 }
             }
+            B::OrderKept { order, seats } => self.order_mut(*order)?.ways.kept.clone_from(seats),
+            B::OrderNoticed { order, notice } => self.fold_noticed(*order, notice)?,
+            B::OrderRepriced { order, rates } => {
+                let order = self.order_mut(*order)?;
+                order.ways.repriced_ms = Some(event.at_ms);
+                for new in rates {
+                    if let Some(lease) = order.leases.get_mut(&new.n) {
+                        lease.reprice(new.rate, event.at_ms);
+                    }
+                }
+            }
             B::OrderStarted { order } => self.step(*order, Move::Start)?,
             B::OrderRunning { order } => self.fold_running(*order, event.at_ms)?,
             B::OrderClosing { order, reason } => {
@@ -444,6 +456,16 @@ impl State {
                 market.traded(&class, wanted, lease.rate, at_ms);
             }
             self.order_mut(id)?.leases.insert(lease.n, lease.lease(gpus));
+        }
+        Ok(())
+    }
+
+    fn fold_noticed(&mut self, id: OrderId, notice: &Notice) -> Result<(), Refusal> {
+        self.order_mut(id)?.ways.notice = Some(*notice);
+        if let NoticeReason::Room { order } = notice.reason {
+            let until_ms = spot::room_until_ms(self, notice);
+            let room_until_ms = &mut self.order_mut(order)?.ways.room_until_ms;
+            *room_until_ms = Some(room_until_ms.unwrap_or(0).max(until_ms));
         }
         Ok(())
     }
@@ -655,6 +677,7 @@ impl NewLease {
             voided_micro_usd: 0,
             renter_fee_micro_usd: 0,
             held: Vec::new(),
+            earlier: None,
         }
     }
 }

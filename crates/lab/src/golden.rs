@@ -171,7 +171,35 @@ impl<D: Disk> Script<D> {
         self.server(C::TakeFeed { feed, signature: "00".into() })?;
         self.now_ms += 2 * HOUR_MS;
         self.server(C::SetLoads)?;
-        self.waiting()
+        self.waiting()?;
+        self.spot(device)
+    }
+
+    /// A spot order follows the market, and makes room with a notice.
+    fn spot(&mut self, device: DeviceId) -> Result<()> {
+        self.server(C::NoteContact { device, contact: Contact::Connected })?;
+        let mut firm = request(1, false);
+        firm.per_member.gpus = 1;
+        let buy = Buy::Spot { notice_ms: 120_000, expires_ms: None };
+        let order = self.up(&Request { buy, ..firm.clone() })?;
+        self.now_ms += 2 * HOUR_MS;
+        self.server(C::SetLoads)?;
+        self.server(C::Reprice { order })?;
+        let quote = self.quote(&firm)?;
+        let firm = OrderId::from_parts(self.now_ms, self.unique());
+        self.ask(Actor::Wallet(RENTER), C::PlaceOrder { order: firm, quote, program: program() })?;
+        self.server(C::Place { order: firm })?;
+        self.now_ms += 120_000;
+        self.server(C::Close { order, reason: CloseReason::Preempted })?;
+        self.remove(LeaseId { order, n: 0 })?;
+        self.server(C::Settle { order })?;
+        self.server(C::Place { order: firm })?;
+        let buy = Buy::Reserved { starts_ms: self.now_ms + 2 * HOUR_MS };
+        let quote = self.quote(&Request { buy, ..request(1, false) })?;
+        let order = OrderId::from_parts(self.now_ms, self.unique());
+        self.ask(Actor::Wallet(RENTER), C::PlaceOrder { order, quote, program: program() })?;
+        self.now_ms += 2 * HOUR_MS;
+        self.server(C::Place { order })
     }
 
     /// An order waits for more devices than are free, holds what it can get, and is given up.
@@ -291,13 +319,17 @@ impl<D: Disk> Script<D> {
     }
 
     fn running(&mut self, members: u32, spread: bool) -> Result<OrderId> {
+        self.up(&request(members, spread))
+    }
+
+    fn up(&mut self, request: &Request) -> Result<OrderId> {
         let order = OrderId::from_parts(self.now_ms, self.unique());
-        let quote = self.quote(&request(members, spread))?;
+        let quote = self.quote(request)?;
         let program = program();
         self.ask(Actor::Wallet(RENTER), C::PlaceOrder { order, quote, program })?;
         self.server(C::Place { order })?;
         self.server(C::Start { order })?;
-        for n in 0..members {
+        for n in 0..request.members {
             self.ready(LeaseId { order, n })?;
         }
         self.server(C::MarkRunning { order })?;
@@ -426,6 +458,7 @@ fn request(members: u32, spread: bool) -> Request {
         max_rate: Some(Rate(10_000_000)),
         priority: Priority::Normal,
         buy: Buy::default(),
+        mega: false,
         asset: Asset::Iosd,
     }
 }

@@ -171,6 +171,9 @@ pub(crate) fn stage_line(view: &ClusterView) -> String {
 
 /// Where a waiting order stands.
 fn in_line(waiting: &Waiting) -> String {
+    if waiting.place == 0 {
+        return format!("{}; begins in {}", waiting.reason, span(waiting.estimate_ms.unwrap_or(0)));
+    }
     let holds = waiting.holds.map(|n| format!("; holds the devices of {n} members")).unwrap_or_default();
     format!("number {} of {} in line: {}{holds}", waiting.place, waiting.of, waiting.reason)
 }
@@ -206,6 +209,9 @@ fn row(view: &ClusterView) -> Vec<String> {
         (Some(reason), _) => reason.code().to_owned(),
         (None, Some(ends)) => format!("in {}", span(ends.saturating_sub(now_ms()) / 1000 * 1000)),
         (None, None) => match &view.waiting {
+            Some(waiting) if waiting.place == 0 => {
+                format!("begins in {}", span(waiting.estimate_ms.unwrap_or(0)))
+            }
             Some(waiting) => format!("{} of {} in line", waiting.place, waiting.of),
             None => "-".to_owned(),
         },
@@ -237,6 +243,9 @@ pub(crate) fn show(out: Out, view: &ClusterView) {
     out.line(quote::sentence(&view.quote.request));
     if let Some(line) = quote::way(&view.quote.request) {
         out.line(line);
+    }
+    if let Some(notice) = view.notice.filter(|_| view.stage <= Stage::Running) {
+        out.line(format!("ends at {}: {}", moment(notice.ends_ms), words::notice(notice.reason)));
     }
     if let Some(waiting) = &view.waiting {
         out.line(format!("{}; 'ionet explain {}' says more", in_line(waiting), view.id));

@@ -204,6 +204,7 @@ async fn request(client: &Client) -> Result<Request> {
         max_rate: None,
         priority: ionet_domain::market::Priority::Normal,
         buy: ionet_domain::market::Buy::default(),
+        mega: false,
         asset: Asset::Iosd,
     };
     request.check()?;

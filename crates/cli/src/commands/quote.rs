@@ -14,11 +14,14 @@ use crate::error::Result;
 use crate::out::Out;
 use crate::units::{bytes, cpus, moment, span, usd};
 
+/// The most members that a cluster can have.
+const MOST_MEMBERS: u32 = 256;
+
 /// The request that the words typed make.
 pub(crate) fn request(args: &RequestArgs) -> Result<Request> {
     let request = Request {
         engine: args.engine.parse()?,
-        members: args.members,
+        members: if args.mega { MOST_MEMBERS } else { args.members },
         per_member: Resources {
             cpu_millis: args.cpus,
             memory_bytes: args.memory,
@@ -38,9 +41,10 @@ pub(crate) fn request(args: &RequestArgs) -> Result<Request> {
             via_relay: args.via_relay || args.split_relays,
             split_relays: args.split_relays,
         },
-        max_rate: args.max_price,
+        max_rate: args.max_price.or(args.bid),
         priority: args.priority,
         buy: buy(args),
+        mega: args.mega,
         asset: Asset::Iosd,
     };
     request.check()?;
@@ -49,9 +53,15 @@ pub(crate) fn request(args: &RequestArgs) -> Result<Request> {
 
 /// How it is bought, by the words typed.
 fn buy(args: &RequestArgs) -> Buy {
-    match args.wait_ms {
-        Some(wait_ms) => Buy::Standing { expires_ms: now_ms().saturating_add(wait_ms) },
-        None => Buy::default(),
+    let expires_ms = args.wait_ms.map(|wait_ms| now_ms().saturating_add(wait_ms));
+    match expires_ms {
+        _ if args.spot => Buy::Spot { notice_ms: args.notice_ms, expires_ms },
+        Some(expires_ms) => Buy::Standing { expires_ms },
+        None => match (args.starts_ms, args.deadline_ms) {
+            (Some(starts_ms), _) => Buy::Reserved { starts_ms },
+            (None, Some(deadline_ms)) => Buy::Flexible { deadline_ms },
+            (None, None) => Buy::default(),
+        },
     }
 }
 
@@ -96,8 +106,15 @@ pub(crate) fn show(out: Out, signed: &SignedQuote) {
     quote.pricing.iter().for_each(|how| pricing(out, how));
     lines(out, quote);
     out.line(format!("at most    {}; what is not used comes back", usd(quote.total_micro_usd)));
-    if let Some(rate) = quote.now_rate {
+    let outlook = quote.outlook.as_deref().copied().unwrap_or_default();
+    if let Some(rate) = outlook.now_rate {
         out.line(format!("now        {rate} if it were placed at this moment"));
+    }
+    if let Some(room_ms) = outlook.room_in_ms {
+        out.line(format!(
+            "begins     when spot orders have made room, after their notice of {}",
+            span(room_ms)
+        ));
     }
     let left_ms = quote.expires_ms.saturating_sub(now_ms());
     out.line(format!("good for   {}; it reserves no capacity", span(left_ms)));
@@ -197,7 +214,26 @@ pub(crate) fn way(request: &Request) -> Option<String> {
             "standing order: waits for its price and hardware until {}; rates are the most that it may cost",
             moment(expires_ms)
         )),
+        Buy::Reserved { starts_ms } => {
+            Some(format!("reserved from {}: its devices are kept once it is ordered", moment(starts_ms)))
+        }
+        Buy::Flexible { deadline_ms } => Some(format!(
+            "flexible: done by {}, in the hours least in demand; rates are the most that it may cost",
+            moment(deadline_ms)
+        )),
+        Buy::Spot { notice_ms, expires_ms } => {
+            let waits = expires_ms.map(|at_ms| format!("; waits until {}", moment(at_ms)));
+            Some(format!(
+                "spot: the market's rate each hour, at most the bid; may be ended with {} of notice{}",
+                span(notice_ms),
+                waits.unwrap_or_default()
+            ))
+        }
     };
+    let all = request.mega.then(|| {
+        format!("all that matched: {} members, of at most {MOST_MEMBERS} of a cluster", request.members)
+    });
+    let way = way.or(all);
     let parts: Vec<_> = way.into_iter().chain(urgency).collect();
     (!parts.is_empty()).then(|| parts.join("; "))
 }

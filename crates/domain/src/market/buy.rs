@@ -4,6 +4,9 @@
 //! |---|---|---|
 //! | on demand | no: taken in only if it fits | as quoted |
 //! | standing | until its price or hardware appears, or it expires | of the moment, within the cap |
+//! | spot | only if asked to | of the market with the spot discount, repriced every hour, within the bid |
+//! | reserved | for its window, with devices kept | as quoted, with a discount for booking ahead |
+//! | flexible | for the hours that are usually least in demand, as long as the deadline allows | of the moment, within the cap |
 //!
 //! Always holds: an order that waits has a cap and an end of waiting, so it ends. Not here: in which order waiting orders are
 //! tried (`queue`), how they are priced and placed (`waiting`).
@@ -11,6 +14,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::request::Request;
+use super::reserve::{LATE_MS, SLACK_MS};
+use super::spot::NOTICE_MS;
 use crate::money::HOUR_MS;
 use crate::refusal::Refusal;
 
@@ -66,6 +71,29 @@ pub enum Buy {
         /// When it gives up, with everything given back.
         expires_ms: u64,
     },
+    /// Cheaper; may be ended with a notice. The bid is the request's cap.
+    Spot {
+        /// How long the notice is.
+        #[serde(default = "usual_notice_ms")]
+        notice_ms: u64,
+        /// If it waits: when it gives up.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        expires_ms: Option<u64>,
+    },
+    /// For a window in the future.
+    Reserved {
+        /// When it begins.
+        starts_ms: u64,
+    },
+    /// So much time by then.
+    Flexible {
+        /// When all of it must be over.
+        deadline_ms: u64,
+    },
+}
+
+fn usual_notice_ms() -> u64 {
+    NOTICE_MS
 }
 
 impl Default for Buy {
@@ -77,24 +105,39 @@ impl Default for Buy {
 /// The longest that an order may wait.
 pub const MOST_WAIT_MS: u64 = 90 * 24 * HOUR_MS;
 
+/// Least and most of a spot order's notice: whoever makes room is waited for so long.
+const LEAST_NOTICE_MS: u64 = 10_000;
+const MOST_NOTICE_MS: u64 = 10 * 60_000;
+
 impl Buy {
     pub(crate) fn is_on_demand(&self) -> bool {
         matches!(self, Self::OnDemand {})
     }
 
-    /// Until when an order waits for devices; `None` if it does not wait.
-    pub fn waits_until_ms(self) -> Option<u64> {
+    /// When it begins at the earliest, if that is not now.
+    pub fn begins_ms(self) -> Option<u64> {
+        match self {
+            Self::Reserved { starts_ms } => Some(starts_ms),
+            _ => None,
+        }
+    }
+
+    /// Until when an order for so much time waits for devices; `None` if it does not wait.
+    pub fn waits_until_ms(self, duration_ms: u64) -> Option<u64> {
         match self {
             Self::OnDemand {} => None,
             Self::Standing { expires_ms } => Some(expires_ms),
+            Self::Spot { expires_ms, .. } => expires_ms,
+            Self::Reserved { starts_ms } => Some(starts_ms.saturating_add(LATE_MS)),
+            Self::Flexible { deadline_ms } => Some(deadline_ms.saturating_sub(duration_ms)),
         }
     }
 
     /// Whether its leases cost what the market says when they are made, within the cap, and not what was quoted.
     pub fn floats(self) -> bool {
         match self {
-            Self::OnDemand {} => false,
-            Self::Standing { .. } => true,
+            Self::OnDemand {} | Self::Reserved { .. } => false,
+            Self::Standing { .. } | Self::Spot { .. } | Self::Flexible { .. } => true,
         }
     }
 
@@ -103,6 +146,9 @@ impl Buy {
         match self {
             Self::OnDemand {} => "on demand",
             Self::Standing { .. } => "standing",
+            Self::Spot { .. } => "spot",
+            Self::Reserved { .. } => "reserved",
+            Self::Flexible { .. } => "flexible",
         }
     }
 
@@ -122,6 +168,20 @@ impl Buy {
                 within("expires_ms", expires_ms, now_ms + 1)?;
                 capped(request)
             }
+            Self::Spot { notice_ms, expires_ms } => {
+                expires_ms.map_or(Ok(()), |expires_ms| within("expires_ms", expires_ms, now_ms + 1))?;
+                if !(LEAST_NOTICE_MS..=MOST_NOTICE_MS).contains(&notice_ms) {
+                    let limit = format!("{LEAST_NOTICE_MS} to {MOST_NOTICE_MS}");
+                    return Err(Refusal::out_of_range("notice_ms", notice_ms, limit));
+                }
+                capped(request)
+            }
+            Self::Reserved { starts_ms } => within("starts_ms", starts_ms, now_ms + 1),
+            Self::Flexible { deadline_ms } => {
+                let least_ms = now_ms.saturating_add(request.duration_ms).saturating_add(SLACK_MS);
+                within("deadline_ms", deadline_ms, least_ms)?;
+                capped(request)
+            }
         }
     }
 }
@@ -134,7 +194,7 @@ fn capped(request: &Request) -> Result<(), Refusal> {
             Err(Refusal::out_of_range("max_rate", cap.0, format!("at least {} micro-USD", request.members)))
         }
         None => {
-            let limit = "the most that all members may cost an hour (--max-price), for an order that waits";
+            let limit = "the most that all members may cost an hour (--max-price, or --bid), for an order whose price floats";
             Err(Refusal::out_of_range("max_rate", "missing", limit))
         }
     }

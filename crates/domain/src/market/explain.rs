@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use super::book::{Alike, Spot};
+use super::buy::Buy;
 use super::egress::Egress;
 use super::place::Shortfall;
 use super::price::member_rate;
@@ -171,7 +172,8 @@ pub fn request(state: &State, wanted: &Request, now_ms: u64) -> Result<Explanati
         nearest: Vec::new(),
         relaxations: Vec::new(),
     };
-    match priced(state, wanted, now_ms) {
+    let at_once = at_once(wanted);
+    match priced(state, &at_once, now_ms) {
         Ok(quote) => {
             found.fits = true;
             found.rate = Some(quote.rate);
@@ -184,12 +186,23 @@ pub fn request(state: &State, wanted: &Request, now_ms: u64) -> Result<Explanati
         Err(refusal @ Refusal::OverPriceCap { .. }) => found.refused = Some(refusal.to_string()),
         Err(other) => return Err(other),
     }
+    let wanted = &Request { buy: Buy::default(), ..wanted.clone() };
     let pool = Pool::of(state, wanted, now_ms);
     found.nearest = pool.nearest.iter().map(|near| pool.near_miss(*near)).collect();
     let possible = found.shortfall.as_ref().map_or(0, |short| short.possible);
     found.relaxations =
         Search { state, wanted, pool: &pool, now_ms, tries: TRIES, found: Vec::new() }.all(possible);
     Ok(found)
+}
+
+/// The same request as it would be decided now: waiting is no reason for anything.
+fn at_once(wanted: &Request) -> Request {
+    let buy = match wanted.buy {
+        Buy::Spot { notice_ms, .. } => Buy::Spot { notice_ms, expires_ms: None },
+        Buy::Reserved { starts_ms } => Buy::Reserved { starts_ms },
+        Buy::OnDemand {} | Buy::Standing { .. } | Buy::Flexible { .. } => Buy::default(),
+    };
+    Request { buy, ..wanted.clone() }
 }
 
 /// The quote that the request would get; nothing of it is promised to anybody.

@@ -18,8 +18,10 @@ pub mod queue;
 pub mod quote;
 pub mod record;
 pub mod request;
+pub mod reserve;
 pub mod score;
 mod search;
+pub mod spot;
 pub(crate) mod waiting;
 
 pub use buy::{Buy, Priority};

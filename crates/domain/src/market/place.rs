@@ -12,7 +12,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::book::Book;
-use super::capacity::Capacity;
+use super::capacity::{Capacity, GPU_MILLIS, Shape};
 use super::egress::Egress;
 use super::price::member_rate;
 use super::request::Request;
@@ -77,6 +77,8 @@ pub struct Limits {
     pub rates: Option<Vec<Rate>>,
     /// Promised to orders that are paid for and not yet placed.
     pub promised: BTreeMap<DeviceId, Vec<Taken>>,
+    /// Hired now and counted as free: what makes room.
+    pub freed: BTreeMap<DeviceId, Vec<Taken>>,
 }
 
 /// Part of a device that is spoken for.
@@ -236,7 +238,7 @@ struct Verdict {
 impl Limits {
     /// What of a device is free beside what is promised: in all, and of each GPU by its place in the offer.
     pub(super) fn room(&self, id: DeviceId, device: &Device) -> (Capacity, Vec<u16>) {
-        let (mut gpus, mut free) = (device.free_gpu_millis(), Capacity::of(device));
+        let (mut gpus, mut free) = self.free(id, device);
         for taken in self.promised.get(&id).into_iter().flatten() {
             let millis = u16::try_from(taken.wanted.millis_per_gpu()).unwrap_or(u16::MAX);
             for gpu in &taken.gpus {
@@ -251,6 +253,41 @@ impl Limits {
         }
         free.shape.gpus = Capacity::with(device, gpus.iter().copied()).shape.gpus;
         (free, gpus)
+    }
+}
+
+impl Limits {
+    /// What of a device is free, with what makes room.
+    fn free(&self, id: DeviceId, device: &Device) -> (Vec<u16>, Capacity) {
+        let (mut gpus, free) = (device.free_gpu_millis(), Capacity::of(device));
+        let Some(freed) = self.freed.get(&id) else { return (gpus, free) };
+        if device.one_tenant() && freed.len() < device.leases as usize {
+            return (gpus, free);
+        }
+        let mut left = device.enrolment.offered.less(device.committed);
+        for taken in freed {
+            left = left.plus(Resources { gpus: 0, ..taken.wanted });
+            let millis = u16::try_from(taken.wanted.millis_per_gpu()).unwrap_or(GPU_MILLIS);
+            for gpu in &taken.gpus {
+                if let Some(gpu) = gpus.get_mut(*gpu as usize) {
+                    *gpu = gpu.saturating_add(millis).min(GPU_MILLIS);
+                }
+            }
+        }
+        let Resources { cpu_millis, memory_bytes, disk_bytes, .. } = left;
+        let shape = Shape { cpu_millis, ..free.shape };
+        (gpus, Capacity { shape, memory_bytes, disk_bytes })
+    }
+
+    /// Whether a device is looked at by itself and not with its like.
+    pub(super) fn apart(&self, id: DeviceId) -> bool {
+        self.promised.contains_key(&id) || self.freed.contains_key(&id)
+    }
+
+    /// The devices that are looked at by themselves, each once.
+    pub(super) fn all_apart(&self) -> impl Iterator<Item = DeviceId> {
+        let freed = self.freed.keys().filter(|id| !self.promised.contains_key(*id));
+        self.promised.keys().chain(freed).copied()
     }
 }
 
@@ -293,8 +330,8 @@ impl<'a> Sieve<'a> {
             let archived = u32::try_from(archived).unwrap_or(u32::MAX);
             self.removed.insert((0, "not pooled (archived)".into()), archived);
         }
-        let alone: BTreeSet<_> = self.limits.avoid.iter().chain(self.limits.promised.keys()).collect();
-        for (id, device) in alone.iter().filter_map(|id| Some((**id, state.devices.get(id)?))) {
+        let alone: BTreeSet<_> = self.limits.avoid.iter().copied().chain(self.limits.all_apart()).collect();
+        for (id, device) in alone.iter().filter_map(|id| Some((*id, state.devices.get(id)?))) {
             if device.stage != DeviceStage::Archived {
                 self.count(self.misses(id, device));
             }

@@ -5,10 +5,13 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::buy::Buy;
 use super::competitors;
 use super::place;
 use super::price::{Pricer, Pricing, duration_factor_percent};
 use super::request::Request;
+use super::reserve;
+use super::spot;
 use super::waiting;
 use crate::device::HardwareClass;
 use crate::id::{Address, DeviceId, QuoteId};
@@ -115,9 +118,21 @@ pub struct Quote {
     /// What the same costs elsewhere, if that is known of all its hardware.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub elsewhere: Option<Box<ElsewhereCost>>,
-    /// For an order that waits: what all members would cost an hour if it were placed at this moment.
+    /// What becomes of an order that is not simply placed at the quoted price.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outlook: Option<Box<Outlook>>,
+}
+
+/// How an order's chances stand at the moment of its quote; no promise.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Outlook {
+    /// Where the price floats: what all members would cost an hour if they were placed at this moment; none if they would not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub now_rate: Option<Rate>,
+    /// If spot orders must make room first: how long their notice is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub room_in_ms: Option<u64>,
 }
 
 /// Prices a request on the devices that could take it now.
@@ -128,27 +143,43 @@ pub fn quote(
     request: &Request,
     now_ms: u64,
 ) -> Result<Quote, Refusal> {
-    check(state, request)?;
-    request.buy.check(request, now_ms)?;
+    check(state, request, now_ms)?;
+    let limits = place::Limits::default();
     if request.buy.floats() {
-        return Ok(waiting::quote(state, id, account, request, now_ms));
+        return waiting::quote(state, id, account, request, now_ms);
     }
-    let devices = place::plan(state, request, &place::Limits::default(), now_ms)?;
-    best(state, (id, account), request, &devices, now_ms)
+    if matches!(request.buy, Buy::Reserved { .. }) {
+        let seats = reserve::seats(state, request, &limits, now_ms)?;
+        let devices: Vec<_> = seats.into_iter().map(|seat| seat.device).collect();
+        return within_cap(of_devices(state, id, account, request, &devices, now_ms)?);
+    }
+    if request.mega {
+        return all_that_matches(state, (id, account), request, now_ms);
+    }
+    match place::plan(state, request, &limits, now_ms) {
+        Ok(devices) => best(state, (id, account), request, &devices, now_ms),
+        Err(refusal) => {
+            let room = spot::room(state, request, &limits, now_ms).ok_or(refusal)?;
+            let devices: Vec<_> = room.seats.into_iter().map(|seat| seat.device).collect();
+            let quote = of_devices(state, id, account, request, &devices, now_ms)?;
+            let outlook = Outlook { room_in_ms: Some(room.notice_ms), ..Outlook::default() };
+            within_cap(Quote { outlook: Some(Box::new(outlook)), ..quote })
+        }
+    }
 }
 
 /// The same without reasons.
 pub(super) fn quote_if_any(state: &State, request: &Request, now_ms: u64) -> Option<Quote> {
-    check(state, request).ok()?;
-    request.buy.check(request, now_ms).ok()?;
-    if request.buy.floats() {
-        return Some(waiting::quote(state, QuoteId::from_bits(0), Address([0; 32]), request, now_ms));
+    let nobody = (QuoteId::from_bits(0), Address([0; 32]));
+    if request.buy != Buy::default() || request.mega {
+        return quote(state, nobody.0, nobody.1, request, now_ms).ok();
     }
+    check(state, request, now_ms).ok()?;
     let devices = devices(state, request, now_ms)?;
-    best(state, (QuoteId::from_bits(0), Address([0; 32])), request, &devices, now_ms).ok()
+    best(state, nobody, request, &devices, now_ms).ok()
 }
 
-fn check(state: &State, request: &Request) -> Result<(), Refusal> {
+fn check(state: &State, request: &Request, now_ms: u64) -> Result<(), Refusal> {
     request.check()?;
     if request.per_member.is_share() && !state.params.gpu_shares {
         return Err(Refusal::Unsupported {
@@ -157,7 +188,7 @@ fn check(state: &State, request: &Request) -> Result<(), Refusal> {
             available: "whole GPUs".into(),
         });
     }
-    Ok(())
+    request.buy.check(request, now_ms)
 }
 
 fn devices(state: &State, request: &Request, now_ms: u64) -> Option<Vec<DeviceId>> {
@@ -182,7 +213,40 @@ fn best(
             quote = other;
         }
     }
-    if let Some(cap) = request.max_rate
+    within_cap(quote)
+}
+
+/// As many members as there are and the cap allows, up to what the request says.
+fn all_that_matches(
+    state: &State,
+    (id, account): (QuoteId, Address),
+    request: &Request,
+    now_ms: u64,
+) -> Result<Quote, Refusal> {
+    let limits = place::Limits::default();
+    let seats = place::some(state, request, &limits, now_ms);
+    let devices: Vec<_> = seats.into_iter().map(|seat| seat.device).collect();
+    let of = |members: usize| {
+        let some = Request { members: u32::try_from(members).unwrap_or(u32::MAX), ..request.clone() };
+        within_cap(of_devices(state, id, account, &some, &devices[..members], now_ms)?)
+    };
+    if devices.is_empty() {
+        return Err(Refusal::NoCapacity(place::shortfall(state, request, &limits, now_ms)));
+    }
+    // The price of all grows with their number but at the steps of the discount for count, so the last of a run may be missed.
+    let (mut fits, mut over) = (of(1)?, devices.len() + 1);
+    while over - fits.items.len() > 1 {
+        let middle = fits.items.len().midpoint(over);
+        match of(middle) {
+            Ok(quote) => fits = quote,
+            Err(_) => over = middle,
+        }
+    }
+    Ok(fits)
+}
+
+fn within_cap(quote: Quote) -> Result<Quote, Refusal> {
+    if let Some(cap) = quote.request.max_rate
         && quote.rate > cap
     {
         let (rate, cap) = (quote.rate.0, cap.0);
@@ -270,7 +334,7 @@ pub(super) fn of_items(
         pricing,
         lines: Some(Box::default()),
         elsewhere: None,
-        now_rate: None,
+        outlook: None,
     };
     quote.add_up();
     quote.elsewhere = elsewhere(state, &quote, now_ms).map(Box::new);

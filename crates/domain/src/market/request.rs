@@ -95,6 +95,9 @@ pub struct Request {
     /// How it is bought.
     #[serde(default, skip_serializing_if = "Buy::is_on_demand")]
     pub buy: Buy,
+    /// Everything that matches, `members` at most; a quote says how many that are.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub mega: bool,
     /// What is paid with.
     pub asset: Asset,
 }
@@ -116,6 +119,11 @@ impl Request {
         }
     }
 
+    /// Until when an order for it waits for devices; `None` if it does not wait.
+    pub fn waits_until_ms(&self) -> Option<u64> {
+        self.buy.waits_until_ms(self.duration_ms)
+    }
+
     /// Whether the request makes sense at all; says which field and what it may be.
     pub fn check(&self) -> Result<(), Refusal> {
         let in_range = |field: &str, value: u64, least: u64, most: u64| {
@@ -129,6 +137,10 @@ impl Request {
             EngineKind::Ray => MIN_RAY_MEMORY_BYTES,
         };
         in_range("members", self.members.into(), 1, MAX_MEMBERS.into())?;
+        if self.mega && self.buy != Buy::default() {
+            let limit = "on demand: who takes all that matches takes what there is now";
+            return Err(Refusal::out_of_range("mega", self.buy.name(), limit));
+        }
         in_range("cpu_millis", self.per_member.cpu_millis.into(), 100, 1_024_000)?;
         in_range("memory_bytes", self.per_member.memory_bytes, least_memory, 64 << 40)?;
         in_range("disk_bytes", self.per_member.disk_bytes, 0, 1 << 50)?;

@@ -6,11 +6,12 @@
 
 use super::place::{self, Limits, Seat};
 use super::price::Pricer;
-use super::quote::{Quote, QuoteItem, of_items, other_classes};
+use super::quote::{Outlook, Quote, QuoteItem, of_items, other_classes};
 use super::request::Request;
 use crate::device::HardwareClass;
 use crate::id::{Address, QuoteId};
 use crate::money::Rate;
+use crate::refusal::Refusal;
 use crate::state::State;
 
 /// How often a search is repeated without the devices that turned out too dear: the market rate of a device is known only once
@@ -18,7 +19,16 @@ use crate::state::State;
 const ROUNDS: usize = 8;
 
 /// The quote of an order that waits.
-pub(super) fn quote(state: &State, id: QuoteId, account: Address, request: &Request, now_ms: u64) -> Quote {
+///
+/// # Errors
+/// If it does not wait and would not be placed now.
+pub(super) fn quote(
+    state: &State,
+    id: QuoteId,
+    account: Address,
+    request: &Request,
+    now_ms: u64,
+) -> Result<Quote, Refusal> {
     let caps = shared(request);
     let class = only_class(request);
     let item = |rate: &Rate| QuoteItem {
@@ -32,8 +42,34 @@ pub(super) fn quote(state: &State, id: QuoteId, account: Address, request: &Requ
     let mut quote = of_items(state, (id, account), request, (items, Vec::new()), now_ms);
     let uncapped = vec![Rate(u64::MAX); request.members as usize];
     let now = seats(state, request, &uncapped, &Limits::default(), now_ms);
-    quote.now_rate = now.map(|seats| Rate(seats.iter().map(|(_, rate)| rate.0).fold(0, u64::saturating_add)));
-    quote
+    let now_rate = now.map(|seats| Rate(seats.iter().map(|(_, rate)| rate.0).fold(0, u64::saturating_add)));
+    quote.outlook = Some(Box::new(Outlook { now_rate, room_in_ms: None }));
+    if request.waits_until_ms().is_none() {
+        let over = |rate: Rate| Refusal::OverPriceCap {
+            rate_micro_usd_per_hour: rate.0,
+            cap_micro_usd_per_hour: quote.rate.0,
+        };
+        let dear = now_rate.filter(|now| *now > quote.rate).map(over);
+        let limits = Limits::default();
+        let placed = now_or_never(state, request, &caps, &limits, now_ms);
+        placed.map_err(|refusal| dear.unwrap_or(refusal))?;
+    }
+    Ok(quote)
+}
+
+/// Seats for an order whose price floats and which does not wait.
+pub(crate) fn now_or_never(
+    state: &State,
+    request: &Request,
+    caps: &[Rate],
+    limits: &Limits,
+    now_ms: u64,
+) -> Result<Vec<(Seat, Rate)>, Refusal> {
+    let short = || {
+        let limits = Limits { rates: Some(caps.to_vec()), ..limits.clone() };
+        Refusal::NoCapacity(place::shortfall(state, request, &limits, now_ms))
+    };
+    seats(state, request, caps, limits, now_ms).ok_or_else(short)
 }
 
 /// The cap shared among the members, the cheapest first: equal parts, and what does not divide goes to the last.

@@ -187,6 +187,7 @@ fn running(engine: &mut Engine, n: u64) -> Result<OrderId> {
         max_rate: None,
         priority: ionet_domain::market::Priority::Normal,
         buy: ionet_domain::market::Buy::default(),
+        mega: false,
         asset: Asset::Iosd,
     };
     let id = QuoteId::from_parts(NOW_MS, n.into());

@@ -144,7 +144,7 @@ fn quote(request: &Request, account: Address, now_ms: u64, n: u128) -> Quote {
         pricing: Vec::new(),
         lines: None,
         elsewhere: None,
-        now_rate: None,
+        outlook: None,
     }
 }
 
@@ -165,6 +165,7 @@ pub(crate) fn request(per_member: Resources, models: Option<String>) -> Request 
         max_rate: None,
         priority: ionet_domain::market::Priority::Normal,
         buy: ionet_domain::market::Buy::default(),
+        mega: false,
         asset: Asset::Iosd,
     }
 }

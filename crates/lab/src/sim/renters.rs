@@ -242,7 +242,25 @@ impl World {
         request.priority = *random.one_of(&Priority::ALL).unwrap_or(&Priority::Normal);
         let cap = random.between(20_000, 400_000) * u64::from(request.members);
         request.max_rate = Some(Rate(cap));
-        request.buy = Buy::Standing { expires_ms: now_ms + random.between(30_000, 2 * load.duration_ms.1) };
+        let expires_ms = now_ms + random.between(30_000, 2 * load.duration_ms.1);
+        request.buy = match random.below(6) {
+            3 => {
+                let starts_ms = now_ms + random.between(20_000, 240_000);
+                request.max_rate = None;
+                Buy::Reserved { starts_ms }
+            }
+            4 => {
+                let deadline_ms = now_ms + request.duration_ms + 15 * 60_000 + random.between(1_000, 240_000);
+                Buy::Flexible { deadline_ms }
+            }
+            5 => {
+                (request.mega, request.members) = (true, 4);
+                Buy::default()
+            }
+            0 => Buy::Standing { expires_ms },
+            1 => Buy::Spot { notice_ms: random.between(10_000, 60_000), expires_ms: Some(expires_ms) },
+            _ => Buy::Spot { notice_ms: 10_000, expires_ms: None },
+        };
     }
 
     /// A price, unless the server is away or refuses.
@@ -295,6 +313,7 @@ impl World {
             max_rate: None,
             priority: ionet_domain::market::Priority::Normal,
             buy: ionet_domain::market::Buy::default(),
+            mega: false,
             asset: Asset::Iosd,
         };
         if load.scripted {

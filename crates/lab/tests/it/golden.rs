@@ -7,7 +7,7 @@ use ionet_journal::FileDisk;
 use ionet_lab::golden;
 
 /// Every kind of event there is.
-const KINDS: [&str; 40] = [
+const KINDS: [&str; 43] = [
     "active",
     "charges_proven",
     "charges_voided",
@@ -36,8 +36,11 @@ const KINDS: [&str; 40] = [
     "order_egress_changed",
     "order_extended",
     "order_funded",
+    "order_kept",
+    "order_noticed",
     "order_paid",
     "order_placed",
+    "order_repriced",
     "order_running",
     "order_settled",
     "order_started",

@@ -131,6 +131,10 @@ fn in_line(waiting: &Waiting) -> String {
     });
     let holds = waiting.holds.map(|members| format!("; it holds what {members} of its members need"));
     let (place, of) = (waiting.place, waiting.of);
+    if place == 0 {
+        let minutes = waiting.estimate_ms.unwrap_or(0).div_ceil(60_000);
+        return format!("it is paid for: {}; it begins in {minutes} minutes", waiting.reason);
+    }
     let (estimate, holds) = (estimate.unwrap_or_default(), holds.unwrap_or_default());
     format!("it is paid for and number {place} of {of} in line: {}{estimate}{holds}", waiting.reason)
 }

@@ -122,6 +122,7 @@ fn mentions() -> Vec<(&'static str, &'static str, Value)> {
         ("ExplainedCluster", "reason", maybe(&of("CloseReason"))),
         ("ExplainedCluster", "explanation", maybe(&of("Explanation"))),
         ("ExplainedCluster", "waiting", maybe(&of("Waiting"))),
+        ("ClusterView", "notice", maybe(&of("Notice"))),
         ("ClusterView", "waiting", maybe(&of("Waiting"))),
         ("ExplainedDevice", "explanation", of("DeviceExplanation")),
         ("LeaseView", "class", of("HardwareClass")),
@@ -198,6 +199,7 @@ fn market() -> Named {
         ("max_rate?", maybe(&count())),
         ("priority?", one_of(&["low", "normal", "high"])),
         ("buy?", of("Buy")),
+        ("mega?", truth()),
         ("asset", of("Asset")),
     ];
     let program = [
@@ -232,7 +234,7 @@ fn market() -> Named {
         ("pricing?", list(&of("Pricing"))),
         ("lines?", maybe(&of("QuoteLines"))),
         ("elsewhere?", maybe(&of("ElsewhereCost"))),
-        ("now_rate?", maybe(&count())),
+        ("outlook?", maybe(&of("Outlook"))),
     ];
     vec![
         ("Resources", object(&resources)),
@@ -499,6 +501,7 @@ fn orders() -> Named {
         ("time", &[]),
         ("no_capacity", &[]),
         ("expired", &[]),
+        ("preempted", &[]),
         ("member_lost", &[("lease", text()), ("reason", text())]),
         ("start_failed", &reason),
         ("finished", &[("exit_code", number())]),
@@ -596,7 +599,7 @@ mod tests {
     use ionet_domain::market::explain_device::{DeviceExplanation, Passed};
     use ionet_domain::market::place::{Removed, Shortfall};
     use ionet_domain::market::price::{DecidedBy, Factor, Pricing};
-    use ionet_domain::market::quote::ElsewhereCost;
+    use ionet_domain::market::quote::{ElsewhereCost, Outlook};
     use ionet_domain::market::record::{Hour, Served, Trade};
     use ionet_domain::market::request::EnvironmentRef;
     use ionet_domain::market::{EngineKind, Program, Quote, QuoteItem, Request};
@@ -686,6 +689,7 @@ mod tests {
             max_rate: Some(Rate(4)),
             priority: ionet_domain::market::Priority::High,
             buy: ionet_domain::market::Buy::Standing { expires_ms: 9 },
+            mega: true,
             asset: Asset::Iosd,
         }
     }
@@ -722,7 +726,7 @@ mod tests {
                 date: "2026-03".into(),
                 source: "s".into(),
             })),
-            now_rate: Some(Rate(1)),
+            outlook: Some(Box::new(Outlook { now_rate: Some(Rate(1)), room_in_ms: Some(1) })),
         }
     }
 
@@ -907,6 +911,7 @@ mod tests {
             CloseReason::Time,
             CloseReason::NoCapacity,
             CloseReason::Expired,
+            CloseReason::Preempted,
             CloseReason::MemberLost { lease, reason: reason() },
             CloseReason::StartFailed { reason: reason() },
             CloseReason::Finished { exit_code: -1 },

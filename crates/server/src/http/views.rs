@@ -170,6 +170,7 @@ pub(super) fn cluster(
         engine_epoch: order.engine_epoch,
         replaced: order.replaced,
         waiting,
+        notice: order.ways.notice,
         accepted_ms: order.accepted_ms,
         running_since_ms: order.running_since_ms,
         ends_ms: order.ends_ms(),

@@ -410,6 +410,7 @@ pub(crate) fn request(members: u32) -> Request {
         max_rate: None,
         priority: ionet_domain::market::Priority::Normal,
         buy: ionet_domain::market::Buy::default(),
+        mega: false,
         asset: Asset::Iosd,
     }
 }
