@@ -9,6 +9,8 @@ use ionet_domain::device::{DeviceStage, Enrolment, HardwareClass, Measured, Owne
 use ionet_domain::market::board::ClassPrices;
 use ionet_domain::market::explain::Explanation;
 use ionet_domain::market::explain_device::DeviceExplanation;
+use ionet_domain::market::queue::Waiting;
+use ionet_domain::market::spot::Notice;
 use ionet_domain::market::{Country, Denials, DenyList, Destination, Egress, Feed, Program, Quote};
 use ionet_domain::money::{Asset, Rate};
 use ionet_domain::order::{Bill, CloseReason, LeasePhase, ReplaceReason, Stage};
@@ -432,6 +434,10 @@ pub struct ExplainedCluster {
     pub reason: Option<CloseReason>,
     /// That in a sentence.
     pub says: String,
+    /// While it waits: its place in the line, what it waits for, and for how long at the most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    pub waiting: Option<Waiting>,
     /// While it waits, and where devices were missing: what its request would need now.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Object>)]
@@ -525,6 +531,14 @@ pub struct ClusterView {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub replaced: Option<ReplaceReason>,
+    /// While it waits for devices: its place in the line and what it waits for, in short.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    pub waiting: Option<Waiting>,
+    /// A spot order's notice: when it is ended and why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    pub notice: Option<Notice>,
     /// When it was ordered.
     pub accepted_ms: u64,
     /// When all members were up.

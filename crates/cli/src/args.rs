@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand};
 use ionet_domain::account::Scope;
 use ionet_domain::device::Tier;
 use ionet_domain::market::egress::Net;
-use ionet_domain::market::{Country, Destination, Isolation, Preference, WorkKind};
+use ionet_domain::market::{Country, Destination, Isolation, Preference, Priority, WorkKind};
 use ionet_domain::money::Asset;
 use ionet_domain::{Address, DeviceId, KeyId, OrderId, Rate};
 
@@ -610,6 +610,30 @@ pub(crate) struct RequestArgs {
     /// The most that it may cost in all, fee included, in dollars
     #[arg(long, value_name = "USD", value_parser = parse_usd)]
     pub(crate) max_total: Option<u64>,
+    /// How urgent it is against others that wait: low, normal or high, which counts double in your fair share
+    #[arg(long, default_value = "normal", value_name = "CLASS", value_parser = parse_priority, hide_default_value = true)]
+    pub(crate) priority: Priority,
+    /// Wait until --max-price (or --bid) or the hardware appears, for so long at most [default with the flag: 1d]
+    #[arg(long = "wait", num_args = 0..=1, default_missing_value = "1d", value_parser = units::parse_duration_ms, value_name = "TIME")]
+    pub(crate) wait_ms: Option<u64>,
+    /// Cheaper, within --bid; it may be ended with a notice when others have no place otherwise or the price rises above the bid
+    #[arg(long, requires = "bid")]
+    pub(crate) spot: bool,
+    /// With --spot: the most that all members together may cost an hour before fees, in dollars
+    #[arg(long, value_name = "USD", value_parser = parse_rate, requires = "spot", conflicts_with = "max_price")]
+    pub(crate) bid: Option<Rate>,
+    /// With --spot: how long the notice is
+    #[arg(long = "notice", default_value = "2m", value_parser = units::parse_duration_ms, value_name = "TIME")]
+    pub(crate) notice_ms: u64,
+    /// Reserve it for a window that begins then: 2026-11-30T08:00:00Z, or 12h from now; its devices are kept
+    #[arg(long = "start", value_name = "WHEN", value_parser = units::parse_when_ms, conflicts_with_all = ["wait_ms", "spot", "deadline_ms"])]
+    pub(crate) starts_ms: Option<u64>,
+    /// Have it done by then, in the hours that are usually least in demand, within --max-price
+    #[arg(long = "by", value_name = "WHEN", value_parser = units::parse_when_ms, conflicts_with_all = ["wait_ms", "spot"])]
+    pub(crate) deadline_ms: Option<u64>,
+    /// Everything that matches, up to 256 members and --max-price
+    #[arg(long, conflicts_with_all = ["members", "wait_ms", "spot", "starts_ms", "deadline_ms"])]
+    pub(crate) mega: bool,
 }
 
 #[derive(Debug, Args)]
@@ -634,6 +658,10 @@ pub(crate) enum Explained {
     Cluster(OrderId),
     /// A device.
     Device(DeviceId),
+}
+
+fn parse_priority(text: &str) -> Result<Priority, String> {
+    text.parse().map_err(|refusal: ionet_domain::Refusal| refusal.to_string())
 }
 
 fn parse_explained(text: &str) -> Result<Explained, String> {

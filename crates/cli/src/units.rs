@@ -47,6 +47,17 @@ pub(crate) fn parse_duration_ms(text: &str) -> Result<u64, String> {
     scale(text, &UNITS, "s, m, h, d or w, such as 90m")
 }
 
+/// A moment, or a stretch of time from now: `2026-11-30T08:00:00Z`, `12h`; in milliseconds since 1970.
+pub(crate) fn parse_when_ms(text: &str) -> Result<u64, String> {
+    if let Ok(at) = OffsetDateTime::parse(text, &Rfc3339) {
+        let ms = at.unix_timestamp_nanos() / 1_000_000;
+        return u64::try_from(ms).map_err(|_| format!("'{text}' is before 1970"));
+    }
+    let in_ms = parse_duration_ms(text)
+        .map_err(|_| format!("'{text}' is no time; write 2026-11-30T08:00:00Z, or 12h for then from now"))?;
+    Ok(crate::context::now_ms().saturating_add(in_ms))
+}
+
 /// CPU threads to thousandths.
 pub(crate) fn parse_cpus(text: &str) -> Result<u32, String> {
     match amount(text)? {

@@ -4,11 +4,12 @@ use ionet_api::rest::EventView;
 use ionet_domain::PayoutId;
 use ionet_domain::event::PublicBody as B;
 use ionet_domain::ledger::{Owner, Step, Transfer};
+use ionet_domain::market::spot::NoticeReason;
 use ionet_domain::money::decimal;
 use ionet_domain::order::{CloseReason, ReplaceReason};
 use serde_json::Value;
 
-use crate::units::{bytes, cpus, span, usd};
+use crate::units::{bytes, cpus, moment, span, usd};
 
 /// What happened, in one line. An event of a newer release is shown as it stands.
 pub(crate) fn event(view: &EventView) -> String {
@@ -30,6 +31,10 @@ pub(crate) fn reason(reason: &CloseReason) -> String {
         CloseReason::Renter => "its renter closed it".into(),
         CloseReason::Time => "its time is over".into(),
         CloseReason::NoCapacity => "no device was left when it came to placement".into(),
+        CloseReason::Expired => "its waiting is over and neither price nor hardware appeared".into(),
+        CloseReason::Preempted => {
+            "others needed its room or the price rose above its bid; its notice is over".into()
+        }
         CloseReason::MemberLost { lease, reason } => {
             format!("member {} was lost ({reason}) and no other device fits", lease.n)
         }
@@ -38,6 +43,14 @@ pub(crate) fn reason(reason: &CloseReason) -> String {
             format!("the program of every member ended, exit code {exit_code}")
         }
         CloseReason::Operator { reason } => format!("the operator closed it: {reason}"),
+    }
+}
+
+/// Why a spot order is given notice.
+pub(crate) fn notice(reason: NoticeReason) -> String {
+    match reason {
+        NoticeReason::Room { order } => format!("{order}, which is no spot, has no place otherwise"),
+        NoticeReason::Price { rate } => format!("the market is at {rate}, above its bid"),
     }
 }
 
@@ -100,6 +113,22 @@ fn orders(body: &B) -> Option<String> {
                 leases.iter().map(|lease| format!("{} on {}", lease.n, lease.device)).collect();
             let why = reason.map(|reason| format!(" ({})", replaced(reason))).unwrap_or_default();
             format!("order {order} placed: lease {}{why}", places.join(", lease "))
+        }
+        B::QueueHeld { order: Some(order) } => {
+            format!("order {order} has waited long and holds what it can already get")
+        }
+        B::QueueHeld { order: None } => "no waiting order holds devices any more".into(),
+        B::OrderKept { order, seats } => {
+            let devices: Vec<_> = seats.iter().map(|seat| seat.device.to_string()).collect();
+            format!("order {order}: kept for its window: {}", devices.join(", "))
+        }
+        B::OrderNoticed { order, notice: given } => {
+            format!("order {order} ends at {}: {}", moment(given.ends_ms), notice(given.reason))
+        }
+        B::OrderRepriced { order, rates } => {
+            let rates: Vec<_> = rates.iter().map(|new| format!("lease {} {}", new.n, new.rate)).collect();
+            let rates = if rates.is_empty() { "unchanged".to_owned() } else { rates.join(", ") };
+            format!("order {order} repriced by the market: {rates}")
         }
         B::OrderStarted { order } => format!("order {order} starting: its devices are being told"),
         B::LeaseReady { lease, parts_ms } => {

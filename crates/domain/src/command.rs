@@ -99,6 +99,10 @@ pub enum CommandBody {
     PlaceOrder { order: OrderId, quote: Quote, program: Program },
     /// Commit devices to a funded order, or close it when none are left.
     Place { order: OrderId },
+    /// Let the waiting order hold capacity whose turn it is.
+    Hold,
+    /// Set a spot order's rates by the market, or give it notice where they are above its bid.
+    Reprice { order: OrderId },
     /// Put lost members on other devices, or close the order when none fit.
     Replace { order: OrderId },
     /// Note that its devices are being told.

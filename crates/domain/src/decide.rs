@@ -12,7 +12,7 @@ use crate::device::{self, Contact, Device, DeviceChange, DeviceStage, Enrolment,
 use crate::event::{Event, PrivateBody, PublicBody};
 use crate::id::{Address, DeviceId, KeyId, LeaseId, OrderId, PayoutId, TransferId};
 use crate::ledger::{AccountKey, Owner, Step, Transfer};
-use crate::market::{Destination, Egress, Feed, PriceParams, Program, Quote, price};
+use crate::market::{Destination, Egress, Feed, PriceParams, Program, Quote, price, queue, reserve, spot};
 use crate::meter::{self, HeldCharge, Receipt, Witness};
 use crate::money::Asset;
 use crate::order::{self, Acceptance, CloseReason, LeasePhase, Move, Order, Stage};
@@ -111,6 +111,8 @@ impl Decision<'_> {
                 only(PublicBody::TermBegun { term })
             }
             C::Place { order } => self.place(*order),
+            C::Hold => self.hold(),
+            C::Reprice { order } => only(spot::reprice(self.state, self.state.order(*order)?, self.now_ms)?),
             C::Replace { order } => self.replace(*order),
             C::Start { order } => {
                 self.state.order(*order)?.may(Move::Start)?;
@@ -416,15 +418,20 @@ impl Decision<'_> {
         let acceptance = Acceptance { order, account, key, quote, program };
         let transfer = order::accept(self.state, &acceptance, self.now_ms)?;
         let accepted = PublicBody::OrderAccepted { order, account, key, quote: quote.clone() };
-        Ok(vec![
+        let mut happened = vec![
             (accepted, Some(PrivateBody::Program(program.clone()))),
             (PublicBody::OrderFunded { order, transfer }, None),
-        ])
+        ];
+        let seats = reserve::kept(self.state, quote, self.now_ms)?;
+        if !seats.is_empty() {
+            happened.push((PublicBody::OrderKept { order, seats }, None));
+        }
+        Ok(happened)
     }
 
     fn extend(&self, order: OrderId, added_ms: u64) -> Result<Vec<Happened>, Refusal> {
         let found = self.renter_of(order, "extend a cluster")?;
-        let (duration_ms, transfer) = order::extend(self.state, found, added_ms)?;
+        let (duration_ms, transfer) = order::extend(self.state, found, added_ms, self.now_ms)?;
         only(PublicBody::OrderExtended { order, duration_ms, transfer })
     }
 
@@ -485,6 +492,9 @@ impl Decision<'_> {
                 self.state.order(order)?
             }
         };
+        if *reason == CloseReason::Preempted {
+            spot::check_over(found, self.now_ms)?;
+        }
         Self::closing(found, reason.clone())
     }
 
@@ -495,11 +505,38 @@ impl Decision<'_> {
 
     fn place(&self, order: OrderId) -> Result<Vec<Happened>, Refusal> {
         let found = self.state.order(order)?;
+        if queue::expired(found, self.now_ms) {
+            return Self::closing(found, CloseReason::Expired);
+        }
         match order::place(self.state, found, self.now_ms) {
             Ok(leases) => only(PublicBody::OrderPlaced { order, leases, reason: None }),
-            Err(Refusal::NoCapacity(_)) => Self::closing(found, CloseReason::NoCapacity),
+            Err(short @ (Refusal::NoCapacity(_) | Refusal::NoChange { .. })) => self.make_room(found, short),
             Err(other) => Err(other),
         }
+    }
+
+    /// Spot orders make room for an order that has no place otherwise. It waits for that once; on demand it then ends.
+    fn make_room(&self, order: &Order, short: Refusal) -> Result<Vec<Happened>, Refusal> {
+        if spot::waits_for_room(order, self.now_ms) {
+            return Err(Refusal::NoChange { what: format!("{} waits for room", order.id) });
+        }
+        let (waits, limits) =
+            (queue::waits(order, self.now_ms), order::limits(self.state, order, self.now_ms));
+        let first = order.ways.room_until_ms.is_none() || waits;
+        let notices = first.then(|| spot::make_room(self.state, order, &limits, self.now_ms)).flatten();
+        match notices {
+            Some(notices) => Ok(notices.into_iter().map(|notice| (notice, None)).collect()),
+            None if waits => Err(short),
+            None => Self::closing(order, CloseReason::NoCapacity),
+        }
+    }
+
+    fn hold(&self) -> Result<Vec<Happened>, Refusal> {
+        let order = queue::holder_due(self.state, self.now_ms);
+        if order == self.state.holder {
+            return Err(Refusal::NoChange { what: "the line of waiting orders".into() });
+        }
+        only(PublicBody::QueueHeld { order })
     }
 
     fn replace(&self, order: OrderId) -> Result<Vec<Happened>, Refusal> {

@@ -13,6 +13,8 @@ use crate::connectivity::RelayMeasure;
 use crate::device::{Contact, DeviceChange, Enrolment, HardwareClass, Measured, Tier};
 use crate::id::{Address, CommandId, DeviceId, EndpointId, KeyId, LeaseId, OrderId, PayoutId};
 use crate::ledger::{Owner, Transfer};
+use crate::market::reserve::KeptSeat;
+use crate::market::spot::{NewRate, Notice};
 use crate::market::{Country, Denials, DenyList, Destination, Egress, Feed, Program, Quote};
 use crate::meter::{Charge, Receipt, Witness};
 use crate::order::{Bill, CloseReason, NewLease, ReplaceReason, WipeReceipt};
@@ -133,6 +135,17 @@ pub enum PublicBody {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         reason: Option<ReplaceReason>,
     },
+    /// From now on this waiting order holds what it can already get; none does if `None`.
+    QueueHeld {
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        order: Option<OrderId>,
+    },
+    /// These are kept for its window.
+    OrderKept { order: OrderId, seats: Vec<KeptSeat> },
+    /// A spot order was given notice.
+    OrderNoticed { order: OrderId, notice: Notice },
+    /// A spot order's leases cost this from now on; what is not named stays.
+    OrderRepriced { order: OrderId, rates: Vec<NewRate> },
     /// The devices are being told.
     OrderStarted { order: OrderId },
     /// A lease's box and engine are up; how long each part took, in milliseconds.
@@ -226,6 +239,10 @@ pub fn activity_of(account: Address) -> String {
     format!("activity:{account}")
 }
 
+fn with_devices(order: OrderId, devices: impl Iterator<Item = DeviceId>) -> Vec<String> {
+    std::iter::once(order.to_string()).chain(devices.map(|device| device.to_string())).collect()
+}
+
 impl PublicBody {
     /// The things that this is part of the history of, as the subject index names them.
     pub fn subjects(&self) -> Vec<String> {
@@ -243,6 +260,9 @@ impl PublicBody {
             Self::CountryDeclared { account } => vec![account.to_string()],
             Self::FeedTaken { feed, .. } => vec!["market".into(), feed.signer.to_string()],
             Self::LoadsSet { .. } => vec!["market".into()],
+            Self::QueueHeld { order } => {
+                order.map(|id| id.to_string()).into_iter().chain(["market".into()]).collect()
+            }
             Self::KeyMade { account, key } => vec![account.to_string(), key.id.to_string()],
             Self::KeyRevoked { account, key } => vec![account.to_string(), key.to_string()],
             Self::Active(activity) => vec![activity.account.to_string(), activity_of(activity.account)],
@@ -260,9 +280,10 @@ impl PublicBody {
             | Self::DeviceTermsSet { device }
             | Self::DeviceArchived { device } => vec![device.to_string()],
             Self::OrderAccepted { order, account, .. } => vec![order.to_string(), account.to_string()],
+            Self::OrderKept { order, seats } => with_devices(*order, seats.iter().map(|seat| seat.device)),
+            Self::OrderNoticed { order, notice } => notice.subjects(*order),
             Self::OrderPlaced { order, leases, .. } => {
-                let devices = leases.iter().map(|lease| lease.device.to_string());
-                std::iter::once(order.to_string()).chain(devices).collect()
+                with_devices(*order, leases.iter().map(|lease| lease.device))
             }
             Self::OrderFunded { order, transfer } | Self::OrderExtended { order, transfer, .. } => {
                 std::iter::once(order.to_string()).chain(touched(transfer)).collect()
@@ -272,6 +293,7 @@ impl PublicBody {
             }
             Self::OrderStarted { order }
             | Self::OrderRunning { order }
+            | Self::OrderRepriced { order, .. }
             | Self::OrderEgressChanged { order, .. }
             | Self::OrderClosing { order, .. }
             | Self::OrderRated { order, .. }

@@ -85,7 +85,7 @@ pub fn charge(
         return Err(Refusal::NoChange { what: format!("lease {} is charged up to here", receipt.lease) });
     }
     let held_until_ms = (*witness == Witness::Nobody).then(|| now_ms + state.params.dispute_window_ms);
-    let charge_micro_usd = lease.rate.total_for(elapsed_ms) - lease.charged_micro_usd;
+    let charge_micro_usd = lease.worth(elapsed_ms).saturating_sub(lease.charged_micro_usd);
     let step = if held_until_ms.is_some() { Step::Hold } else { Step::Post };
     let part = |fee: BasisPoints| {
         fee.of(lease.charged_micro_usd + charge_micro_usd) - fee.of(lease.charged_micro_usd)
@@ -162,6 +162,7 @@ mod tests {
             voided_micro_usd: 0,
             renter_fee_micro_usd: 0,
             held: dues_ms.iter().map(held).collect(),
+            earlier: None,
         }
     }
 

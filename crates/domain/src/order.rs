@@ -24,7 +24,9 @@ use serde::{Deserialize, Serialize};
 use crate::id::{Address, DeviceId, KeyId, LeaseId, OrderId, TransferId, TransferKind};
 use crate::ledger::{AccountKey, Owner, Step, Transfer};
 use crate::market::place::{self, Limits, Seat, Taken};
-use crate::market::{Destination, Egress, EngineKind, Program, Quote};
+use crate::market::queue::{self, Ways};
+use crate::market::spot::{self, Earlier};
+use crate::market::{Destination, Egress, EngineKind, Program, Quote, reserve, waiting};
 use crate::meter::HeldCharge;
 use crate::money::{Asset, Rate};
 use crate::refusal::Refusal;
@@ -125,6 +127,10 @@ pub enum CloseReason {
     Time,
     /// No device was left when it came to placement.
     NoCapacity,
+    /// It waited until its end and neither price nor hardware appeared.
+    Expired,
+    /// Spot: others needed its room, or the market rose above its bid; its notice is over.
+    Preempted,
     /// A member was lost and no other device fits.
     MemberLost {
         /// Which lease.
@@ -156,6 +162,8 @@ impl CloseReason {
             Self::Renter => "renter",
             Self::Time => "time",
             Self::NoCapacity => "no_capacity",
+            Self::Expired => "expired",
+            Self::Preempted => "preempted",
             Self::MemberLost { .. } => "member_lost",
             Self::StartFailed { .. } => "start_failed",
             Self::Finished { .. } => "finished",
@@ -254,9 +262,29 @@ pub struct Lease {
     pub renter_fee_micro_usd: u64,
     /// Charges that wait for proof.
     pub held: Vec<HeldCharge>,
+    /// What it cost before its rate last changed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub earlier: Option<Box<Earlier>>,
 }
 
 impl Lease {
+    /// What so much run time in all costs, before fees.
+    pub fn worth(&self, elapsed_ms: u64) -> u64 {
+        self.earlier
+            .as_ref()
+            .map_or_else(|| self.rate.total_for(elapsed_ms), |earlier| earlier.worth(self.rate, elapsed_ms))
+    }
+
+    /// From `at_ms` on it costs another rate.
+    pub(crate) fn reprice(&mut self, rate: Rate, at_ms: u64) {
+        if let Some(since_ms) = self.charging_since_ms {
+            let ran_ms = at_ms.saturating_sub(since_ms).max(self.elapsed_ms);
+            let charged = (self.elapsed_ms, self.charged_micro_usd);
+            self.earlier.get_or_insert_default().end(self.rate, ran_ms, charged);
+        }
+        self.rate = rate;
+    }
+
     /// Whether the device should have a box for it, as long as the order lives.
     pub fn live(&self) -> bool {
         matches!(self.phase, LeasePhase::Placed | LeasePhase::Ready | LeasePhase::Exited { .. })
@@ -310,6 +338,9 @@ pub struct Order {
     /// The stars that its renter gave it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rated: Option<u8>,
+    /// What its way to buy adds.
+    #[serde(default, skip_serializing_if = "Ways::is_none")]
+    pub ways: Ways,
 }
 
 /// What was paid for and what came back. In micro-USD.
@@ -338,7 +369,7 @@ pub struct BillLine {
     pub lease: LeaseId,
     /// On which device.
     pub device: DeviceId,
-    /// At the quoted rate.
+    /// At this rate; of a spot order, the last one.
     pub rate: Rate,
     /// For this metered time.
     pub elapsed_ms: u64,
@@ -373,6 +404,7 @@ impl Order {
             refund_micro_usd: 0,
             unpaid: BTreeSet::new(),
             rated: None,
+            ways: Ways::default(),
         }
     }
 
@@ -502,23 +534,37 @@ pub fn accept(state: &State, order: &Acceptance<'_>, now_ms: u64) -> Result<Tran
     if let Some(key) = order.key {
         state.key(order.account, key)?.affords(quote.total_micro_usd)?;
     }
-    let limits = Limits { promised: promised(state, now_ms), ..promise(quote) };
-    place::seats(state, &quote.request, &limits, now_ms)?;
+    if quote.request.waits_until_ms().is_some() {
+        return reserve::kept(state, quote, now_ms).map(|_| fund);
+    }
+    let mut limits = Limits { promised: promised(state, now_ms), ..promise(quote) };
+    queue::hold_back(state, &queue::Asker::new(quote, now_ms), &mut limits, now_ms);
+    if quote.request.buy.floats() {
+        let caps = limits.rates.take().unwrap_or_default();
+        waiting::now_or_never(state, &quote.request, &caps, &limits, now_ms)?;
+    } else if let Err(refusal) = place::seats(state, &quote.request, &limits, now_ms) {
+        spot::room(state, &quote.request, &limits, now_ms).ok_or(refusal)?;
+    }
     Ok(fund)
 }
 
-fn promise(quote: &Quote) -> Limits {
+pub(crate) fn promise(quote: &Quote) -> Limits {
     let rates = quote.items.iter().map(|item| item.rate).collect();
     Limits { rates: Some(rates), renter: Some(quote.account), ..Limits::default() }
 }
 
-/// What orders that are paid for and not yet placed will take.
+/// What orders that are paid for, wait for nothing and are not yet placed will take.
 fn promised(state: &State, now_ms: u64) -> BTreeMap<DeviceId, Vec<Taken>> {
     let mut promised: BTreeMap<DeviceId, Vec<Taken>> = BTreeMap::new();
-    for order in state.orders.values().filter(|order| order.stage == Stage::Funded) {
+    let funded = state.book().desk().funded(state);
+    let now =
+        |order: &&Order| order.quote.request.waits_until_ms().is_none() && order.ways.room_until_ms.is_none();
+    for order in funded.filter(now) {
         let limits = Limits { promised: promised.clone(), ..promise(&order.quote) };
         let wanted = order.quote.request.per_member;
-        for seat in place::find(state, &order.quote.request, &limits, now_ms).unwrap_or_default() {
+        let made = || Some(spot::room(state, &order.quote.request, &limits, now_ms)?.seats);
+        let seats = place::find(state, &order.quote.request, &limits, now_ms).or_else(made);
+        for seat in seats.unwrap_or_default() {
             promised.entry(seat.device).or_default().push(Taken { wanted, gpus: seat.gpus });
         }
     }
@@ -538,9 +584,32 @@ fn escrow(order: OrderId, n: u32, account: Address, asset: Asset, amount: u64) -
 /// Chooses devices for every member: all leases or none.
 pub fn place(state: &State, order: &Order, now_ms: u64) -> Result<Vec<NewLease>, Refusal> {
     order.may(Move::Place)?;
-    let seats = place::seats(state, &order.quote.request, &promise(&order.quote), now_ms)?;
+    let mut limits = limits(state, order, now_ms);
     let slots: Vec<u32> = (0..order.quote.request.members).collect();
-    new_leases(state, order, &slots, seats)
+    let request = &order.quote.request;
+    if request.buy.begins_ms().is_some() {
+        let seats = reserve::begin(state, order, &limits, now_ms)?;
+        return new_leases(state, order, &slots, seats);
+    }
+    if !request.buy.floats() {
+        let seats = place::seats(state, request, &limits, now_ms)?;
+        return new_leases(state, order, &slots, seats);
+    }
+    let caps = limits.rates.take().unwrap_or_default();
+    let seats = if queue::waits(order, now_ms) {
+        let waits = || Refusal::NoChange { what: format!("{} waits for its devices", order.id) };
+        waiting::seats(state, request, &caps, &limits, now_ms).ok_or_else(waits)?
+    } else {
+        waiting::now_or_never(state, request, &caps, &limits, now_ms)?
+    };
+    priced_leases(state, order, &slots, seats)
+}
+
+/// What an order may have: at its prices, beside what is held for others.
+pub(crate) fn limits(state: &State, order: &Order, now_ms: u64) -> Limits {
+    let mut limits = promise(&order.quote);
+    queue::hold_back(state, &queue::Asker::of(order, now_ms), &mut limits, now_ms);
+    limits
 }
 
 /// Chooses devices for the members that were lost; the rest keep running and what failed is avoided.
@@ -556,9 +625,16 @@ pub fn replace(state: &State, order: &Order, now_ms: u64) -> Result<Vec<NewLease
     let rates = vacant.iter().filter_map(|slot| order.quote.items.get(*slot as usize)).map(|item| item.rate);
     let (rates, renter) = (Some(rates.collect()), Some(order.account));
     let beside = order.leases.values().filter(|lease| lease.live()).map(|lease| lease.device).collect();
-    let limits = Limits { avoid, rates, renter, beside, ..Limits::default() };
+    let mut limits = Limits { avoid, rates, renter, beside, ..Limits::default() };
+    let window = reserve::Window { from_ms: now_ms, until_ms: order.ends_ms().unwrap_or(now_ms) };
+    reserve::hold(state, Some(order.id), window, &mut limits, now_ms);
     let members = u32::try_from(vacant.len()).unwrap_or(u32::MAX);
     let request = crate::market::Request { members, ..order.quote.request.clone() };
+    if request.buy.floats() {
+        let caps = limits.rates.clone().unwrap_or_default();
+        let seats = waiting::now_or_never(state, &request, &caps, &limits, now_ms)?;
+        return priced_leases(state, order, &vacant, seats);
+    }
     let seats = place::seats(state, &request, &limits, now_ms)?;
     new_leases(state, order, &vacant, seats)
 }
@@ -579,12 +655,22 @@ fn new_leases(
     slots: &[u32],
     seats: Vec<Seat>,
 ) -> Result<Vec<NewLease>, Refusal> {
+    let quoted = |slot: &u32| order.quote.items.get(*slot as usize).map(|item| item.rate).unwrap_or_default();
+    let seats = slots.iter().map(quoted).zip(seats).map(|(rate, seat)| (seat, rate));
+    priced_leases(state, order, slots, seats.collect())
+}
+
+fn priced_leases(
+    state: &State,
+    order: &Order,
+    slots: &[u32],
+    seats: Vec<(Seat, Rate)>,
+) -> Result<Vec<NewLease>, Refusal> {
     let first = order.leases.keys().next_back().map_or(0, |n| n + 1);
     let numbered = (first..).zip(slots.iter().zip(seats));
     numbered
-        .map(|(n, (slot, Seat { device, gpus, .. }))| {
+        .map(|(n, (slot, (Seat { device, gpus, .. }, rate)))| {
             let supplier = state.device(device)?.enrolment.owner;
-            let rate = order.quote.items.get(*slot as usize).map(|item| item.rate).unwrap_or_default();
             Ok(NewLease { n, slot: *slot, device, supplier, rate, gpus })
         })
         .collect()
@@ -602,8 +688,10 @@ pub fn ready(order: &Order) -> Result<(), Refusal> {
 }
 
 /// The time and the money that an extension adds: the same members at the same rates.
-pub fn extend(state: &State, order: &Order, added_ms: u64) -> Result<(u64, Transfer), Refusal> {
+pub fn extend(state: &State, order: &Order, added_ms: u64, now_ms: u64) -> Result<(u64, Transfer), Refusal> {
     order.may(Move::Extend)?;
+    let ends_ms = order.ends_ms().unwrap_or(now_ms);
+    reserve::check_until(state, order, ends_ms.saturating_add(added_ms), now_ms)?;
     let mut longer = order.quote.clone();
     longer.request.duration_ms = longer.request.duration_ms.saturating_add(added_ms);
     longer.request.check()?;

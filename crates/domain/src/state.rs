@@ -15,6 +15,7 @@ use crate::market::book::{Book, BookCell, Turn};
 use crate::market::capacity::GPU_MILLIS;
 use crate::market::conditions::Known;
 use crate::market::record::Share;
+use crate::market::spot::{self, Notice, NoticeReason};
 use crate::market::{Country, Denials, DenyList, MarketRecord, PriceParams, Program};
 use crate::meter::{Charge, HeldCharge};
 use crate::money::{BasisPoints, HOUR_MS};
@@ -124,6 +125,9 @@ pub struct State {
     /// What the market did, if the network was founded with a table of prices.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub market: Option<MarketRecord>,
+    /// The waiting order that holds what it can already get.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub holder: Option<OrderId>,
     /// The money.
     pub ledger: Ledger,
     /// Command ids that were carried out.
@@ -423,10 +427,28 @@ impl State {
             B::OrderPlaced { order, leases, reason } => {
                 self.fold_placed(*order, leases, *reason, event.at_ms)?;
             }
+            B::QueueHeld { order } => {
+                self.holder = *order;
+                if let Some(order) = order {
+                    self.order_mut(*order)?.ways.held_ms = Some(event.at_ms);
+                }
+            }
+            B::OrderKept { order, seats } => self.order_mut(*order)?.ways.kept.clone_from(seats),
+            B::OrderNoticed { order, notice } => self.fold_noticed(*order, notice)?,
+            B::OrderRepriced { order, rates } => {
+                let order = self.order_mut(*order)?;
+                order.ways.repriced_ms = Some(event.at_ms);
+                for new in rates {
+                    if let Some(lease) = order.leases.get_mut(&new.n) {
+                        lease.reprice(new.rate, event.at_ms);
+                    }
+                }
+            }
             B::OrderStarted { order } => self.step(*order, Move::Start)?,
             B::OrderRunning { order } => self.fold_running(*order, event.at_ms)?,
             B::OrderClosing { order, reason } => {
                 self.step(*order, Move::Close)?;
+                self.holder = self.holder.filter(|holder| holder != order);
                 let order = self.order_mut(*order)?;
                 order.closed_ms = Some(event.at_ms);
                 order.reason = Some(reason.clone());
@@ -479,6 +501,7 @@ impl State {
         }
         order.replaced = reason.or(order.replaced);
         let wanted = order.quote.request.per_member;
+        self.holder = self.holder.filter(|holder| *holder != id);
         for lease in leases {
             let before = self.share(lease.device);
             let device = self.device_mut(lease.device)?;
@@ -489,6 +512,16 @@ impl State {
                 market.traded(&class, wanted, lease.rate, at_ms);
             }
             self.order_mut(id)?.leases.insert(lease.n, lease.lease(gpus));
+        }
+        Ok(())
+    }
+
+    fn fold_noticed(&mut self, id: OrderId, notice: &Notice) -> Result<(), Refusal> {
+        self.order_mut(id)?.ways.notice = Some(*notice);
+        if let NoticeReason::Room { order } = notice.reason {
+            let until_ms = spot::room_until_ms(self, notice);
+            let room_until_ms = &mut self.order_mut(order)?.ways.room_until_ms;
+            *room_until_ms = Some(room_until_ms.unwrap_or(0).max(until_ms));
         }
         Ok(())
     }
@@ -705,6 +738,7 @@ impl NewLease {
             voided_micro_usd: 0,
             renter_fee_micro_usd: 0,
             held: Vec::new(),
+            earlier: None,
         }
     }
 }

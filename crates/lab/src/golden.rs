@@ -16,7 +16,8 @@ use ionet_domain::device::{
 use ionet_domain::id::{QuoteId, TransferKind};
 use ionet_domain::market::competitors::PricePoint;
 use ionet_domain::market::{
-    Denials, DenyList, Egress, EngineKind, Feed, PriceParams, Program, Request, WorkKind, price,
+    Buy, Denials, DenyList, Egress, EngineKind, Feed, PriceParams, Priority, Program, Quote, Request,
+    WorkKind, price,
 };
 use ionet_domain::meter::{Receipt, Witness};
 use ionet_domain::money::{Asset, HOUR_MS, Rate};
@@ -180,7 +181,50 @@ impl<D: Disk> Script<D> {
         let feed = Feed { signer: OTHER, at_ms: self.now_ms, source: "a page".into(), points: vec![point] };
         self.server(C::TakeFeed { feed, signature: "00".into() })?;
         self.now_ms += 2 * HOUR_MS;
-        self.server(C::SetLoads)
+        self.server(C::SetLoads)?;
+        self.waiting()?;
+        self.spot(device)
+    }
+
+    /// A spot order follows the market, and makes room with a notice.
+    fn spot(&mut self, device: DeviceId) -> Result<()> {
+        self.server(C::NoteContact { device, contact: Contact::Connected })?;
+        let mut firm = request(1, false);
+        firm.per_member.gpus = 1;
+        let buy = Buy::Spot { notice_ms: 120_000, expires_ms: None };
+        let order = self.up(&Request { buy, ..firm.clone() })?;
+        self.now_ms += 2 * HOUR_MS;
+        self.server(C::SetLoads)?;
+        self.server(C::Reprice { order })?;
+        let quote = self.quote(&firm)?;
+        let firm = OrderId::from_parts(self.now_ms, self.unique());
+        self.ask(Actor::Wallet(RENTER), C::PlaceOrder { order: firm, quote, program: program() })?;
+        self.server(C::Place { order: firm })?;
+        self.now_ms += 120_000;
+        self.server(C::Close { order, reason: CloseReason::Preempted })?;
+        self.remove(LeaseId { order, n: 0 })?;
+        self.server(C::Settle { order })?;
+        self.server(C::Place { order: firm })?;
+        let buy = Buy::Reserved { starts_ms: self.now_ms + 2 * HOUR_MS };
+        let quote = self.quote(&Request { buy, ..request(1, false) })?;
+        let order = OrderId::from_parts(self.now_ms, self.unique());
+        self.ask(Actor::Wallet(RENTER), C::PlaceOrder { order, quote, program: program() })?;
+        self.now_ms += 2 * HOUR_MS;
+        self.server(C::Place { order })
+    }
+
+    /// An order waits for more devices than are free, holds what it can get, and is given up.
+    fn waiting(&mut self) -> Result<()> {
+        let order = OrderId::from_parts(self.now_ms, self.unique());
+        let buy = Buy::Standing { expires_ms: self.now_ms + HOUR_MS };
+        let request = Request { buy, priority: Priority::High, ..request(5, false) };
+        let quote = self.quote(&request)?;
+        self.ask(Actor::Wallet(RENTER), C::PlaceOrder { order, quote, program: program() })?;
+        self.now_ms += HOUR_MS / 2;
+        self.server(C::Hold)?;
+        self.now_ms += HOUR_MS / 2;
+        self.server(C::Place { order })?;
+        self.server(C::Settle { order })
     }
 
     fn snapshot(&self) -> Result<()> {
@@ -286,41 +330,27 @@ impl<D: Disk> Script<D> {
     }
 
     fn running(&mut self, members: u32, spread: bool) -> Result<OrderId> {
+        self.up(&request(members, spread))
+    }
+
+    fn up(&mut self, request: &Request) -> Result<OrderId> {
         let order = OrderId::from_parts(self.now_ms, self.unique());
-        let request = Request {
-            engine: EngineKind::Command,
-            members,
-            per_member: Resources {
-                cpu_millis: 1000,
-                memory_bytes: GIB,
-                disk_bytes: GIB,
-                ..Resources::default()
-            },
-            duration_ms: HOUR_MS,
-            gpu_model: None,
-            network: Some("ionet".into()),
-            tags: BTreeSet::from(["lab".to_string()]),
-            tier: None,
-            spread,
-            egress: Egress::On,
-            hiding: ionet_domain::market::Hiding::default(),
-            max_rate: Some(Rate(10_000_000)),
-            asset: Asset::Iosd,
-            ..Request::default()
-        };
-        let id = QuoteId::from_parts(self.now_ms, self.unique());
-        let quote = price::quote(&self.state, id, RENTER, &request, self.now_ms)
-            .map_err(|refusal| LabError::Broken(refusal.to_string()))?;
-        let program =
-            Program { argv: vec!["python3".into(), "-c".into(), "print(1)".into()], ..Program::default() };
+        let quote = self.quote(request)?;
+        let program = program();
         self.ask(Actor::Wallet(RENTER), C::PlaceOrder { order, quote, program })?;
         self.server(C::Place { order })?;
         self.server(C::Start { order })?;
-        for n in 0..members {
+        for n in 0..request.members {
             self.ready(LeaseId { order, n })?;
         }
         self.server(C::MarkRunning { order })?;
         Ok(order)
+    }
+
+    fn quote(&mut self, request: &Request) -> Result<Quote> {
+        let id = QuoteId::from_parts(self.now_ms, self.unique());
+        price::quote(&self.state, id, RENTER, request, self.now_ms)
+            .map_err(|refusal| LabError::Broken(refusal.to_string()))
     }
 
     fn by_device(&mut self, lease: LeaseId, body: C) -> Result<()> {
@@ -417,6 +447,37 @@ impl<D: Disk> Script<D> {
         let reference = format!("golden:{payout}");
         self.server(C::ConfirmPayout { payout, reference, amount: held - less })
     }
+}
+
+fn request(members: u32, spread: bool) -> Request {
+    Request {
+        engine: EngineKind::Command,
+        members,
+        per_member: Resources {
+            cpu_millis: 1000,
+            memory_bytes: GIB,
+            disk_bytes: GIB,
+            ..Resources::default()
+        },
+        duration_ms: HOUR_MS,
+        gpu_model: None,
+        network: Some("ionet".into()),
+        tags: BTreeSet::from(["lab".to_string()]),
+        tier: None,
+        spread,
+        egress: Egress::On,
+        hiding: ionet_domain::market::Hiding::default(),
+        max_rate: Some(Rate(10_000_000)),
+        priority: Priority::Normal,
+        buy: Buy::default(),
+        mega: false,
+        asset: Asset::Iosd,
+        ..Request::default()
+    }
+}
+
+fn program() -> Program {
+    Program { argv: vec!["python3".into(), "-c".into(), "print(1)".into()], ..Program::default() }
 }
 
 fn measures() -> Measured {

@@ -90,7 +90,7 @@ impl NodeAddr {
 
     fn of(endpoint: &Endpoint, relays: &Relays) -> Self {
         let addr = endpoint.addr();
-        let homes = addr.relay_urls().chain(homes::second(&addr, relays));
+        let homes = addr.relay_urls().chain(relays.kept(&addr));
         Self {
             id: addr.id.into(),
             direct: addr.ip_addrs().copied().collect(),
@@ -191,7 +191,7 @@ impl Node {
         let protocols = Protocols::default();
         let overlays = overlay::Registry::default();
         lock_write(&protocols).insert(ALPN_OVERLAY, overlays.protocol());
-        let relays = watch::Sender::new(relay_configs(&config.relays)?);
+        let relays = watch::Sender::new(Relays::new(relay_configs(&config.relays)?));
         let (sender, addr) = watch::channel(NodeAddr::of(&endpoint, &relays.borrow()));
         let tasks = vec![
             tokio::spawn(accept_all(endpoint.clone(), protocols.clone())),
@@ -249,8 +249,8 @@ impl Node {
         let configs = relay_configs(relays)?;
         let _alone = self.0.changing_relays.lock().await;
         self.0.pins.replace(relays)?;
-        let known = self.0.relays.send_replace(configs.clone());
-        for gone in known.iter().filter(|old| configs.iter().all(|new| new.url != old.url)) {
+        let known = self.0.relays.send_replace(Relays::new(configs.clone()));
+        for gone in known.all.iter().filter(|old| configs.iter().all(|new| new.url != old.url)) {
             self.0.endpoint.remove_relay(&gone.url).await;
         }
         for config in configs {
@@ -305,7 +305,7 @@ fn relay_config(relay: &RelayInfo) -> Result<iroh::RelayConfig, NetError> {
     Ok(iroh::RelayConfig::new(parse_url(&relay.url)?, Some(quic)))
 }
 
-fn relay_configs(relays: &[RelayInfo]) -> Result<Relays, NetError> {
+fn relay_configs(relays: &[RelayInfo]) -> Result<Vec<Arc<iroh::RelayConfig>>, NetError> {
     relays.iter().map(|relay| relay_config(relay).map(Arc::new)).collect()
 }
 

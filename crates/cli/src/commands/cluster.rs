@@ -8,9 +8,10 @@ use ionet_api::rest::{
 use ionet_api::worker::BoxPhase;
 use ionet_api::{Client, rest::SignedQuote};
 use ionet_domain::market::Program;
+use ionet_domain::market::queue::Waiting;
 use ionet_domain::market::request::EnvironmentRef;
 use ionet_domain::order::{Bill, CloseReason, LeasePhase, Stage};
-use ionet_domain::{CommandId, OrderId};
+use ionet_domain::{CommandId, OrderId, Rate};
 use serde_json::json;
 use tokio::io::AsyncReadExt;
 
@@ -42,7 +43,7 @@ pub(crate) async fn cluster(context: &Context, command: &ClusterCommand) -> Resu
         ClusterCommand::Connect(args) => return connect::connect(context, args).await,
         ClusterCommand::Logs { cluster, member, follow } => logs(context, *cluster, *member, *follow).await?,
         ClusterCommand::Rm { cluster, yes, no_wait } => remove(context, *cluster, *yes, !*no_wait).await?,
-        ClusterCommand::Rate { cluster, stars } => rate(context, *cluster, *stars).await?,
+        ClusterCommand::Rate { cluster, stars } => give_stars(context, *cluster, *stars).await?,
         ClusterCommand::Events { cluster, follow } => {
             let subject = Some(cluster.to_string());
             let filter = EventFilter { subject, limit: Some(PAGE_MOST), ..EventFilter::default() };
@@ -161,9 +162,21 @@ pub(crate) fn stage_line(view: &ClusterView) -> String {
         view.leases.iter().filter(|lease| matches!(lease.phase, LeasePhase::Placed | LeasePhase::Ready));
     let members: Vec<_> = live.map(|lease| format!("member {} {}", lease.slot, lease_now(lease))).collect();
     match members.as_slice() {
-        [] => format!("{} is {}", view.id, view.stage),
+        [] => view.waiting.as_ref().map_or_else(
+            || format!("{} is {}", view.id, view.stage),
+            |waiting| format!("{} is {}", view.id, in_line(waiting)),
+        ),
         _ => format!("{} is {}: {}", view.id, view.stage, members.join(", ")),
     }
+}
+
+/// Where a waiting order stands.
+fn in_line(waiting: &Waiting) -> String {
+    if waiting.place == 0 {
+        return format!("{}; begins in {}", waiting.reason, span(waiting.estimate_ms.unwrap_or(0)));
+    }
+    let holds = waiting.holds.map(|n| format!("; holds the devices of {n} members")).unwrap_or_default();
+    format!("number {} of {} in line: {}{holds}", waiting.place, waiting.of, waiting.reason)
 }
 
 /// How a member is, as its device last said.
@@ -196,17 +209,32 @@ fn row(view: &ClusterView) -> Vec<String> {
     let ends = match (&view.reason, view.ends_ms) {
         (Some(reason), _) => reason.code().to_owned(),
         (None, Some(ends)) => format!("in {}", span(ends.saturating_sub(now_ms()) / 1000 * 1000)),
-        (None, None) => "-".to_owned(),
+        (None, None) => match &view.waiting {
+            Some(waiting) if waiting.place == 0 => {
+                format!("begins in {}", span(waiting.estimate_ms.unwrap_or(0)))
+            }
+            Some(waiting) => format!("{} of {} in line", waiting.place, waiting.of),
+            None => "-".to_owned(),
+        },
     };
     vec![
         view.id.to_string(),
         view.stage.to_string(),
         view.quote.request.engine.to_string(),
         view.quote.request.members.to_string(),
-        view.quote.rate.to_string(),
+        rate(view).to_string(),
         usd(view.bill.total_micro_usd),
         ends,
     ]
+}
+
+/// What it costs an hour: its members' leases, or before it has any what was quoted.
+fn rate(view: &ClusterView) -> Rate {
+    let live = |lease: &&LeaseView| {
+        matches!(lease.phase, LeasePhase::Placed | LeasePhase::Ready | LeasePhase::Exited { .. })
+    };
+    let rates: Vec<_> = view.leases.iter().filter(live).map(|lease| lease.rate.0).collect();
+    if rates.is_empty() { view.quote.rate } else { Rate(rates.iter().sum()) }
 }
 
 /// A cluster as people read it.
@@ -214,6 +242,15 @@ pub(crate) fn show(out: Out, view: &ClusterView) {
     let why = view.reason.as_ref().map(|reason| format!(": {}", words::reason(reason))).unwrap_or_default();
     out.line(format!("{}  {}{why}", view.id, view.stage));
     out.line(quote::sentence(&view.quote.request));
+    if let Some(line) = quote::way(&view.quote.request) {
+        out.line(line);
+    }
+    if let Some(notice) = view.notice.filter(|_| view.stage <= Stage::Running) {
+        out.line(format!("ends at {}: {}", moment(notice.ends_ms), words::notice(notice.reason)));
+    }
+    if let Some(waiting) = &view.waiting {
+        out.line(format!("{}; 'ionet explain {}' says more", in_line(waiting), view.id));
+    }
     out.line(quote::network_rules(view.quote.request.egress, &view.allow));
     view.quote.request.hiding.explained().for_each(|line| out.line(line));
     let moments =
@@ -294,7 +331,7 @@ async fn extend(context: &Context, id: OrderId, added_ms: u64, yes: bool) -> Res
     Ok(())
 }
 
-async fn rate(context: &Context, id: OrderId, stars: u8) -> Result {
+async fn give_stars(context: &Context, id: OrderId, stars: u8) -> Result {
     let client = context.session().await?.client;
     let request = RateRequest { id: CommandId::from_parts(now_ms(), random()?), stars };
     let view = client.rate(id, &request).await?;

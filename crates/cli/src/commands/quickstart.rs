@@ -202,6 +202,9 @@ async fn request(client: &Client) -> Result<Request> {
         egress: ionet_domain::market::Egress::On,
         hiding: ionet_domain::market::Hiding::default(),
         max_rate: None,
+        priority: ionet_domain::market::Priority::Normal,
+        buy: ionet_domain::market::Buy::default(),
+        mega: false,
         asset: Asset::Iosd,
         ..Request::default()
     };

@@ -4,7 +4,7 @@ use ionet_api::rest::SignedQuote;
 use ionet_domain::device::Resources;
 use ionet_domain::market::price::{DecidedBy, Pricing};
 use ionet_domain::market::quote::ElsewhereCost;
-use ionet_domain::market::{Destination, Egress, GpuMinimum, Hiding, Quote, Request};
+use ionet_domain::market::{Buy, Destination, Egress, GpuMinimum, Hiding, Priority, Quote, Request};
 use ionet_domain::money::{Asset, HOUR_MS, decimal};
 
 use super::explain;
@@ -12,13 +12,16 @@ use crate::args::{QuoteArgs, RequestArgs};
 use crate::context::{Context, now_ms};
 use crate::error::Result;
 use crate::out::Out;
-use crate::units::{bytes, cpus, span, usd};
+use crate::units::{bytes, cpus, moment, span, usd};
+
+/// The most members that a cluster can have.
+const MOST_MEMBERS: u32 = 256;
 
 /// The request that the words typed make.
 pub(crate) fn request(args: &RequestArgs) -> Result<Request> {
     let request = Request {
         engine: args.engine.parse()?,
-        members: args.members,
+        members: if args.mega { MOST_MEMBERS } else { args.members },
         per_member: Resources {
             cpu_millis: args.cpus,
             memory_bytes: args.memory,
@@ -38,7 +41,10 @@ pub(crate) fn request(args: &RequestArgs) -> Result<Request> {
             via_relay: args.via_relay || args.split_relays,
             split_relays: args.split_relays,
         },
-        max_rate: args.max_price,
+        max_rate: args.max_price.or(args.bid),
+        priority: args.priority,
+        buy: buy(args),
+        mega: args.mega,
         asset: Asset::Iosd,
         kind: args.kind,
         gpu_min: GpuMinimum {
@@ -60,6 +66,20 @@ pub(crate) fn request(args: &RequestArgs) -> Result<Request> {
     };
     request.check()?;
     Ok(request)
+}
+
+/// How it is bought, by the words typed.
+fn buy(args: &RequestArgs) -> Buy {
+    let expires_ms = args.wait_ms.map(|wait_ms| now_ms().saturating_add(wait_ms));
+    match expires_ms {
+        _ if args.spot => Buy::Spot { notice_ms: args.notice_ms, expires_ms },
+        Some(expires_ms) => Buy::Standing { expires_ms },
+        None => match (args.starts_ms, args.deadline_ms) {
+            (Some(starts_ms), _) => Buy::Reserved { starts_ms },
+            (None, Some(deadline_ms)) => Buy::Flexible { deadline_ms },
+            (None, None) => Buy::default(),
+        },
+    }
 }
 
 /// The mode that a switch and a list make.
@@ -95,12 +115,25 @@ pub(crate) fn show(out: Out, signed: &SignedQuote) {
     let quote = &signed.quote;
     out.line(sentence(&quote.request));
     out.line(wishes(&quote.request));
+    if let Some(line) = way(&quote.request) {
+        out.line(line);
+    }
     out.line(network_rules(quote.request.egress, []));
     quote.request.hiding.explained().for_each(|line| out.line(line));
     out.table(&["MEMBER", "CLASS", "DEVICE", "RATE", "COMPUTE"], &[3, 4], rows(quote));
     quote.pricing.iter().for_each(|how| pricing(out, how));
     lines(out, quote);
     out.line(format!("at most    {}; what is not used comes back", usd(quote.total_micro_usd)));
+    let outlook = quote.outlook.as_deref().copied().unwrap_or_default();
+    if let Some(rate) = outlook.now_rate {
+        out.line(format!("now        {rate} if it were placed at this moment"));
+    }
+    if let Some(room_ms) = outlook.room_in_ms {
+        out.line(format!(
+            "begins     when spot orders have made room, after their notice of {}",
+            span(room_ms)
+        ));
+    }
     let left_ms = quote.expires_ms.saturating_sub(now_ms());
     out.line(format!("good for   {}; it reserves no capacity", span(left_ms)));
     if let Some(elsewhere) = &quote.elsewhere {
@@ -182,7 +215,8 @@ fn elsewhere_line(elsewhere: &ElsewhereCost) -> String {
 
 fn rows(quote: &Quote) -> Vec<Vec<String>> {
     let row = |(slot, item): (usize, &ionet_domain::market::QuoteItem)| {
-        let (class, device) = (item.class.to_string(), item.device.to_string());
+        let class = item.class.as_ref().map_or_else(|| "any that fits".to_owned(), ToString::to_string);
+        let device = item.device.map_or_else(|| "-".to_owned(), |device| device.to_string());
         vec![slot.to_string(), class, device, item.rate.to_string(), usd(item.compute_micro_usd)]
     };
     quote.items.iter().enumerate().map(row).collect()
@@ -212,6 +246,40 @@ fn wishes(request: &Request) -> String {
     ];
     let said = parts.into_iter().filter_map(|(name, value)| Some(format!("{name} {}", value?)));
     format!("{} work: {}", request.kind, said.collect::<Vec<_>>().join("; "))
+}
+
+/// How it is bought and how urgent it is, where that is not the usual.
+pub(crate) fn way(request: &Request) -> Option<String> {
+    let urgency =
+        (request.priority != Priority::Normal).then(|| format!("priority {}", request.priority.name()));
+    let way = match request.buy {
+        Buy::OnDemand {} => None,
+        Buy::Standing { expires_ms } => Some(format!(
+            "standing order: waits for its price and hardware until {}; rates are the most that it may cost",
+            moment(expires_ms)
+        )),
+        Buy::Reserved { starts_ms } => {
+            Some(format!("reserved from {}: its devices are kept once it is ordered", moment(starts_ms)))
+        }
+        Buy::Flexible { deadline_ms } => Some(format!(
+            "flexible: done by {}, in the hours least in demand; rates are the most that it may cost",
+            moment(deadline_ms)
+        )),
+        Buy::Spot { notice_ms, expires_ms } => {
+            let waits = expires_ms.map(|at_ms| format!("; waits until {}", moment(at_ms)));
+            Some(format!(
+                "spot: the market's rate each hour, at most the bid; may be ended with {} of notice{}",
+                span(notice_ms),
+                waits.unwrap_or_default()
+            ))
+        }
+    };
+    let all = request.mega.then(|| {
+        format!("all that matched: {} members, of at most {MOST_MEMBERS} of a cluster", request.members)
+    });
+    let way = way.or(all);
+    let parts: Vec<_> = way.into_iter().chain(urgency).collect();
+    (!parts.is_empty()).then(|| parts.join("; "))
 }
 
 /// The request in one line.

@@ -14,6 +14,7 @@ use super::capacity::{Capacity, GPU_MILLIS, Shape};
 use super::conditions::{Facts, Known};
 use super::demand::Demand;
 use super::price::{floor_per_unit, unit_rate};
+use super::queue::Desk;
 use super::score::{Typical, scarcity};
 use super::terms::Denials;
 use crate::connectivity::claimed_region;
@@ -368,10 +369,25 @@ type Ranks = BTreeMap<Rank, BTreeMap<Ask, Shelf>>;
 pub(crate) struct Kind {
     standings: BTreeMap<Standing, Ranks>,
     supply_millis: u64,
+    cpu_millis: u64,
     pub(crate) typical: Typical,
 }
 
 impl Kind {
+    /// How many members all its open devices would hold by GPUs and CPU if nothing were hired and nothing lost in parts.
+    pub(crate) fn members(&self, wanted: Resources) -> u64 {
+        let times = |all: u64, each: u64| all.checked_div(each).unwrap_or(u64::MAX);
+        let by_gpu = times(self.supply_millis, wanted.total_gpu_millis());
+        by_gpu.min(times(self.cpu_millis, wanted.cpu_millis.into()))
+    }
+
+    /// The least that a unit costs for less than a day.
+    pub(crate) fn lowest_ask(&self) -> Option<Rate> {
+        let supply = self.standings.iter().filter(|(standing, _)| standing.supplies());
+        let shelves = supply.flat_map(|(_, ranks)| ranks.values());
+        shelves.filter_map(|shelves| shelves.keys().next()).map(|ask| ask.short).min()
+    }
+
     /// The shelves with devices that have enough GPUs free for `wanted`, the cheapest first, in one row for each number of
     /// free GPUs.
     pub(crate) fn rows(
@@ -490,6 +506,7 @@ pub(crate) struct Book {
     demand: Demand,
     /// Devices by the beginning of their supplier's address, for who wants certain suppliers.
     owners: BTreeSet<(u64, DeviceId)>,
+    desk: Desk,
     /// Follows from supply and demand; made when it is asked for.
     scarcity: OnceLock<BTreeMap<String, i64>>,
     /// How many devices stand here.
@@ -501,7 +518,8 @@ pub(crate) struct Book {
 impl Book {
     /// The book of a state, from nothing.
     pub(crate) fn build(state: &State) -> Self {
-        let mut book = Self { demand: Demand::of(state.orders.values()), ..Self::default() };
+        let (demand, desk) = (Demand::of(state.orders.values()), Desk::of(state.orders.iter()));
+        let mut book = Self { demand, desk, ..Self::default() };
         let known = Known::of(state);
         state.devices.iter().for_each(|(id, device)| book.insert(*id, device, known, None));
         book
@@ -535,6 +553,11 @@ impl Book {
             known.as_ref().is_none_or(|(traits, _)| traits.open(now_ms))
         };
         self.numbers.known.iter().map(open).collect()
+    }
+
+    /// Orders that something is to be done about.
+    pub(crate) fn desk(&self) -> &Desk {
+        &self.desk
     }
 
     /// Classes of hardware.
@@ -583,6 +606,7 @@ impl Book {
         };
         self.devices += 1;
         kind.supply_millis += supply_millis(standing, device);
+        kind.cpu_millis += supply_cpu_millis(standing, device);
         self.owners.insert((beginning(&device.enrolment.owner), id));
         let traits = self.numbers.take(Traits::of(id, device, known), before);
         kind.insert(standing, Waiting::of(id, known), device, traits);
@@ -595,6 +619,7 @@ impl Book {
         let kind = self.kinds.get_mut(&device.class)?;
         self.devices -= 1;
         kind.supply_millis -= supply_millis(standing, device);
+        kind.cpu_millis -= supply_cpu_millis(standing, device);
         let traits = kind.remove(standing, Waiting::of(id, known), device);
         if kind.standings.is_empty() {
             self.kinds.remove(&device.class);
@@ -630,6 +655,7 @@ impl Book {
             let at = before.iter().position(|(changing, _)| *changing == id);
             self.insert(id, device, known, at.map(|at| before.swap_remove(at).1));
         }
+        self.desk.after(event, orders);
         if let PublicBody::OrderAccepted { order, .. } = event
             && let Some(order) = orders.get(order)
             && self.demand.accepted(order)
@@ -654,6 +680,7 @@ impl Book {
         self.demand == other.demand
             && self.devices == other.devices
             && self.owners == other.owners
+            && self.desk == other.desk
             && classes(self) == classes(other)
             && self.kinds.keys().all(|class| self.entries(class) == other.entries(class))
     }
@@ -679,6 +706,10 @@ fn supply_millis(standing: Standing, device: &Device) -> u64 {
         return 0;
     }
     u64::from(device.enrolment.offered.gpus) * u64::from(GPU_MILLIS)
+}
+
+fn supply_cpu_millis(standing: Standing, device: &Device) -> u64 {
+    if standing.supplies() { device.enrolment.offered.cpu_millis.into() } else { 0 }
 }
 
 fn alike<'a>(class: &'a HardwareClass, kind: &'a Kind) -> impl Iterator<Item = Alike<'a>> {

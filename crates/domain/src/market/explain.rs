@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use super::book::{Alike, Spot};
+use super::buy::Buy;
 use super::conditions::{self, Known, Looked, supplier_allowed};
 use super::egress::Egress;
 use super::hardware;
@@ -210,7 +211,8 @@ pub fn request(
         nearest: Vec::new(),
         relaxations: Vec::new(),
     };
-    match priced(state, account, wanted, now_ms) {
+    let at_once = at_once(wanted);
+    match priced(state, account, &at_once, now_ms) {
         Ok(quote) => {
             found.fits = true;
             found.rate = Some(quote.rate);
@@ -225,12 +227,23 @@ pub fn request(
         }
         Err(other) => return Err(other),
     }
+    let wanted = &Request { buy: Buy::default(), ..wanted.clone() };
     let pool = Pool::of(state, Judge::new(state, account, wanted, now_ms));
     found.nearest = pool.nearest.iter().map(|near| pool.near_miss(*near)).collect();
     let possible = found.shortfall.as_ref().map_or(0, |short| short.possible);
     found.relaxations =
         Search { state, account, wanted, pool: &pool, now_ms, tries: TRIES, found: Vec::new() }.all(possible);
     Ok(found)
+}
+
+/// The same request as it would be decided now: waiting is no reason for anything.
+fn at_once(wanted: &Request) -> Request {
+    let buy = match wanted.buy {
+        Buy::Spot { notice_ms, .. } => Buy::Spot { notice_ms, expires_ms: None },
+        Buy::Reserved { starts_ms } => Buy::Reserved { starts_ms },
+        Buy::OnDemand {} | Buy::Standing { .. } | Buy::Flexible { .. } => Buy::default(),
+    };
+    Request { buy, ..wanted.clone() }
 }
 
 /// The quote that the request would get; nothing of it is promised to anybody.

@@ -2,6 +2,7 @@
 
 pub mod board;
 pub(crate) mod book;
+pub mod buy;
 pub mod capacity;
 mod choice;
 pub mod competitors;
@@ -16,15 +17,20 @@ pub mod nearness;
 pub mod place;
 pub mod price;
 pub mod price_params;
+pub mod queue;
 pub mod quote;
 pub mod record;
 pub mod request;
+pub mod reserve;
 pub mod score;
 mod search;
+pub mod spot;
 pub mod standing;
 pub mod terms;
+pub(crate) mod waiting;
 pub mod wishes;
 
+pub use buy::{Buy, Priority};
 pub use competitors::Feed;
 pub use egress::{Destination, Egress};
 pub use hiding::Hiding;

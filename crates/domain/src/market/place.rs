@@ -13,7 +13,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::book::Book;
-use super::capacity::Capacity;
+use super::capacity::{Capacity, GPU_MILLIS, Shape};
 use super::choice::Choice;
 use super::conditions::{self, Known, Looked, asked, supplier_allowed};
 use super::egress::Egress;
@@ -86,6 +86,8 @@ pub struct Limits {
     pub beside: Vec<DeviceId>,
     /// Promised to orders that are paid for and not yet placed.
     pub promised: BTreeMap<DeviceId, Vec<Taken>>,
+    /// Hired now and counted as free: what makes room.
+    pub freed: BTreeMap<DeviceId, Vec<Taken>>,
 }
 
 /// Part of a device that is spoken for.
@@ -140,6 +142,43 @@ fn chosen(state: &State, request: &Request, limits: &Limits, now_ms: u64) -> Vec
 /// The same without reasons: `None` where not all members fit.
 pub fn find(state: &State, request: &Request, limits: &Limits, now_ms: u64) -> Option<Vec<Seat>> {
     Some(chosen(state, request, limits, now_ms)).filter(|seats| seats.len() == request.members as usize)
+}
+
+/// As many members as fit, up to all.
+pub(crate) fn some(state: &State, request: &Request, limits: &Limits, now_ms: u64) -> Vec<Seat> {
+    let search = Search::new(state, request, limits, now_ms);
+    search.fill(Shelves::new(&search))
+}
+
+/// Why not all members fit, with what removed the devices.
+pub(crate) fn shortfall(state: &State, request: &Request, limits: &Limits, now_ms: u64) -> Shortfall {
+    let possible = some(state, request, limits, now_ms).len().min(request.members as usize);
+    let possible = u32::try_from(possible).unwrap_or(u32::MAX);
+    Sieve::new(state, request, limits, now_ms).shortfall(state, possible, true)
+}
+
+/// In how long so many members' worth of what is in the way has come to its paid end, if that is known.
+pub(crate) fn enough_free_in_ms(
+    state: &State,
+    request: &Request,
+    limits: &Limits,
+    missing: u32,
+    now_ms: u64,
+) -> Option<u64> {
+    let sieve = Sieve::new(state, request, limits, now_ms);
+    let mut ends: Vec<(u64, usize)> = Vec::new();
+    for order in state.orders.values().filter(|order| order.stage < Stage::Closing) {
+        let in_the_way =
+            order.leases.values().filter(|lease| lease.live() && sieve.would_do(state, lease.device)).count();
+        ends.extend(order.ends_ms().filter(|_| in_the_way > 0).map(|ends_ms| (ends_ms, in_the_way)));
+    }
+    ends.sort_unstable();
+    let mut free = 0;
+    let enough = ends.into_iter().find(|(_, leases)| {
+        free += leases;
+        free >= missing as usize
+    });
+    enough.map(|(ends_ms, _)| ends_ms.saturating_sub(now_ms))
 }
 
 /// The same without the index: every device is looked at.
@@ -227,7 +266,7 @@ struct Verdict {
 impl Limits {
     /// What of a device is free beside what is promised: in all, and of each GPU by its place in the offer.
     pub(super) fn room(&self, id: DeviceId, device: &Device) -> (Capacity, Vec<u16>) {
-        let (mut gpus, mut free) = (device.free_gpu_millis(), Capacity::of(device));
+        let (mut gpus, mut free) = self.free(id, device);
         for taken in self.promised.get(&id).into_iter().flatten() {
             let millis = u16::try_from(taken.wanted.millis_per_gpu()).unwrap_or(u16::MAX);
             for gpu in &taken.gpus {
@@ -242,6 +281,41 @@ impl Limits {
         }
         free.shape.gpus = Capacity::with(device, gpus.iter().copied()).shape.gpus;
         (free, gpus)
+    }
+}
+
+impl Limits {
+    /// What of a device is free, with what makes room.
+    fn free(&self, id: DeviceId, device: &Device) -> (Vec<u16>, Capacity) {
+        let (mut gpus, free) = (device.free_gpu_millis(), Capacity::of(device));
+        let Some(freed) = self.freed.get(&id) else { return (gpus, free) };
+        if device.one_tenant() && freed.len() < device.leases as usize {
+            return (gpus, free);
+        }
+        let mut left = device.enrolment.offered.less(device.committed);
+        for taken in freed {
+            left = left.plus(Resources { gpus: 0, ..taken.wanted });
+            let millis = u16::try_from(taken.wanted.millis_per_gpu()).unwrap_or(GPU_MILLIS);
+            for gpu in &taken.gpus {
+                if let Some(gpu) = gpus.get_mut(*gpu as usize) {
+                    *gpu = gpu.saturating_add(millis).min(GPU_MILLIS);
+                }
+            }
+        }
+        let Resources { cpu_millis, memory_bytes, disk_bytes, .. } = left;
+        let shape = Shape { cpu_millis, ..free.shape };
+        (gpus, Capacity { shape, memory_bytes, disk_bytes })
+    }
+
+    /// Whether a device is looked at by itself and not with its like.
+    pub(super) fn apart(&self, id: DeviceId) -> bool {
+        self.promised.contains_key(&id) || self.freed.contains_key(&id)
+    }
+
+    /// The devices that are looked at by themselves, each once.
+    pub(super) fn all_apart(&self) -> impl Iterator<Item = DeviceId> {
+        let freed = self.freed.keys().filter(|id| !self.promised.contains_key(*id));
+        self.promised.keys().chain(freed).copied()
     }
 }
 
@@ -288,8 +362,8 @@ impl<'a> Sieve<'a> {
             let archived = u32::try_from(archived).unwrap_or(u32::MAX);
             self.removed.insert((0, "not pooled (archived)".into()), archived);
         }
-        let alone: BTreeSet<_> = self.limits.avoid.iter().chain(self.limits.promised.keys()).collect();
-        for (id, device) in alone.iter().filter_map(|id| Some((**id, state.devices.get(id)?))) {
+        let alone: BTreeSet<_> = self.limits.avoid.iter().copied().chain(self.limits.all_apart()).collect();
+        for (id, device) in alone.iter().filter_map(|id| Some((*id, state.devices.get(id)?))) {
             if device.stage != DeviceStage::Archived {
                 self.count(self.misses(id, device));
             }
@@ -483,13 +557,18 @@ impl<'a> Sieve<'a> {
         }
     }
 
-    /// When the first device comes free that would do if it were free: no other is worth waiting for.
-    fn free_at_ms(&self, state: &State) -> Option<u64> {
-        let may_do = |id| match state.devices.get(&id).map(|device| self.misses(id, device)) {
+    /// Whether a device would do if it were free: only such a one is worth waiting for.
+    fn would_do(&self, state: &State, id: DeviceId) -> bool {
+        match state.devices.get(&id).map(|device| self.misses(id, device)) {
             Some(Some(Miss::Constraint((place, _)))) => place == HIRED,
             Some(missed) => missed.is_none(),
             None => false,
-        };
+        }
+    }
+
+    /// When the first device comes free that would do.
+    fn free_at_ms(&self, state: &State) -> Option<u64> {
+        let may_do = |id| self.would_do(state, id);
         let live = state.orders.values().filter(|order| order.stage < Stage::Closing);
         live.filter_map(|order| Some((order, order.ends_ms()?))).fold(None, |first, (order, ends_ms)| {
             let sooner = first.is_none_or(|first| ends_ms < first);

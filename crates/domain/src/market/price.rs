@@ -1,7 +1,7 @@
 //! The price of a device for a request, from factors that are each visible.
 //!
 //! ```text
-//! market = reference x performance x connectivity x region x reliability x load x count x commitment   (a unit, an hour)
+//! market = reference x performance x connectivity x region x reliability x load x count x commitment x advance x spot   (a unit, an hour)
 //! rate   = the largest of: market, the ask x its duration factor, the floor of other use; plus disk
 //! ```
 //! The reference is the model's rate in our own table (`hardware`). The load is set once an hour from how much of that
@@ -21,6 +21,7 @@ use super::hardware::{self, GpuModel};
 use super::price_params::{PPM, PriceParams, step_ppm};
 use super::record::{ClassRecord, MarketRecord, units_millis};
 use super::request::Request;
+use super::spot;
 use super::standing::WORDS_MOST_PPM;
 use crate::connectivity::claimed_region;
 use crate::device::{Alternative, Device, HardwareClass, Resources, Tier};
@@ -96,7 +97,7 @@ fn saturated(rate: u128) -> Rate {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Factor {
-    /// Which: performance, connectivity, region, reliability, renters' words, load, hours, count, commitment.
+    /// Which: performance, connectivity, region, reliability, renters' words, load, hours, count, commitment, advance, spot.
     pub name: String,
     /// In ppm; 1,000,000 changes nothing.
     pub ppm: u32,
@@ -172,7 +173,7 @@ impl<'a> Pricer<'a> {
         let known = self.table.zip(reference(&device.class)).filter(|_| wanted.gpus > 0);
         let factors = known.map(|(table, _)| self.factors(table, id, device, request)).unwrap_or_default();
         let reference = known.map(|(_, known)| (known.reference(), known));
-        let discounts = ["count", "commitment"];
+        let discounts = ["count", "commitment", "advance", "spot"];
         let market = |with: bool| {
             let (rate, _) = reference?;
             let used = factors.iter().filter(|factor| with || !discounts.contains(&factor.name.as_str()));
@@ -200,6 +201,20 @@ impl<'a> Pricer<'a> {
             disk_rate,
             list_rate: plus_disk(list),
             rate: plus_disk(best),
+        }
+    }
+
+    /// What a member that runs on a device at `rate` costs from now on: as the market moves. An ask or a floor keeps it where it
+    /// is at most and never raises it.
+    pub fn running(&self, id: DeviceId, device: &Device, request: &Request, rate: Rate) -> Rate {
+        let now = self.price(id, device, request);
+        match now.decided_by {
+            DecidedBy::Market => now.rate,
+            DecidedBy::Ask | DecidedBy::Floor => {
+                let market = now.market_per_unit.unwrap_or_default().0;
+                let market = saturated(u128::from(market) * u128::from(now.units_millis) / 1000);
+                now.rate.min(rate).max(Rate(market.0.saturating_add(now.disk_rate.0).min(now.rate.0)))
+            }
         }
     }
 
@@ -238,10 +253,19 @@ impl<'a> Pricer<'a> {
         factors.extend(self.words(id).map(|words| factor("renters' words", words)));
         factors.extend([
             factor("load", self.load(&device.class)),
-            factor("hours", self.hours(table, &device.class, request.duration_ms)),
+            factor("hours", self.hours(table, &device.class, request)),
             factor("count", count),
             factor("commitment", commitment),
         ]);
+        if let Some(begins_ms) = request.buy.begins_ms() {
+            let ahead_ms = begins_ms.saturating_sub(self.now_ms);
+            let because = format!("reserved {} hours ahead", ahead_ms / HOUR_MS);
+            factors.push(factor("advance", (step_ppm(&table.advance, ahead_ms), because)));
+        }
+        if let Some(notice_ms) = spot::notice_ms(request.buy) {
+            let because = format!("may be ended with {} s of notice", notice_ms / 1000);
+            factors.push(factor("spot", (table.spot_ppm, because)));
+        }
         factors
     }
 
@@ -274,8 +298,9 @@ impl<'a> Pricer<'a> {
     }
 
     /// The hours asked for against the average of the day: half of the load's slope, within the table's bound.
-    fn hours(&self, table: &PriceParams, class: &HardwareClass, duration_ms: u64) -> (u32, String) {
-        let above = self.class(class).map_or(0, |known| known.peak_ppm(self.now_ms, duration_ms));
+    fn hours(&self, table: &PriceParams, class: &HardwareClass, request: &Request) -> (u32, String) {
+        let at_ms = request.buy.begins_ms().unwrap_or(self.now_ms);
+        let above = self.class(class).map_or(0, |known| known.peak_ppm(at_ms, request.duration_ms));
         let slope = i64::from(table.load_high_ppm.saturating_sub(table.load_low_ppm)) / 2;
         let most = i64::from(table.peak_ppm);
         let moved = (above * slope / 1_000_000).clamp(-most, most);

@@ -57,6 +57,10 @@ pub struct PriceParams {
     pub commitment: Vec<Step>,
     /// The most that a preference other than the cheapest may cost above the cheapest.
     pub premium_ppm: BTreeMap<Preference, u32>,
+    /// By how long ahead a window is reserved, in milliseconds; for the market's part of the price.
+    pub advance: Vec<Step>,
+    /// Of the market's part for a spot order, which may be ended with a notice.
+    pub spot_ppm: u32,
     /// For a GiB of disk in a month of 730 hours, in micro-USD.
     pub disk_micro_usd_per_gib_month: u64,
     /// Which prices elsewhere count.
@@ -97,6 +101,11 @@ impl Default for PriceParams {
                 Step { from: 7 * 24 * HOUR_MS, ppm: 800_000 },
             ],
             premium_ppm: premium.into(),
+            advance: vec![
+                Step { from: 24 * HOUR_MS, ppm: 970_000 },
+                Step { from: 7 * 24 * HOUR_MS, ppm: 940_000 },
+            ],
+            spot_ppm: 600_000,
             disk_micro_usd_per_gib_month: 0,
             feed_limits: FeedLimits::default(),
             feed_signers: BTreeSet::new(),
@@ -128,13 +137,14 @@ impl PriceParams {
         within("reliability_prior_leases", self.reliability_prior_leases, 1, 10_000)?;
         within("competitors_weight_ppm", self.competitors_weight_ppm, 0, 1_000_000)?;
         within("competitors_gap_ppm", self.competitors_gap_ppm, 0, 900_000)?;
+        within("spot_ppm", self.spot_ppm, 100_000, 1_000_000)?;
         for share in self.tier_ppm.values().chain(self.region_ppm.values()) {
             within("a tier or region", *share, 100_000, 10_000_000)?;
         }
         for share in self.premium_ppm.values() {
             within("a premium", *share, 0, 1_000_000)?;
         }
-        for steps in [&self.count, &self.commitment] {
+        for steps in [&self.count, &self.commitment, &self.advance] {
             if steps.len() > 16 || !steps.is_sorted_by(|a, b| a.from < b.from) {
                 return Err(Refusal::out_of_range("steps", steps.len(), "at most 16, each above the last"));
             }

@@ -5,11 +5,15 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::buy::Buy;
 use super::choice::{premium_ppm, with_premium};
 use super::competitors;
 use super::place;
 use super::price::{Pricer, Pricing, duration_factor_percent};
 use super::request::Request;
+use super::reserve;
+use super::spot;
+use super::waiting;
 use super::wishes::Preference;
 use crate::device::HardwareClass;
 use crate::id::{Address, DeviceId, QuoteId};
@@ -24,11 +28,13 @@ pub const QUOTE_LIFE_MS: u64 = 60_000;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct QuoteItem {
-    /// What the price was made from; the order may get another device at the same price.
-    pub device: DeviceId,
-    /// What kind of device it is.
-    pub class: HardwareClass,
-    /// The price of this member.
+    /// What the price was made from; the order may get another device at the same price. None for an order that waits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<DeviceId>,
+    /// What kind of device it is; none for an order that waits for one of several kinds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub class: Option<HardwareClass>,
+    /// The price of this member; for an order that waits, the most that it may be.
     pub rate: Rate,
     /// What the whole time costs before fees, in micro-USD.
     pub compute_micro_usd: u64,
@@ -114,6 +120,21 @@ pub struct Quote {
     /// What the same costs elsewhere, if that is known of all its hardware.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub elsewhere: Option<Box<ElsewhereCost>>,
+    /// What becomes of an order that is not simply placed at the quoted price.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outlook: Option<Box<Outlook>>,
+}
+
+/// How an order's chances stand at the moment of its quote; no promise.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Outlook {
+    /// Where the price floats: what all members would cost an hour if they were placed at this moment; none if they would not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub now_rate: Option<Rate>,
+    /// If spot orders must make room first: how long their notice is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub room_in_ms: Option<u64>,
 }
 
 /// Prices a request on the devices that could take it now.
@@ -124,25 +145,49 @@ pub fn quote(
     request: &Request,
     now_ms: u64,
 ) -> Result<Quote, Refusal> {
-    check(state, request)?;
+    check(state, request, now_ms)?;
     let request = &request.completed();
-    let devices = place::plan(state, request, &of(account), now_ms)?;
-    best(state, (id, account), request, &devices, now_ms)
+    let limits = of(account);
+    if request.buy.floats() {
+        return waiting::quote(state, id, account, request, now_ms);
+    }
+    if matches!(request.buy, Buy::Reserved { .. }) {
+        let seats = reserve::seats(state, request, &limits, now_ms)?;
+        let devices: Vec<_> = seats.into_iter().map(|seat| seat.device).collect();
+        return within_cap(of_devices(state, id, account, request, &devices, now_ms)?);
+    }
+    if request.mega {
+        return all_that_matches(state, (id, account), request, now_ms);
+    }
+    match place::plan(state, request, &limits, now_ms) {
+        Ok(devices) => best(state, (id, account), request, &devices, now_ms),
+        Err(refusal) => {
+            let room = spot::room(state, request, &limits, now_ms).ok_or(refusal)?;
+            let devices: Vec<_> = room.seats.into_iter().map(|seat| seat.device).collect();
+            let quote = of_devices(state, id, account, request, &devices, now_ms)?;
+            let outlook = Outlook { room_in_ms: Some(room.notice_ms), ..Outlook::default() };
+            within_cap(Quote { outlook: Some(Box::new(outlook)), ..quote })
+        }
+    }
 }
 
 /// The same without reasons.
 pub(super) fn quote_if_any(state: &State, account: Address, request: &Request, now_ms: u64) -> Option<Quote> {
-    check(state, request).ok()?;
+    let unnamed = (QuoteId::from_bits(0), account);
+    if request.buy != Buy::default() || request.mega {
+        return quote(state, unnamed.0, unnamed.1, request, now_ms).ok();
+    }
+    check(state, request, now_ms).ok()?;
     let request = &request.completed();
     let devices = devices(state, account, request, now_ms)?;
-    best(state, (QuoteId::from_bits(0), account), request, &devices, now_ms).ok()
+    best(state, unnamed, request, &devices, now_ms).ok()
 }
 
 fn of(account: Address) -> place::Limits {
     place::Limits { renter: Some(account), ..place::Limits::default() }
 }
 
-fn check(state: &State, request: &Request) -> Result<(), Refusal> {
+fn check(state: &State, request: &Request, now_ms: u64) -> Result<(), Refusal> {
     request.check()?;
     if request.per_member.is_share() && !state.params.gpu_shares {
         return Err(Refusal::Unsupported {
@@ -151,7 +196,7 @@ fn check(state: &State, request: &Request) -> Result<(), Refusal> {
             available: "whole GPUs".into(),
         });
     }
-    Ok(())
+    request.buy.check(request, now_ms)
 }
 
 fn devices(state: &State, account: Address, request: &Request, now_ms: u64) -> Option<Vec<DeviceId>> {
@@ -189,6 +234,39 @@ fn best(
             }
         }
     }
+    within_cap(quote)
+}
+
+/// As many members as there are and the cap allows, up to what the request says.
+fn all_that_matches(
+    state: &State,
+    (id, account): (QuoteId, Address),
+    request: &Request,
+    now_ms: u64,
+) -> Result<Quote, Refusal> {
+    let limits = of(account);
+    let seats = place::some(state, request, &limits, now_ms);
+    let devices: Vec<_> = seats.into_iter().map(|seat| seat.device).collect();
+    let of = |members: usize| {
+        let some = Request { members: u32::try_from(members).unwrap_or(u32::MAX), ..request.clone() };
+        within_cap(of_devices(state, id, account, &some, &devices[..members], now_ms)?)
+    };
+    if devices.is_empty() {
+        return Err(Refusal::NoCapacity(place::shortfall(state, request, &limits, now_ms)));
+    }
+    // The price of all grows with their number but at the steps of the discount for count, so the last of a run may be missed.
+    let (mut fits, mut over) = (of(1)?, devices.len() + 1);
+    while over - fits.items.len() > 1 {
+        let middle = fits.items.len().midpoint(over);
+        match of(middle) {
+            Ok(quote) => fits = quote,
+            Err(_) => over = middle,
+        }
+    }
+    Ok(fits)
+}
+
+fn within_cap(quote: Quote) -> Result<Quote, Refusal> {
     quote.within_caps()?;
     Ok(quote)
 }
@@ -198,7 +276,7 @@ const MOST_CLASSES: usize = 16;
 
 /// Where a request takes several classes with a market rate: each of them, the cheapest first. The supplier who asks least is
 /// not always of the class that costs least. The order goes to whoever asks least all the same, at the quoted rate.
-fn other_classes(state: &State, request: &Request, now_ms: u64) -> Vec<String> {
+pub(super) fn other_classes(state: &State, request: &Request, now_ms: u64) -> Vec<String> {
     let names = request.gpu_model.as_deref().map_or(usize::MAX, |named| named.split('|').count());
     if request.per_member.gpus == 0 || names < 2 {
         return Vec::new();
@@ -239,8 +317,20 @@ pub(super) fn of_devices(
         let rate = pricing.get(place).map(|how| how.rate).unwrap_or_default();
         let pricing = u32::try_from(place).ok();
         let class = found.class.clone();
-        items.push(QuoteItem { device: *device, class, rate, compute_micro_usd: 0, pricing });
+        let (device, class) = (Some(*device), Some(class));
+        items.push(QuoteItem { device, class, rate, compute_micro_usd: 0, pricing });
     }
+    Ok(of_items(state, (id, account), request, (items, pricing), now_ms))
+}
+
+/// The quote that these items make.
+pub(super) fn of_items(
+    state: &State,
+    (id, account): (QuoteId, Address),
+    request: &Request,
+    (items, pricing): (Vec<QuoteItem>, Vec<Pricing>),
+    now_ms: u64,
+) -> Quote {
     let rate = Rate(items.iter().map(|item| item.rate.0).fold(0, u64::saturating_add));
     let mut quote = Quote {
         id,
@@ -260,10 +350,11 @@ pub(super) fn of_devices(
         pricing,
         lines: Some(Box::default()),
         elsewhere: None,
+        outlook: None,
     };
     quote.add_up();
     quote.elsewhere = elsewhere(state, &quote, now_ms).map(Box::new);
-    Ok(quote)
+    quote
 }
 
 /// Where this way of pricing stands in the list; put there if it is new.
@@ -280,7 +371,8 @@ fn elsewhere(state: &State, quote: &Quote, now_ms: u64) -> Option<ElsewhereCost>
     let none = std::collections::BTreeMap::new();
     let feeds = state.market.as_ref().map_or(&none, |record| &record.feeds);
     let gpus = u64::from(quote.request.per_member.gpus.max(1));
-    let mut classes: Vec<_> = quote.items.iter().map(|item| &item.class).collect();
+    let classes: Option<Vec<_>> = quote.items.iter().map(|item| item.class.as_ref()).collect();
+    let mut classes = classes?;
     classes.sort_unstable();
     let mut cost: Option<ElsewhereCost> = None;
     for same in classes.chunk_by(|a, b| a == b) {

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::device::{HardwareClass, Resources, Tier};
 use crate::id::Address;
+use crate::market::buy::{Buy, Priority};
 use crate::market::egress::{Destination, Egress};
 use crate::market::hiding::Hiding;
 use crate::market::wishes::{GpuMinimum, Isolation, Preference, WorkKind};
@@ -90,6 +91,15 @@ pub struct Request {
     /// The most that all members together may cost an hour, before fees.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_rate: Option<Rate>,
+    /// How urgent it is.
+    #[serde(default, skip_serializing_if = "Priority::is_normal")]
+    pub priority: Priority,
+    /// How it is bought.
+    #[serde(default, skip_serializing_if = "Buy::is_on_demand")]
+    pub buy: Buy,
+    /// Everything that matches, `members` at most; a quote says how many that are.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub mega: bool,
     /// What is paid with.
     pub asset: Asset,
     /// What the work is; it completes `prefer`.
@@ -151,6 +161,9 @@ impl Default for Request {
             egress: Egress::default(),
             hiding: Hiding::default(),
             max_rate: None,
+            priority: Priority::default(),
+            buy: Buy::default(),
+            mega: false,
             asset: Asset::Iosd,
             kind: WorkKind::default(),
             gpu_min: GpuMinimum::default(),
@@ -198,6 +211,11 @@ impl Request {
         named.split('|').any(|name| !name.is_empty() && model.contains(&name.to_ascii_lowercase()))
     }
 
+    /// Until when an order for it waits for devices; `None` if it does not wait.
+    pub fn waits_until_ms(&self) -> Option<u64> {
+        self.buy.waits_until_ms(self.duration_ms)
+    }
+
     /// Whether the request makes sense at all; says which field and what it may be.
     pub fn check(&self) -> Result<(), Refusal> {
         let in_range = |field: &str, value: u64, least: u64, most: u64| {
@@ -211,6 +229,10 @@ impl Request {
             EngineKind::Ray => MIN_RAY_MEMORY_BYTES,
         };
         in_range("members", self.members.into(), 1, MAX_MEMBERS.into())?;
+        if self.mega && self.buy != Buy::default() {
+            let limit = "on demand: who takes all that matches takes what there is now";
+            return Err(Refusal::out_of_range("mega", self.buy.name(), limit));
+        }
         in_range("cpu_millis", self.per_member.cpu_millis.into(), 100, 1_024_000)?;
         in_range("memory_bytes", self.per_member.memory_bytes, least_memory, 64 << 40)?;
         in_range("disk_bytes", self.per_member.disk_bytes, 0, 1 << 50)?;

@@ -234,7 +234,7 @@ impl<'a> Search<'a> {
                 && spot.disk_bytes >= wanted.disk_bytes
                 && self.knows(spot.traits)
                 && !self.limits.avoid.contains(id)
-                && !self.limits.promised.contains_key(id)
+                && !self.limits.apart(*id)
                 && (any_supplier || self.is_supplied_as_wanted(*id))
         })
     }
@@ -378,7 +378,7 @@ impl<'a> Shelves<'a> {
             }
             return shelves;
         }
-        for (rate, id) in search.limits.promised.keys().filter_map(|id| search.alone(*id, &sieve)) {
+        for (rate, id) in search.limits.all_apart().filter_map(|id| search.alone(id, &sieve)) {
             shelves.put(rate, Pending::Single(id));
         }
         shelves

@@ -40,7 +40,7 @@ fn stands(world: &mut World, ask: u64, in_us: bool) -> DeviceId {
 }
 
 fn devices(quote: &Quote) -> BTreeSet<DeviceId> {
-    quote.items.iter().map(|item| item.device).collect()
+    quote.items.iter().filter_map(|item| item.device).collect()
 }
 
 #[test]

@@ -5,6 +5,7 @@ mod explain;
 mod placement;
 mod pool;
 mod price;
+mod queue;
 mod refusals;
 mod table;
 mod terms;

@@ -185,6 +185,9 @@ fn running(engine: &mut Engine, n: u64) -> Result<OrderId> {
         egress: ionet_domain::market::Egress::On,
         hiding: ionet_domain::market::Hiding::default(),
         max_rate: None,
+        priority: ionet_domain::market::Priority::Normal,
+        buy: ionet_domain::market::Buy::default(),
+        mega: false,
         asset: Asset::Iosd,
         ..Request::default()
     };

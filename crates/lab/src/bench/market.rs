@@ -144,6 +144,7 @@ fn quote(request: &Request, account: Address, now_ms: u64, n: u128) -> Quote {
         pricing: Vec::new(),
         lines: None,
         elsewhere: None,
+        outlook: None,
     }
 }
 
@@ -162,6 +163,9 @@ pub(crate) fn request(per_member: Resources, models: Option<String>) -> Request 
         egress: Egress::Off,
         hiding: Hiding::default(),
         max_rate: None,
+        priority: ionet_domain::market::Priority::Normal,
+        buy: ionet_domain::market::Buy::default(),
+        mega: false,
         asset: Asset::Iosd,
         ..Request::default()
     }

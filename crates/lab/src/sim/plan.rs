@@ -107,6 +107,8 @@ pub struct Load {
     pub think_ms: (u64, u64),
     /// All kinds of orders, keys, devices and mistakes; else plain orders on plain machines.
     pub varied: bool,
+    /// Also orders that wait.
+    pub ways: bool,
     /// Only one order, whatever happens.
     pub scripted: bool,
 }

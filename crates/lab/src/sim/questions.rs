@@ -49,7 +49,8 @@ impl World {
         let mut request = self.request(n);
         demand(&mut request, &mut self.renters[n].random);
         let Some(quote) = self.quote(n, &request)? else { return Ok(()) };
-        let classes: Vec<_> = quote.items.iter().map(|item| item.class.to_string()).collect();
+        let classes: Vec<_> =
+            quote.items.iter().filter_map(|item| Some(item.class.as_ref()?.to_string())).collect();
         self.trace.detail(self.at_ms, || format!("renter {n}: could have {classes:?} at {}", quote.rate));
         let mut again = quote.clone();
         again.add_up();

@@ -9,7 +9,8 @@ use ionet_domain::connectivity::REGION_TAG;
 use ionet_domain::device::{Resources, Tier};
 use ionet_domain::id::{QuoteId, TransferKind};
 use ionet_domain::market::{
-    Destination, Egress, EngineKind, Hiding, Isolation, Program, Quote, Request, WorkKind, price,
+    Buy, Destination, Egress, EngineKind, Hiding, Isolation, Priority, Program, Quote, Request, WorkKind,
+    price,
 };
 use ionet_domain::money::{Asset, Rate};
 use ionet_domain::order::CloseReason;
@@ -47,6 +48,8 @@ pub(super) struct Renter {
     pub(super) address: Address,
     pub(super) due_ms: u64,
     pub(super) random: Random,
+    /// Chance of its own, so that what else is asked for stays as it is without.
+    ways: Random,
     intents: Vec<Intent>,
     pub(super) orders: Vec<OrderId>,
     /// Orders wished for, those that a smaller run leaves out included.
@@ -63,6 +66,7 @@ impl Renter {
             address: renter(n),
             due_ms: 500 + 700 * n as u64,
             random: Random::new(seed ^ 0x7265_6e74 ^ ((n as u64) << 32)),
+            ways: Random::new(seed ^ 0x7761_7973 ^ ((n as u64) << 32)),
             intents: Vec::new(),
             orders: Vec::new(),
             wished: 0,
@@ -197,7 +201,8 @@ impl World {
     fn order(&mut self, n: usize) -> Result<()> {
         let wished = self.renters[n].wished;
         self.renters[n].wished += 1;
-        let request = self.request(n);
+        let mut request = self.request(n);
+        self.choose_way(n, &mut request);
         if self.plan.only_orders.as_ref().is_some_and(|only| !only.contains(&(n, wished))) {
             return Ok(());
         }
@@ -227,6 +232,37 @@ impl World {
             self.pause_them_all();
         }
         Ok(())
+    }
+
+    /// How it is bought, and how urgent it is.
+    fn choose_way(&mut self, n: usize, request: &mut Request) {
+        let (now_ms, load) = (self.now_ms(), self.plan.load.clone());
+        let random = &mut self.renters[n].ways;
+        if !load.ways || random.chance(550_000) {
+            return;
+        }
+        request.priority = *random.one_of(&Priority::ALL).unwrap_or(&Priority::Normal);
+        let cap = random.between(20_000, 400_000) * u64::from(request.members);
+        request.max_rate = Some(Rate(cap));
+        let expires_ms = now_ms + random.between(30_000, 2 * load.duration_ms.1);
+        request.buy = match random.below(6) {
+            3 => {
+                let starts_ms = now_ms + random.between(20_000, 240_000);
+                request.max_rate = None;
+                Buy::Reserved { starts_ms }
+            }
+            4 => {
+                let deadline_ms = now_ms + request.duration_ms + 15 * 60_000 + random.between(1_000, 240_000);
+                Buy::Flexible { deadline_ms }
+            }
+            5 => {
+                (request.mega, request.members) = (true, 4);
+                Buy::default()
+            }
+            0 => Buy::Standing { expires_ms },
+            1 => Buy::Spot { notice_ms: random.between(10_000, 60_000), expires_ms: Some(expires_ms) },
+            _ => Buy::Spot { notice_ms: 10_000, expires_ms: None },
+        };
     }
 
     /// A price, unless the server is away or refuses.
@@ -277,6 +313,9 @@ impl World {
             egress: Egress::On,
             hiding: Hiding::default(),
             max_rate: None,
+            priority: ionet_domain::market::Priority::Normal,
+            buy: ionet_domain::market::Buy::default(),
+            mega: false,
             asset: Asset::Iosd,
             ..Request::default()
         };

@@ -7,10 +7,12 @@ use ionet_journal::FileDisk;
 use ionet_lab::golden;
 
 /// Every kind of event there is.
-const KINDS: [&str; 39] = [
+const KINDS: [&str; 47] = [
     "active",
     "charges_proven",
     "charges_voided",
+    "country_declared",
+    "deny_list_set",
     "deposited",
     "device_archived",
     "device_changed",
@@ -21,6 +23,7 @@ const KINDS: [&str; 39] = [
     "device_pooled",
     "device_rebound",
     "device_refused",
+    "device_terms_set",
     "feed_taken",
     "founded",
     "key_made",
@@ -36,14 +39,19 @@ const KINDS: [&str; 39] = [
     "order_egress_changed",
     "order_extended",
     "order_funded",
+    "order_kept",
+    "order_noticed",
     "order_paid",
     "order_placed",
+    "order_rated",
+    "order_repriced",
     "order_running",
     "order_settled",
     "order_started",
     "payout_adopted",
     "payout_opened",
     "payout_paid",
+    "queue_held",
     "retired",
     "sent",
     "term_begun",

@@ -10,7 +10,7 @@ use ionet_api::sign::Grant;
 use ionet_domain::account::{ActivityKind, Scope};
 use ionet_domain::command::CommandBody;
 use ionet_domain::id::QuoteId;
-use ionet_domain::market::{EngineKind, Program, Request, price};
+use ionet_domain::market::{EngineKind, Program, Request, price, queue};
 use ionet_domain::order::CloseReason;
 use ionet_domain::{EndpointId, Order, OrderId, Refusal, Stage};
 
@@ -84,7 +84,8 @@ pub(super) async fn clusters(
     let found = api.handle.read(|view| {
         let span = in_span(&view.state.orders, (filter.after, filter.before, filter.newest));
         let own = span.filter(|(_, order)| order.account == caller.account).take(limit);
-        own.map(|(_, order)| show(&api, view, order)).collect()
+        let mut line = Line::default();
+        own.map(|(_, order)| show(&api, view, order, &mut line)).collect()
     });
     Ok(Json(found))
 }
@@ -194,12 +195,21 @@ fn own(view: &View, caller: Caller, order: OrderId) -> Result<&Order, Error> {
     if found.account == caller.account { Ok(found) } else { Err(Refusal::UnknownOrder { order }.into()) }
 }
 
-fn show(api: &Api, view: &View, order: &Order) -> ClusterView {
-    views::cluster(&view.state, &view.fleet, order, api.handle.cluster_token(order.id))
+/// The line of waiting orders, looked up once for an answer that needs it.
+#[derive(Default)]
+struct Line(Option<Vec<OrderId>>);
+
+fn show(api: &Api, view: &View, order: &Order, line: &mut Line) -> ClusterView {
+    let now_ms = api.now_ms();
+    let waiting = queue::waits(order, now_ms).then(|| {
+        let line = line.0.get_or_insert_with(|| queue::line(&view.state, now_ms));
+        queue::standing(&view.state, order, line, now_ms)
+    });
+    views::cluster(&view.state, &view.fleet, order, waiting.flatten(), api.handle.cluster_token(order.id))
 }
 
 impl Api {
     pub(super) fn cluster(&self, caller: Caller, order: OrderId) -> Result<Json<ClusterView>, Error> {
-        self.handle.read(|view| Ok(Json(show(self, view, own(view, caller, order)?))))
+        self.handle.read(|view| Ok(Json(show(self, view, own(view, caller, order)?, &mut Line::default()))))
     }
 }

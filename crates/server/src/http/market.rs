@@ -12,6 +12,7 @@ use ionet_api::rest::{
 use ionet_api::sign;
 use ionet_domain::account::Scope;
 use ionet_domain::command::CommandBody;
+use ionet_domain::market::queue::{self, Waiting};
 use ionet_domain::market::{Request, board, explain, explain_device};
 use ionet_domain::order::CloseReason;
 use ionet_domain::{Actor, Command, DeviceId, Order, OrderId, Refusal, Stage};
@@ -84,7 +85,9 @@ pub(super) async fn explain_cluster(
             .then(|| explain::request(&view.state, order.account, request, at_ms))
             .transpose()?;
         let (stage, reason) = (order.stage, order.reason.clone());
-        Ok(ExplainedCluster { cluster, at_ms, stage, reason, says: says(order, at_ms), explanation })
+        let waiting = queue::explain(&view.state, order, at_ms);
+        let says = waiting.as_ref().map_or_else(|| says(order, at_ms), in_line);
+        Ok(ExplainedCluster { cluster, at_ms, stage, reason, says, waiting, explanation })
     };
     Ok(Json(api.beside(look).await??))
 }
@@ -116,8 +119,27 @@ pub(super) async fn explain_device(
 
 /// Whether an order waits for devices, or ended because there were none.
 fn unplaced(order: &Order) -> bool {
-    let no_devices = matches!(order.reason, Some(CloseReason::NoCapacity | CloseReason::MemberLost { .. }));
+    let no_devices = matches!(
+        order.reason,
+        Some(CloseReason::NoCapacity | CloseReason::Expired | CloseReason::MemberLost { .. })
+    );
     order.stage <= Stage::Funded || no_devices
+}
+
+/// Where a waiting order stands, in a sentence.
+fn in_line(waiting: &Waiting) -> String {
+    let estimate = waiting.estimate_ms.map(|ms| {
+        let minutes = ms.div_ceil(60_000);
+        format!("; enough of what is in its way ends within {minutes} minutes")
+    });
+    let holds = waiting.holds.map(|members| format!("; it holds what {members} of its members need"));
+    let (place, of) = (waiting.place, waiting.of);
+    if place == 0 {
+        let minutes = waiting.estimate_ms.unwrap_or(0).div_ceil(60_000);
+        return format!("it is paid for: {}; it begins in {minutes} minutes", waiting.reason);
+    }
+    let (estimate, holds) = (estimate.unwrap_or_default(), holds.unwrap_or_default());
+    format!("it is paid for and number {place} of {of} in line: {}{estimate}{holds}", waiting.reason)
 }
 
 /// Where an order stands, in a sentence.

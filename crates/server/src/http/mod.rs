@@ -21,6 +21,7 @@ mod network;
 mod openapi;
 mod page;
 mod schemas;
+mod schemas_ways;
 mod terms;
 mod views;
 

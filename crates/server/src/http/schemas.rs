@@ -3,6 +3,7 @@
 
 mod terms;
 
+use super::schemas_ways;
 use serde_json::{Map, Value, json};
 
 /// Puts the schemas into the description and points to them where the API's types mention them.
@@ -30,11 +31,11 @@ pub(super) fn add(whole: &mut Value) {
     }
 }
 
-fn of(name: &str) -> Value {
+pub(super) fn of(name: &str) -> Value {
     json!({ "$ref": format!("#/components/schemas/{name}") })
 }
 
-fn text() -> Value {
+pub(super) fn text() -> Value {
     json!({ "type": "string" })
 }
 
@@ -42,11 +43,11 @@ fn truth() -> Value {
     json!({ "type": "boolean" })
 }
 
-fn count() -> Value {
+pub(super) fn count() -> Value {
     json!({ "type": "integer", "format": "int64", "minimum": 0 })
 }
 
-fn number() -> Value {
+pub(super) fn number() -> Value {
     json!({ "type": "integer", "format": "int32" })
 }
 
@@ -54,16 +55,16 @@ fn list(of: &Value) -> Value {
     json!({ "type": "array", "items": of })
 }
 
-fn maybe(schema: &Value) -> Value {
+pub(super) fn maybe(schema: &Value) -> Value {
     json!({ "oneOf": [schema, { "type": "null" }] })
 }
 
-fn one_of(words: &[&str]) -> Value {
+pub(super) fn one_of(words: &[&str]) -> Value {
     json!({ "type": "string", "enum": words })
 }
 
 /// An object; a field whose name ends in `?` may be left out.
-fn object(fields: &[(&str, Value)]) -> Value {
+pub(super) fn object(fields: &[(&str, Value)]) -> Value {
     let name = |field: &str| field.trim_end_matches('?').to_owned();
     let properties: Map<_, _> = fields.iter().map(|(field, schema)| (name(field), schema.clone())).collect();
     let required: Vec<_> =
@@ -80,8 +81,13 @@ fn variants(words: &[&str], objects: &[(&str, Value)]) -> Value {
 
 /// Objects told apart by their `code`.
 fn coded(codes: &[(&str, &[(&str, Value)])]) -> Value {
+    tagged("code", codes)
+}
+
+/// Objects told apart by the word under `tag`.
+pub(super) fn tagged(tag: &str, codes: &[(&str, &[(&str, Value)])]) -> Value {
     let one = |(code, fields): &(&str, &[(&str, Value)])| {
-        let code = [("code", one_of(&[code]))];
+        let code = [(tag, one_of(&[code]))];
         object(&code.into_iter().chain(fields.iter().cloned()).collect::<Vec<_>>())
     };
     json!({ "oneOf": codes.iter().map(one).collect::<Vec<_>>() })
@@ -120,6 +126,9 @@ fn mentions() -> Vec<(&'static str, &'static str, Value)> {
         ("ExplainedCluster", "stage", of("Stage")),
         ("ExplainedCluster", "reason", maybe(&of("CloseReason"))),
         ("ExplainedCluster", "explanation", maybe(&of("Explanation"))),
+        ("ExplainedCluster", "waiting", maybe(&of("Waiting"))),
+        ("ClusterView", "notice", maybe(&of("Notice"))),
+        ("ClusterView", "waiting", maybe(&of("Waiting"))),
         ("ExplainedDevice", "explanation", of("DeviceExplanation")),
         ("LeaseView", "class", of("HardwareClass")),
         ("LeaseView", "phase", of("LeasePhase")),
@@ -146,11 +155,12 @@ fn all() -> impl Iterator<Item = (String, Value)> {
         devices(),
         orders(),
         reports(),
+        schemas_ways::all(),
     ];
     groups.into_iter().flatten().map(|(name, schema)| (name.to_owned(), schema))
 }
 
-type Named = Vec<(&'static str, Value)>;
+pub(super) type Named = Vec<(&'static str, Value)>;
 
 fn words() -> Named {
     vec![
@@ -197,8 +207,8 @@ fn market() -> Named {
         ("allow?", list(&text())),
     ];
     let item = [
-        ("device", text()),
-        ("class", of("HardwareClass")),
+        ("device?", maybe(&text())),
+        ("class?", maybe(&of("HardwareClass"))),
         ("rate", count()),
         ("compute_micro_usd", count()),
         ("pricing?", maybe(&number())),
@@ -221,6 +231,7 @@ fn market() -> Named {
         ("pricing?", list(&of("Pricing"))),
         ("lines?", maybe(&of("QuoteLines"))),
         ("elsewhere?", maybe(&of("ElsewhereCost"))),
+        ("outlook?", maybe(&of("Outlook"))),
     ];
     vec![
         ("Resources", object(&resources)),
@@ -499,6 +510,8 @@ fn orders() -> Named {
         ("renter", &[]),
         ("time", &[]),
         ("no_capacity", &[]),
+        ("expired", &[]),
+        ("preempted", &[]),
         ("member_lost", &[("lease", text()), ("reason", text())]),
         ("start_failed", &reason),
         ("finished", &[("exit_code", number())]),
@@ -597,7 +610,7 @@ mod tests {
     use ionet_domain::market::explain_device::{DeviceExplanation, Passed};
     use ionet_domain::market::place::{Removed, Shortfall};
     use ionet_domain::market::price::{DecidedBy, Factor, Pricing};
-    use ionet_domain::market::quote::ElsewhereCost;
+    use ionet_domain::market::quote::{ElsewhereCost, Outlook};
     use ionet_domain::market::record::{Hour, Served, Trade};
     use ionet_domain::market::request::EnvironmentRef;
     use ionet_domain::market::{Program, Quote, QuoteItem};
@@ -673,8 +686,8 @@ mod tests {
 
     fn quote() -> Quote {
         let item = QuoteItem {
-            device: DeviceId::from_parts(1, 2),
-            class: HardwareClass::Gpu("A".into()),
+            device: Some(DeviceId::from_parts(1, 2)),
+            class: Some(HardwareClass::Gpu("A".into())),
             rate: Rate(1),
             compute_micro_usd: 2,
             pricing: Some(0),
@@ -703,6 +716,7 @@ mod tests {
                 date: "2026-03".into(),
                 source: "s".into(),
             })),
+            outlook: Some(Box::new(Outlook { now_rate: Some(Rate(1)), room_in_ms: Some(1) })),
         }
     }
 
@@ -886,6 +900,8 @@ mod tests {
             CloseReason::Renter,
             CloseReason::Time,
             CloseReason::NoCapacity,
+            CloseReason::Expired,
+            CloseReason::Preempted,
             CloseReason::MemberLost { lease, reason: reason() },
             CloseReason::StartFailed { reason: reason() },
             CloseReason::Finished { exit_code: -1 },

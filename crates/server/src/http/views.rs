@@ -12,6 +12,7 @@ use ionet_api::rest::{
 use ionet_domain::connectivity;
 use ionet_domain::device::{Contact, Device, DeviceStage, HardwareClass, Tier};
 use ionet_domain::ledger::Owner;
+use ionet_domain::market::queue::Waiting;
 use ionet_domain::order::{Lease, overlay_ip};
 use ionet_domain::{Address, Asset, DeviceId, LeaseId, Order, Refusal, State};
 
@@ -151,8 +152,14 @@ pub(super) fn out_of_range(field: &str, value: &str, limit: &str) -> Refusal {
     Refusal::OutOfRange { field: field.into(), value, limit: limit.into() }
 }
 
-/// A cluster for its renter.
-pub(super) fn cluster(state: &State, fleet: &Fleet, order: &Order, token: Secret) -> ClusterView {
+/// A cluster for its renter; `waiting` is what it is told in the line.
+pub(super) fn cluster(
+    state: &State,
+    fleet: &Fleet,
+    order: &Order,
+    waiting: Option<Waiting>,
+    token: Secret,
+) -> ClusterView {
     let leases = order.leases.iter().map(|(n, lease)| lease_view(state, fleet, order, *n, lease)).collect();
     ClusterView {
         id: order.id,
@@ -162,6 +169,8 @@ pub(super) fn cluster(state: &State, fleet: &Fleet, order: &Order, token: Secret
         leases,
         engine_epoch: order.engine_epoch,
         replaced: order.replaced,
+        waiting,
+        notice: order.ways.notice,
         accepted_ms: order.accepted_ms,
         running_since_ms: order.running_since_ms,
         ends_ms: order.ends_ms(),

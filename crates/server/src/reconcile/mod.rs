@@ -11,6 +11,7 @@ mod meter;
 mod payout;
 mod place;
 mod price;
+mod queue;
 mod ready;
 mod replace;
 mod retire;
@@ -79,9 +80,9 @@ pub fn leases(view: &View, now_ms: u64) -> Vec<Todo> {
     lease::step(view, now_ms)
 }
 
-/// Everything else that devices need now. Looks at all of them: ask about once a second.
+/// Everything else that devices, prices and waiting orders need now. Looks at all of them: ask about once a second.
 pub fn devices(view: &View, now_ms: u64) -> Vec<Todo> {
-    [contact::step, check::step, term::step, price::step]
+    [contact::step, check::step, term::step, price::step, queue::step]
         .into_iter()
         .flat_map(|step| step(view, now_ms))
         .collect()

@@ -408,6 +408,9 @@ pub(crate) fn request(members: u32) -> Request {
         egress: ionet_domain::market::Egress::On,
         hiding: ionet_domain::market::Hiding::default(),
         max_rate: None,
+        priority: ionet_domain::market::Priority::Normal,
+        buy: ionet_domain::market::Buy::default(),
+        mega: false,
         asset: Asset::Iosd,
         ..Request::default()
     }

@@ -96,7 +96,11 @@ impl Checker {
         self.apply(event)?;
         self.money.note_paid(&event.public);
         match &event.public {
-            PublicBody::OrderPlaced { leases, .. } => boxes::units_once(&self.shadow, leases),
+            PublicBody::OrderPlaced { leases, order, .. } => {
+                boxes::units_once(&self.shadow, leases)?;
+                money::within_item(&self.shadow, *order)
+            }
+            PublicBody::OrderRepriced { order, .. } => money::within_item(&self.shadow, *order),
             PublicBody::OrderSettled { order, .. } => money::settled(&self.shadow, *order),
             PublicBody::OrderFunded { order, .. } | PublicBody::OrderExtended { order, .. } => {
                 money::set_aside(&self.shadow, *order)

@@ -82,7 +82,7 @@ pub(super) fn charged(state: &State, event: &Event, boxes: &Boxes) -> Result<()>
 
 /// What is wrong with a charge, if anything.
 fn inexact(order: &Order, lease: &Lease, receipt: &Receipt, charge: &Charge) -> Option<String> {
-    let (before, after) = (lease.charged_micro_usd, lease.rate.total_for(charge.elapsed_ms));
+    let (before, after) = (lease.charged_micro_usd, lease.worth(charge.elapsed_ms));
     let part = |bp: u32| {
         let share = |amount: u64| u128::from(amount) * u128::from(bp) / 10_000;
         u64::try_from(share(after) - share(before)).unwrap_or(u64::MAX)
@@ -115,6 +115,14 @@ pub(super) fn set_aside(state: &State, id: OrderId) -> Result<()> {
     })
 }
 
+/// No lease costs more than its item of the quote, which is its share of a bid or a cap; asked when its rate was set.
+pub(super) fn within_item(state: &State, id: OrderId) -> Result<()> {
+    let Ok(order) = state.order(id) else { return Ok(()) };
+    let most = |lease: &Lease| order.quote.items.get(lease.slot as usize).map(|item| item.rate);
+    let over = order.leases.iter().find(|(_, lease)| most(lease).is_none_or(|most| lease.rate > most));
+    must(over.is_none(), Promise::WithinQuote, || format!("{id} costs more than was quoted: {over:?}"))
+}
+
 /// What must hold of an order that has just settled.
 pub(super) fn settled(state: &State, id: OrderId) -> Result<()> {
     let Ok(order) = state.order(id) else { return Ok(()) };
@@ -132,7 +140,7 @@ pub(super) fn settled(state: &State, id: OrderId) -> Result<()> {
         format!("{id} is settled and its account still holds {left:?}")
     })?;
     for (n, lease) in &order.leases {
-        let worth = lease.rate.total_for(lease.elapsed_ms);
+        let worth = lease.worth(lease.elapsed_ms);
         let charged = lease.charged_micro_usd;
         must(
             charged == worth && lease.elapsed_ms <= order.quote.request.duration_ms,

@@ -6,9 +6,10 @@ use ionet_domain::command::CommandBody;
 use ionet_domain::connectivity::claimed_region;
 use ionet_domain::device::{Contact, Device, DeviceStage, HardwareClass};
 use ionet_domain::market::place::Shortfall;
+use ionet_domain::market::spot::{self, Notice, NoticeReason};
 use ionet_domain::market::{Egress, Isolation, Request};
 use ionet_domain::order::{self, CloseReason, LeasePhase, Order};
-use ionet_domain::{Command, Event, PublicBody, Refusal, State};
+use ionet_domain::{Command, Event, OrderId, PublicBody, Refusal, State};
 
 use crate::Result;
 use crate::sim::promise::{Promise, must};
@@ -19,11 +20,30 @@ pub(super) fn closing(state: &State, event: &Event) -> Result<()> {
     if let PublicBody::OrderPlaced { reason: Some(reason), .. } = &event.public {
         replace_code_is_true(*reason)?;
     }
+    if let PublicBody::OrderNoticed { order: id, notice } = &event.public {
+        return noticed(state, *id, notice, event.at_ms);
+    }
     let PublicBody::OrderClosing { order: id, reason } = &event.public else { return Ok(()) };
     close_code_is_true(reason)?;
     let Ok(order) = state.order(*id) else { return Ok(()) };
     must(holds(state, order, reason, event.at_ms), Promise::ReasonsTrue, || {
         format!("{id} was closed as {reason:?} and that is not so: {:?} {:?}", order.stage, order.leases)
+    })
+}
+
+/// Only spot orders are given notice, as long as was agreed, and for room only of an order that is no spot and has none.
+fn noticed(state: &State, id: OrderId, notice: &Notice, at_ms: u64) -> Result<()> {
+    let Ok(order) = state.order(id) else { return Ok(()) };
+    let long = spot::notice_ms(order.quote.request.buy).map(|notice_ms| at_ms + notice_ms);
+    let whom = match notice.reason {
+        NoticeReason::Room { order } => state.order(order).ok(),
+        NoticeReason::Price { .. } => None,
+    };
+    let needs = whom.is_none_or(|whom| {
+        spot::notice_ms(whom.quote.request.buy).is_none() && order::place(state, whom, at_ms).is_err()
+    });
+    must(long == Some(notice.ends_ms) && needs, Promise::ReasonsTrue, || {
+        format!("{id} was given notice at {at_ms} and that is not so: {notice:?}")
     })
 }
 
@@ -35,6 +55,14 @@ fn holds(state: &State, found: &Order, reason: &CloseReason, at_ms: u64) -> bool
     match reason {
         CloseReason::Renter | CloseReason::Operator { .. } => true,
         CloseReason::Time => found.ends_ms().is_some_and(|ends_ms| ends_ms <= at_ms),
+        CloseReason::Expired => {
+            let until_ms = found.quote.request.waits_until_ms();
+            found.leases.is_empty() && until_ms.is_some_and(|until_ms| until_ms <= at_ms)
+        }
+        CloseReason::Preempted => {
+            let over = found.ways.notice.is_some_and(|notice| notice.ends_ms <= at_ms);
+            over && spot::notice_ms(found.quote.request.buy).is_some()
+        }
         CloseReason::NoCapacity => matches!(order::place(state, found, at_ms), Err(Refusal::NoCapacity(_))),
         CloseReason::MemberLost { lease, reason } => {
             found.running_since_ms.is_some() && found.leases.contains_key(&lease.n) && lost_as(reason)

@@ -79,9 +79,14 @@ fn members_behind_routers_of_all_kinds_reach_each_other_by_the_best_path_there_i
 
 #[test]
 fn members_reach_each_other_where_there_is_nothing_but_ipv6() {
-    let sites = bed(2, &[("open", ""), ("home", CONE), ("flat", CONE)]);
+    let blocked = ("tcp-only", "nat = 'udp_blocked'");
+    let sites = bed(2, &[("open", ""), ("home", CONE), ("flat", CONE), blocked]);
     let Some(cloud) = up("six", &format!("family = 'ipv6'\n{sites}")) else { return };
     let cluster = Cluster::rent(&cloud, &[]);
-    check(&cluster, |_, _| &["direct"]);
+    check(&cluster, |from, to| match (kind_of(from), kind_of(to)) {
+        (Blocked, _) => &["tcp"],
+        (_, Blocked) => &["relayed"],
+        _ => &["direct"],
+    });
     cluster.end();
 }
