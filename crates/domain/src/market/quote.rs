@@ -9,6 +9,7 @@ use super::buy::Buy;
 use super::competitors;
 use super::place;
 use super::price::{Pricer, Pricing, duration_factor_percent};
+use super::queue;
 use super::request::Request;
 use super::reserve;
 use super::spot;
@@ -160,10 +161,11 @@ pub fn quote(
         let devices: Vec<_> = seats.into_iter().map(|seat| seat.device).collect();
         return within_cap(of_devices(state, id, account, request, &devices, now_ms)?);
     }
+    let mut limits = place::Limits::default();
+    queue::hold_back(state, &queue::Asker::new(request, now_ms), &mut limits, now_ms);
     if request.mega {
-        return all_that_matches(state, (id, account), request, now_ms);
+        return all_that_matches(state, (id, account), request, &limits, now_ms);
     }
-    let limits = place::Limits::default();
     let devices = match place::plan(state, request, &limits, now_ms) {
         Ok(devices) => devices,
         Err(refusal) => {
@@ -177,7 +179,7 @@ pub fn quote(
     let mut quote = of_devices(state, id, account, request, &devices, now_ms)?;
     for class in other_classes(state, request, now_ms) {
         let only = Request { gpu_model: Some(class), ..request.clone() };
-        let Ok(devices) = place::plan(state, &only, &place::Limits::default(), now_ms) else { continue };
+        let Ok(devices) = place::plan(state, &only, &limits, now_ms) else { continue };
         let other = of_devices(state, id, account, request, &devices, now_ms)?;
         if other.rate < quote.rate {
             quote = other;
@@ -191,17 +193,17 @@ fn all_that_matches(
     state: &State,
     (id, account): (QuoteId, Address),
     request: &Request,
+    limits: &place::Limits,
     now_ms: u64,
 ) -> Result<Quote, Refusal> {
-    let limits = place::Limits::default();
-    let seats = place::some(state, request, &limits, now_ms);
+    let seats = place::some(state, request, limits, now_ms);
     let devices: Vec<_> = seats.into_iter().map(|seat| seat.device).collect();
     let of = |members: usize| {
         let some = Request { members: u32::try_from(members).unwrap_or(u32::MAX), ..request.clone() };
         within_cap(of_devices(state, id, account, &some, &devices[..members], now_ms)?)
     };
     if devices.is_empty() {
-        return Err(Refusal::NoCapacity(place::shortfall(state, request, &limits, now_ms)));
+        return Err(Refusal::NoCapacity(place::shortfall(state, request, limits, now_ms)));
     }
     // The price of all grows with their number but at the steps of the discount for count, so the last of a run may be missed.
     let (mut fits, mut over) = (of(1)?, devices.len() + 1);
