@@ -510,7 +510,9 @@ impl Decision<'_> {
         }
         match order::place(self.state, found, self.now_ms) {
             Ok(leases) => only(PublicBody::OrderPlaced { order, leases, reason: None }),
-            Err(short @ (Refusal::NoCapacity(_) | Refusal::NoChange { .. })) => self.make_room(found, short),
+            Err(
+                short @ (Refusal::NoCapacity(_) | Refusal::OverPriceCap { .. } | Refusal::NoChange { .. }),
+            ) => self.make_room(found, short),
             Err(other) => Err(other),
         }
     }
@@ -556,7 +558,7 @@ impl Decision<'_> {
                 let reason = Some(order::replace_reason(found, &leases));
                 only(PublicBody::OrderPlaced { order, leases, reason })
             }
-            Err(Refusal::NoCapacity(_)) => Self::closing(found, give_up),
+            Err(Refusal::NoCapacity(_) | Refusal::OverPriceCap { .. }) => Self::closing(found, give_up),
             Err(other) => Err(other),
         }
     }

@@ -538,7 +538,7 @@ pub fn accept(state: &State, order: &Acceptance<'_>, now_ms: u64) -> Result<Tran
         return reserve::kept(state, quote, now_ms).map(|_| fund);
     }
     let mut limits = Limits { promised: promised(state, now_ms), ..promise(quote) };
-    queue::hold_back(state, &queue::Asker::new(quote, now_ms), &mut limits, now_ms);
+    queue::hold_back(state, &queue::Asker::new(&quote.request, now_ms), &mut limits, now_ms);
     if quote.request.buy.floats() {
         let caps = limits.rates.take().unwrap_or_default();
         waiting::now_or_never(state, &quote.request, &caps, &limits, now_ms)?;

@@ -14,15 +14,16 @@ use serde::{Deserialize, Serialize};
 use super::buy::{Buy, Priority};
 use super::place::{self, Limits, Taken};
 use super::price::Pricer;
-use super::quote::Quote;
+use super::quote;
 use super::record::units_millis;
+use super::request::Request;
 use super::reserve::{self, KeptSeat, Window};
 use super::spot::{self, Notice, NoticeReason};
 use super::waiting;
 use crate::device::HardwareClass;
 use crate::event::PublicBody;
 use crate::id::{Address, DeviceId, OrderId};
-use crate::money::{HOUR_MS, Rate};
+use crate::money::HOUR_MS;
 use crate::order::{self, Order, Stage};
 use crate::state::State;
 
@@ -189,6 +190,9 @@ fn used(state: &State, accounts: &BTreeSet<Address>, now_ms: u64) -> BTreeMap<Ad
 pub fn line(state: &State, now_ms: u64) -> Vec<OrderId> {
     let waits = |order: &&Order| waits(order, now_ms) && not_before_ms(state, order, now_ms) <= now_ms;
     let waiting: Vec<&Order> = state.book().desk().funded(state).filter(waits).collect();
+    if waiting.is_empty() {
+        return Vec::new();
+    }
     let accounts = waiting.iter().map(|order| order.account).collect();
     let used = used(state, &accounts, now_ms);
     let key = |order: &&Order| {
@@ -304,10 +308,10 @@ pub(crate) struct Asker {
 }
 
 impl Asker {
-    /// A quote that is about to become an order.
-    pub(crate) fn new(quote: &Quote, now_ms: u64) -> Self {
-        let window = Window::of(&quote.request, now_ms);
-        Self { order: None, class: class(quote.request.priority, now_ms, now_ms), window }
+    /// A request that is no order yet.
+    pub(crate) fn new(request: &Request, now_ms: u64) -> Self {
+        let window = Window::of(request, now_ms);
+        Self { order: None, class: class(request.priority, now_ms, now_ms), window }
     }
 
     /// An order.
@@ -406,7 +410,7 @@ pub fn standing(state: &State, order: &Order, line: &[OrderId], now_ms: u64) -> 
 pub fn explain(state: &State, order: &Order, now_ms: u64) -> Option<Waiting> {
     let mut waiting = standing(state, order, &line(state, now_ms), now_ms)?;
     if waiting.place > 0 && reason(state, order, now_ms).is_none() {
-        let (request, limits) = (&order.quote.request, Limits::default());
+        let (request, limits) = (&order.quote.request, quote::of(order.account));
         let short = place::shortfall(state, request, &limits, now_ms);
         let missing = short.wanted.saturating_sub(short.possible);
         waiting.estimate_ms = place::enough_free_in_ms(state, request, &limits, missing, now_ms);
@@ -418,20 +422,16 @@ pub fn explain(state: &State, order: &Order, now_ms: u64) -> Option<Waiting> {
 /// What an order waits for where there is hardware enough: its price, or somebody who holds it.
 fn reason(state: &State, order: &Order, now_ms: u64) -> Option<String> {
     let request = &order.quote.request;
-    let uncapped = vec![Rate(u64::MAX); request.members as usize];
     let caps: Vec<_> = order.quote.items.iter().map(|item| item.rate).collect();
-    let mut limits = Limits::default();
-    let price = |limits: &Limits, caps: &[Rate]| {
-        let seats = waiting::seats(state, request, caps, limits, now_ms)?;
-        Some(Rate(seats.iter().map(|(_, rate)| rate.0).fold(0, u64::saturating_add)))
-    };
-    let now = price(&limits, &uncapped)?;
-    if price(&limits, &caps).is_none() {
-        return Some(format!("it waits for its price: {now} now, the cap is {}", order.quote.rate));
+    let mut limits = quote::of(order.account);
+    let needed = waiting::cap_needed(&waiting::uncapped(state, request, &limits, now_ms)?);
+    let fits = |limits: &Limits| waiting::seats(state, request, &caps, limits, now_ms).is_some();
+    if !fits(&limits) {
+        return Some(format!("it waits for its price: {needed} now, the cap is {}", order.quote.rate));
     }
     hold_back(state, &Asker::of(order, now_ms), &mut limits, now_ms);
     Some(match state.holder.filter(|holder| *holder != order.id) {
-        Some(holder) if price(&limits, &caps).is_none() => {
+        Some(holder) if !fits(&limits) => {
             format!("it waits for {holder}, which has waited longer and holds what this order needs")
         }
         _ => "it is about to be placed".into(),

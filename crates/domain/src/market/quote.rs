@@ -10,6 +10,7 @@ use super::choice::{premium_ppm, with_premium};
 use super::competitors;
 use super::place;
 use super::price::{Pricer, Pricing, duration_factor_percent};
+use super::queue;
 use super::request::Request;
 use super::reserve;
 use super::spot;
@@ -147,20 +148,20 @@ pub fn quote(
 ) -> Result<Quote, Refusal> {
     check(state, request, now_ms)?;
     let request = &request.completed();
-    let limits = of(account);
     if request.buy.floats() {
         return waiting::quote(state, id, account, request, now_ms);
     }
     if matches!(request.buy, Buy::Reserved { .. }) {
-        let seats = reserve::seats(state, request, &limits, now_ms)?;
+        let seats = reserve::seats(state, request, &of(account), now_ms)?;
         let devices: Vec<_> = seats.into_iter().map(|seat| seat.device).collect();
         return within_cap(of_devices(state, id, account, request, &devices, now_ms)?);
     }
+    let limits = beside_waiting(state, account, request, now_ms);
     if request.mega {
-        return all_that_matches(state, (id, account), request, now_ms);
+        return all_that_matches(state, (id, account), request, &limits, now_ms);
     }
     match place::plan(state, request, &limits, now_ms) {
-        Ok(devices) => best(state, (id, account), request, &devices, now_ms),
+        Ok(devices) => best(state, (id, account), request, (&limits, &devices), now_ms),
         Err(refusal) => {
             let room = spot::room(state, request, &limits, now_ms).ok_or(refusal)?;
             let devices: Vec<_> = room.seats.into_iter().map(|seat| seat.device).collect();
@@ -179,12 +180,25 @@ pub(super) fn quote_if_any(state: &State, account: Address, request: &Request, n
     }
     check(state, request, now_ms).ok()?;
     let request = &request.completed();
-    let devices = devices(state, account, request, now_ms)?;
-    best(state, unnamed, request, &devices, now_ms).ok()
+    let limits = beside_waiting(state, account, request, now_ms);
+    let devices = devices(state, request, &limits, now_ms)?;
+    best(state, unnamed, request, (&limits, &devices), now_ms).ok()
 }
 
-fn of(account: Address) -> place::Limits {
+pub(super) fn of(account: Address) -> place::Limits {
     place::Limits { renter: Some(account), ..place::Limits::default() }
+}
+
+/// What the account may have beside those who wait already and what is held for them.
+pub(super) fn beside_waiting(
+    state: &State,
+    account: Address,
+    request: &Request,
+    now_ms: u64,
+) -> place::Limits {
+    let mut limits = of(account);
+    queue::hold_back(state, &queue::Asker::new(request, now_ms), &mut limits, now_ms);
+    limits
 }
 
 fn check(state: &State, request: &Request, now_ms: u64) -> Result<(), Refusal> {
@@ -199,8 +213,8 @@ fn check(state: &State, request: &Request, now_ms: u64) -> Result<(), Refusal> {
     request.buy.check(request, now_ms)
 }
 
-fn devices(state: &State, account: Address, request: &Request, now_ms: u64) -> Option<Vec<DeviceId>> {
-    let seats = place::find(state, request, &of(account), now_ms)?;
+fn devices(state: &State, request: &Request, limits: &place::Limits, now_ms: u64) -> Option<Vec<DeviceId>> {
+    let seats = place::find(state, request, limits, now_ms)?;
     Some(seats.into_iter().map(|seat| seat.device).collect())
 }
 
@@ -210,7 +224,7 @@ fn best(
     state: &State,
     (id, account): (QuoteId, Address),
     request: &Request,
-    found: &[DeviceId],
+    (limits, found): (&place::Limits, &[DeviceId]),
     now_ms: u64,
 ) -> Result<Quote, Refusal> {
     let mut quote = of_devices(state, id, account, request, found, now_ms)?;
@@ -218,7 +232,7 @@ fn best(
     if prefer == Preference::Cheapest {
         for class in other_classes(state, request, now_ms) {
             let only = Request { gpu_model: Some(class), ..request.clone() };
-            let Some(devices) = devices(state, account, &only, now_ms) else { continue };
+            let Some(devices) = devices(state, &only, limits, now_ms) else { continue };
             let other = of_devices(state, id, account, request, &devices, now_ms)?;
             if other.rate < quote.rate {
                 quote = other;
@@ -226,7 +240,7 @@ fn best(
         }
     } else {
         let plain = Request { prefer: Some(Preference::Cheapest), ..request.clone() };
-        if let Some(devices) = devices(state, account, &plain, now_ms) {
+        if let Some(devices) = devices(state, &plain, limits, now_ms) {
             let cheapest = of_devices(state, id, account, request, &devices, now_ms)?;
             let most = with_premium(cheapest.rate, premium_ppm(state, prefer));
             if quote.rate > most || quote.within_caps().is_err() {
@@ -242,17 +256,17 @@ fn all_that_matches(
     state: &State,
     (id, account): (QuoteId, Address),
     request: &Request,
+    limits: &place::Limits,
     now_ms: u64,
 ) -> Result<Quote, Refusal> {
-    let limits = of(account);
-    let seats = place::some(state, request, &limits, now_ms);
+    let seats = place::some(state, request, limits, now_ms);
     let devices: Vec<_> = seats.into_iter().map(|seat| seat.device).collect();
     let of = |members: usize| {
         let some = Request { members: u32::try_from(members).unwrap_or(u32::MAX), ..request.clone() };
         within_cap(of_devices(state, id, account, &some, &devices[..members], now_ms)?)
     };
     if devices.is_empty() {
-        return Err(Refusal::NoCapacity(place::shortfall(state, request, &limits, now_ms)));
+        return Err(Refusal::NoCapacity(place::shortfall(state, request, limits, now_ms)));
     }
     // The price of all grows with their number but at the steps of the discount for count, so the last of a run may be missed.
     let (mut fits, mut over) = (of(1)?, devices.len() + 1);

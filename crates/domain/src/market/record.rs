@@ -175,23 +175,39 @@ impl ClassRecord {
     /// By how much more than on average is hired in the hours of the day that begin at `now_ms`, in ppm of the supply, as
     /// the kept days had it. Zero before a whole day is known.
     pub fn peak_ppm(&self, now_ms: u64, duration_ms: u64) -> i64 {
+        self.day().map_or(0, |day| day.peak_ppm(now_ms, duration_ms))
+    }
+
+    /// The hours of a day as the kept days had them; `None` before a whole day is known.
+    pub fn day(&self) -> Option<Day> {
         if self.hours.len() <= 24 {
-            return 0;
+            return None;
         }
-        let mut day = [(0u128, 0u128); 24];
+        let mut day = Day::default();
         for hour in self.hours.iter().take(self.hours.len() - 1) {
-            let slot = &mut day[usize::try_from(hour.hour % 24).unwrap_or(0)];
+            let slot = &mut day.0[usize::try_from(hour.hour % 24).unwrap_or(0)];
             slot.0 += u128::from(hour.hired);
             slot.1 += u128::from(hour.supply);
         }
+        Some(day)
+    }
+}
+
+/// What was hired and what there was in each hour of the day.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Day([(u128, u128); 24]);
+
+impl Day {
+    /// By how much more than on average is hired in the hours that begin at `now_ms`, in ppm of the supply.
+    pub fn peak_ppm(&self, now_ms: u64, duration_ms: u64) -> i64 {
         let average = |slots: &mut dyn Iterator<Item = &(u128, u128)>| {
             let (hired, supply) = slots.fold((0, 0), |sum, slot| (sum.0 + slot.0, sum.1 + slot.1));
             i64::try_from(hired * u128::from(PPM) / supply.max(1)).unwrap_or(0)
         };
         let hours = usize::try_from(duration_ms.div_ceil(HOUR_MS).clamp(1, 24)).unwrap_or(24);
         let first = usize::try_from(now_ms / HOUR_MS % 24).unwrap_or(0);
-        let mut asked = day.iter().cycle().skip(first).take(hours);
-        average(&mut asked) - average(&mut day.iter())
+        let mut asked = self.0.iter().cycle().skip(first).take(hours);
+        average(&mut asked) - average(&mut self.0.iter())
     }
 }
 

@@ -9,7 +9,6 @@ use serde::{Deserialize, Serialize};
 use super::buy::Buy;
 use super::place::{self, Limits, Seat, Sieve, Taken};
 use super::quote::Quote;
-use super::record::ClassRecord;
 use super::request::Request;
 use super::spot;
 use crate::device::HardwareClass;
@@ -169,11 +168,10 @@ pub fn flexible_start_ms(state: &State, request: &Request, deadline_ms: u64, now
         let class = if name == "cpu" { HardwareClass::Cpu } else { HardwareClass::Gpu(name.to_owned()) };
         request.allows(&class) && (request.per_member.gpus == 0 || class != HardwareClass::Cpu)
     };
-    let classes: Vec<&ClassRecord> =
-        classes.filter(|(name, _)| of_use(name)).map(|(_, record)| record).collect();
-    let demand = |at_ms: u64| {
-        classes.iter().map(|class| class.peak_ppm(at_ms, request.duration_ms)).min().unwrap_or(0)
-    };
+    let days = classes.filter(|(name, _)| of_use(name)).filter_map(|(_, record)| record.day());
+    let days: Vec<_> = days.collect();
+    let demand =
+        |at_ms: u64| days.iter().map(|day| day.peak_ppm(at_ms, request.duration_ms)).min().unwrap_or(0);
     // Days repeat, so no hour after the next 24 is better.
     let first = now_ms / HOUR_MS + 1;
     let later = (first..first + 24).map(|hour| hour * HOUR_MS).take_while(|at_ms| *at_ms <= latest_ms);

@@ -129,6 +129,9 @@ pub(crate) fn room(state: &State, request: &Request, limits: &Limits, now_ms: u6
         return None;
     }
     let mut goers: Vec<&Order> = state.book().desk().spot(state).filter(|order| may_go(order)).collect();
+    if goers.is_empty() {
+        return None;
+    }
     let with = |orders: &[&Order]| {
         let freed = held(orders.iter().copied());
         let limits = Limits { freed, ..limits.clone() };

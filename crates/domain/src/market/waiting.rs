@@ -6,7 +6,7 @@
 
 use super::place::{self, Limits, Seat};
 use super::price::Pricer;
-use super::quote::{Outlook, Quote, QuoteItem, of_items, other_classes};
+use super::quote::{Outlook, Quote, QuoteItem, beside_waiting, of_items, other_classes};
 use super::request::Request;
 use crate::device::HardwareClass;
 use crate::id::{Address, QuoteId};
@@ -40,19 +40,12 @@ pub(super) fn quote(
     };
     let items = caps.iter().map(item).collect();
     let mut quote = of_items(state, (id, account), request, (items, Vec::new()), now_ms);
-    let uncapped = vec![Rate(u64::MAX); request.members as usize];
-    let now = seats(state, request, &uncapped, &Limits::default(), now_ms);
-    let now_rate = now.map(|seats| Rate(seats.iter().map(|(_, rate)| rate.0).fold(0, u64::saturating_add)));
+    let limits = beside_waiting(state, account, request, now_ms);
+    let now = uncapped(state, request, &limits, now_ms);
+    let now_rate = now.as_deref().map(together);
     quote.outlook = Some(Box::new(Outlook { now_rate, room_in_ms: None }));
     if request.waits_until_ms().is_none() {
-        let over = |rate: Rate| Refusal::OverPriceCap {
-            rate_micro_usd_per_hour: rate.0,
-            cap_micro_usd_per_hour: quote.rate.0,
-        };
-        let dear = now_rate.filter(|now| *now > quote.rate).map(over);
-        let limits = Limits::default();
-        let placed = now_or_never(state, request, &caps, &limits, now_ms);
-        placed.map_err(|refusal| dear.unwrap_or(refusal))?;
+        now_or_never(state, request, &caps, &limits, now_ms)?;
     }
     Ok(quote)
 }
@@ -65,11 +58,40 @@ pub(crate) fn now_or_never(
     limits: &Limits,
     now_ms: u64,
 ) -> Result<Vec<(Seat, Rate)>, Refusal> {
-    let short = || {
-        let limits = Limits { rates: Some(caps.to_vec()), ..limits.clone() };
+    let why_not = || {
+        if let Some(seats) = uncapped(state, request, limits, now_ms) {
+            let rate_micro_usd_per_hour = cap_needed(&seats).0;
+            let cap_micro_usd_per_hour = together_of(caps.iter().copied()).0;
+            return Refusal::OverPriceCap { rate_micro_usd_per_hour, cap_micro_usd_per_hour };
+        }
+        let limits = Limits { rates: None, ..limits.clone() };
         Refusal::NoCapacity(place::shortfall(state, request, &limits, now_ms))
     };
-    seats(state, request, caps, limits, now_ms).ok_or_else(short)
+    seats(state, request, caps, limits, now_ms).ok_or_else(why_not)
+}
+
+/// Seats at whatever price.
+pub(super) fn uncapped(
+    state: &State,
+    request: &Request,
+    limits: &Limits,
+    now_ms: u64,
+) -> Option<Vec<(Seat, Rate)>> {
+    seats(state, request, &vec![Rate(u64::MAX); request.members as usize], limits, now_ms)
+}
+
+fn together(seats: &[(Seat, Rate)]) -> Rate {
+    together_of(seats.iter().map(|(_, rate)| *rate))
+}
+
+fn together_of(rates: impl Iterator<Item = Rate>) -> Rate {
+    Rate(rates.map(|rate| rate.0).fold(0, u64::saturating_add))
+}
+
+/// The cap of which each member's share would be enough.
+pub(super) fn cap_needed(seats: &[(Seat, Rate)]) -> Rate {
+    let dearest = seats.iter().map(|(_, rate)| rate.0).max().unwrap_or(0);
+    Rate(dearest.saturating_mul(seats.len() as u64))
 }
 
 /// The cap shared among the members, the cheapest first: equal parts, and what does not divide goes to the last.

@@ -9,7 +9,7 @@ use ionet_domain::market::place::Shortfall;
 use ionet_domain::market::spot::{self, Notice, NoticeReason};
 use ionet_domain::market::{Egress, Isolation, Request};
 use ionet_domain::order::{self, CloseReason, LeasePhase, Order};
-use ionet_domain::{Command, Event, OrderId, PublicBody, Refusal, State};
+use ionet_domain::{Command, DeviceId, Event, OrderId, PublicBody, Refusal, State};
 
 use crate::Result;
 use crate::sim::promise::{Promise, must};
@@ -63,7 +63,10 @@ fn holds(state: &State, found: &Order, reason: &CloseReason, at_ms: u64) -> bool
             let over = found.ways.notice.is_some_and(|notice| notice.ends_ms <= at_ms);
             over && spot::notice_ms(found.quote.request.buy).is_some()
         }
-        CloseReason::NoCapacity => matches!(order::place(state, found, at_ms), Err(Refusal::NoCapacity(_))),
+        CloseReason::NoCapacity => {
+            let short = order::place(state, found, at_ms);
+            matches!(short, Err(Refusal::NoCapacity(_) | Refusal::OverPriceCap { .. }))
+        }
         CloseReason::MemberLost { lease, reason } => {
             found.running_since_ms.is_some() && found.leases.contains_key(&lease.n) && lost_as(reason)
         }
@@ -140,14 +143,15 @@ pub(in crate::sim) fn quote_is_refused_in_truth(
     now_ms: u64,
 ) -> Result<()> {
     let Refusal::NoCapacity(short) = refusal else { return Ok(()) };
-    let fit: u64 = state
-        .devices
-        .iter()
-        .filter(|(id, _)| {
-            !state.private.terms.get(id).is_some_and(|terms| terms.kinds.contains(&request.kind))
-        })
-        .map(|(_, device)| members_on(device, request, now_ms))
-        .sum();
+    // What is held for others, now or in the window asked for, is not counted here.
+    let held = |order: &Order| order.ways.room_until_ms.is_some() || !order.ways.kept.is_empty();
+    if state.holder.is_some() || request.buy.begins_ms().is_some() || state.orders.values().any(held) {
+        return Ok(());
+    }
+    let refuses =
+        |id: &DeviceId| state.private.terms.get(id).is_some_and(|terms| terms.kinds.contains(&request.kind));
+    let willing = state.devices.iter().filter(|(id, _)| !refuses(id));
+    let fit: u64 = willing.map(|(_, device)| members_on(device, request, now_ms)).sum();
     must(fit < u64::from(request.members) && fit == u64::from(short.possible), Promise::ReasonsTrue, || {
         format!("{fit} members would have fitted and it was refused: {short}")
     })
