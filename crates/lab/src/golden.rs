@@ -235,6 +235,7 @@ impl<D: Disk> Script<D> {
                 gpus,
                 unsupported: vec!["AMD GPU: not supported yet".into()],
             },
+            simulated: false,
         };
         self.ask(Actor::Wallet(owner), C::Enrol { enrolment, machine_name: "box".into() })?;
         Ok(device)
@@ -293,6 +294,7 @@ impl<D: Disk> Script<D> {
             egress: Egress::On,
             hiding: ionet_domain::market::Hiding::default(),
             max_rate: Some(Rate(10_000_000)),
+            simulated: false,
             asset: Asset::Iosd,
         };
         let id = QuoteId::from_parts(self.now_ms, self.unique());

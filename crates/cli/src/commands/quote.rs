@@ -39,6 +39,7 @@ pub(crate) fn request(args: &RequestArgs) -> Result<Request> {
             split_relays: args.split_relays,
         },
         max_rate: args.max_price,
+        simulated: args.simulated,
         asset: Asset::Iosd,
     };
     request.check()?;
@@ -77,6 +78,9 @@ pub(crate) async fn quote(context: &Context, args: &QuoteArgs) -> Result {
 pub(crate) fn show(out: Out, signed: &SignedQuote) {
     let quote = &signed.quote;
     out.line(sentence(&quote.request));
+    if quote.request.simulated {
+        out.line("SIMULATED: these devices are for show; this quote cannot be ordered");
+    }
     out.line(network_rules(quote.request.egress, []));
     quote.request.hiding.explained().for_each(|line| out.line(line));
     out.table(&["MEMBER", "CLASS", "DEVICE", "RATE", "COMPUTE"], &[3, 4], rows(quote));

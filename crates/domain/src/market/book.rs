@@ -252,6 +252,8 @@ type Rank = u8;
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 #[expect(clippy::struct_excessive_bools, reason = "each by itself keeps a device from work")]
 pub(crate) struct Standing {
+    /// For show only.
+    pub(crate) simulated: bool,
     /// Not in the pool: by stage.
     pub(crate) unpooled: Option<Unpooled>,
     /// Not heard from.
@@ -284,7 +286,8 @@ impl Standing {
         let OwnerRules { paused, draining, yielding, .. } = device.rules;
         let silent = device.contact != Contact::Connected;
         let full = device.one_tenant() && device.leases > 0;
-        Some(Self { unpooled, silent, paused, draining, yielding, full })
+        let simulated = device.enrolment.simulated;
+        Some(Self { simulated, unpooled, silent, paused, draining, yielding, full })
     }
 
     /// Whether its owner lets new leases in, the schedule aside.
@@ -298,40 +301,24 @@ impl Standing {
     }
 }
 
-/// Devices by free GPUs, price and shape.
-type Ranks = BTreeMap<Rank, BTreeMap<Ask, Shelf>>;
-
-/// One class of hardware.
+/// Devices of one standing.
 #[derive(Debug, Default)]
-pub(crate) struct Kind {
-    standings: BTreeMap<Standing, Ranks>,
-    supply_millis: u64,
-    pub(crate) typical: Typical,
+struct Stand {
+    /// By free GPUs, price and shape.
+    ranks: BTreeMap<Rank, BTreeMap<Ask, Shelf>>,
+    /// How many there are of each number of traits, and the one that came in last, which may have left again.
+    traits: BTreeMap<u32, (u32, DeviceId)>,
 }
 
-impl Kind {
-    /// The shelves with devices that have enough GPUs free for `wanted`, the cheapest first, in one row for each number of
-    /// free GPUs.
-    pub(crate) fn rows(
-        &self,
-        wanted: Resources,
-    ) -> impl Iterator<Item = impl Iterator<Item = (&Ask, &Shelf)>> {
-        let least = match wanted.gpus {
-            0 => 0,
-            _ if wanted.is_share() => 1,
-            gpus => Rank::try_from(gpus + 1).unwrap_or(Rank::MAX),
-        };
-        let open = self.standings.get(&Standing::default()).into_iter();
-        open.flat_map(move |ranks| ranks.range(least..)).map(|(_, shelves)| shelves.iter())
-    }
-
-    /// Puts a device where it belongs.
-    fn insert(&mut self, standing: Standing, id: DeviceId, device: &Device, traits: u32) {
+impl Stand {
+    fn insert(&mut self, id: DeviceId, device: &Device, traits: u32) {
         let Capacity { shape, memory_bytes, disk_bytes } = Capacity::of(device);
         let Resources { memory_bytes: memory_offered_bytes, disk_bytes: disk_offered_bytes, .. } =
             device.enrolment.offered;
         let spot = Spot { memory_bytes, disk_bytes, memory_offered_bytes, disk_offered_bytes, traits };
-        let shelves = self.standings.entry(standing).or_default().entry(rank(&shape)).or_default();
+        let (devices, last) = self.traits.entry(traits).or_insert((0, id));
+        (*devices, *last) = (*devices + 1, id);
+        let shelves = self.ranks.entry(rank(&shape)).or_default();
         match shelves.entry(Ask::of(device)).or_default().entry(shape) {
             Slot::Occupied(mut spots) => spots.get_mut().insert(id, spot),
             Slot::Vacant(free) => drop(free.insert(Spots::One(id, spot))),
@@ -339,11 +326,10 @@ impl Kind {
     }
 
     /// Takes a device out; what is empty then goes with it. The number of its traits.
-    fn remove(&mut self, standing: Standing, id: DeviceId, device: &Device) -> Option<u32> {
+    fn remove(&mut self, id: DeviceId, device: &Device) -> Option<u32> {
         let shape = Capacity::of(device).shape;
         let (rank, ask) = (rank(&shape), Ask::of(device));
-        let ranks = self.standings.get_mut(&standing)?;
-        let shelves = ranks.get_mut(&rank)?;
+        let shelves = self.ranks.get_mut(&rank)?;
         let shelf = shelves.get_mut(&ask)?;
         let (spot, last) = shelf.get_mut(&shape)?.remove(id);
         if last {
@@ -352,13 +338,96 @@ impl Kind {
                 shelves.remove(&ask);
             }
             if shelves.is_empty() {
-                ranks.remove(&rank);
-            }
-            if ranks.is_empty() {
-                self.standings.remove(&standing);
+                self.ranks.remove(&rank);
             }
         }
+        let Slot::Occupied(mut count) = self.traits.entry(spot?.traits) else { return None };
+        count.get_mut().0 -= 1;
+        if count.get().0 == 0 {
+            count.remove();
+        }
         spot.map(|spot| spot.traits)
+    }
+
+    /// The device with the most free GPUs and the lowest ask that has these traits.
+    fn like(&self, traits: u32) -> Option<DeviceId> {
+        let shelves = self.ranks.values().rev().flat_map(BTreeMap::values);
+        let mut spots = shelves.flat_map(BTreeMap::values).flat_map(Spots::iter);
+        spots.find(|(_, spot)| spot.traits == traits).map(|(id, _)| id)
+    }
+}
+
+/// One class of hardware.
+#[derive(Debug, Default)]
+pub(crate) struct Kind {
+    standings: BTreeMap<Standing, Stand>,
+    supply_millis: u64,
+    pub(crate) typical: Typical,
+}
+
+/// Devices of one class and standing.
+#[derive(Clone, Copy)]
+pub(crate) struct Crowd<'a> {
+    pub(crate) class: &'a HardwareClass,
+    pub(crate) standing: Standing,
+    stand: &'a Stand,
+}
+
+impl<'a> Crowd<'a> {
+    /// The numbers of their traits, each with how many devices have them.
+    pub(crate) fn traits(&self) -> impl Iterator<Item = (u32, u32)> + use<'a> {
+        self.stand.traits.iter().map(|(number, (devices, _))| (*number, *devices))
+    }
+
+    /// One of the devices with these traits.
+    pub(crate) fn like<'d>(&self, traits: u32, book: &Book, devices: &'d Devices) -> Option<&'d Device> {
+        let (_, last) = self.stand.traits.get(&traits)?;
+        let is_here = |device: &&Device| {
+            device.class == *self.class
+                && Standing::of(device) == Some(self.standing)
+                && book.traits(traits).is_some_and(|known| *known == Traits::of(device))
+        };
+        devices.get(last).filter(is_here).or_else(|| devices.get(&self.stand.like(traits)?))
+    }
+
+    /// Those with the most free GPUs and the lowest ask first.
+    pub(crate) fn alike(self) -> impl Iterator<Item = Alike<'a>> {
+        let Self { class, standing, stand } = self;
+        let shelves = stand.ranks.values().rev().flatten();
+        shelves.flat_map(move |(ask, shelf)| {
+            shelf.iter().map(move |(shape, spots)| Alike { class, standing, ask, shape, spots })
+        })
+    }
+}
+
+impl Kind {
+    fn crowds<'a>(&'a self, class: &'a HardwareClass) -> impl Iterator<Item = Crowd<'a>> {
+        self.standings.iter().map(move |(standing, stand)| Crowd { class, standing: *standing, stand })
+    }
+
+    /// The shelves with devices that have enough GPUs free for `wanted`, the cheapest first, in one row for each number of
+    /// free GPUs.
+    pub(crate) fn rows(
+        &self,
+        wanted: Resources,
+        simulated: bool,
+    ) -> impl Iterator<Item = impl Iterator<Item = (&Ask, &Shelf)>> {
+        let least = match wanted.gpus {
+            0 => 0,
+            _ if wanted.is_share() => 1,
+            gpus => Rank::try_from(gpus + 1).unwrap_or(Rank::MAX),
+        };
+        let open = self.standings.get(&Standing { simulated, ..Standing::default() }).into_iter();
+        open.flat_map(move |stand| stand.ranks.range(least..)).map(|(_, shelves)| shelves.iter())
+    }
+
+    fn remove(&mut self, standing: Standing, id: DeviceId, device: &Device) -> Option<u32> {
+        let stand = self.standings.get_mut(&standing)?;
+        let traits = stand.remove(id, device);
+        if stand.ranks.is_empty() {
+            self.standings.remove(&standing);
+        }
+        traits
     }
 }
 
@@ -440,14 +509,14 @@ impl Book {
         self.devices
     }
 
-    /// All devices, the class with the most free GPUs and the lowest ask first.
-    pub(crate) fn all(&self) -> impl Iterator<Item = Alike<'_>> {
-        self.kinds.iter().flat_map(|(class, kind)| alike(class, kind))
+    /// All devices by class and standing.
+    pub(crate) fn crowds(&self) -> impl Iterator<Item = Crowd<'_>> {
+        self.kinds.iter().flat_map(|(class, kind)| kind.crowds(class))
     }
 
     /// Those of a class.
-    pub(crate) fn of_class<'a>(&'a self, class: &'a HardwareClass) -> impl Iterator<Item = Alike<'a>> {
-        self.kinds.get(class).into_iter().flat_map(move |kind| alike(class, kind))
+    pub(crate) fn crowds_of<'a>(&'a self, class: &'a HardwareClass) -> impl Iterator<Item = Crowd<'a>> {
+        self.kinds.get(class).into_iter().flat_map(move |kind| kind.crowds(class))
     }
 
     /// By the number of their traits, whether the schedule lets a lease begin now.
@@ -504,7 +573,8 @@ impl Book {
         };
         self.devices += 1;
         kind.supply_millis += supply_millis(standing, device);
-        kind.insert(standing, id, device, self.numbers.take(Traits::of(device), before));
+        let traits = self.numbers.take(Traits::of(device), before);
+        kind.standings.entry(standing).or_default().insert(id, device, traits);
     }
 
     /// Takes a device out. The number of its traits, which is not given back.
@@ -584,7 +654,7 @@ impl Book {
             };
             spots.iter().map(entry)
         };
-        self.of_class(class).flat_map(entry).collect()
+        self.crowds_of(class).flat_map(|crowd| crowd.alike()).flat_map(entry).collect()
     }
 }
 
@@ -596,13 +666,4 @@ fn supply_millis(standing: Standing, device: &Device) -> u64 {
         return 0;
     }
     u64::from(device.enrolment.offered.gpus) * u64::from(GPU_MILLIS)
-}
-
-fn alike<'a>(class: &'a HardwareClass, kind: &'a Kind) -> impl Iterator<Item = Alike<'a>> {
-    let ranks = kind.standings.iter();
-    let shelves = ranks
-        .flat_map(|(standing, ranks)| ranks.values().rev().flatten().map(move |shelf| (*standing, shelf)));
-    shelves.flat_map(move |(standing, (ask, shelf))| {
-        shelf.iter().map(move |(shape, spots)| Alike { class, standing, ask, shape, spots })
-    })
 }

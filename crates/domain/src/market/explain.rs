@@ -26,6 +26,9 @@ use crate::state::State;
 /// Most devices that are remembered for each set of unmet conditions, and of each class of them, beside one for each member.
 const KEPT_PER_SET: usize = 512;
 const KEPT_PER_CLASS: usize = 48;
+/// Most devices of a class and standing that are looked at for what they miss: those with the most free GPUs, the cheapest
+/// first.
+const LOOKED_AT: usize = 4096;
 /// Most relaxations that are tried, and named.
 const TRIES: usize = 48;
 const NAMED: usize = 8;
@@ -42,6 +45,8 @@ pub enum Condition {
     Heard,
     /// Its owner lets new leases in.
     Open,
+    /// Simulated or not, as asked for.
+    Simulated,
     /// The hardware.
     GpuModel,
     /// The supply network.
@@ -209,6 +214,7 @@ pub(super) fn misses(device: &Device, wanted: &Request, now_ms: u64) -> Vec<Cond
     };
     let met = [
         (C::Pooled, device.stage == DeviceStage::Pooled),
+        (C::Simulated, device.enrolment.simulated == wanted.simulated),
         (C::GpuModel, wanted.allows(&device.class)),
         (C::Network, wanted.network.as_ref().is_none_or(|network| *network == device.enrolment.network)),
         (C::Tags, missing_tags(device, wanted).is_empty()),
@@ -244,6 +250,8 @@ pub(super) fn in_words(condition: Condition, device: &Device, wanted: &Request, 
     match condition {
         C::Pooled => format!("not pooled ({})", device.stage),
         C::Heard => "not heard from at present".into(),
+        C::Simulated if wanted.simulated => "real, and simulated ones are asked for".into(),
+        C::Simulated => "simulated: nothing runs on it".into(),
         C::Open => device.rules.closed(now_ms).unwrap_or("closed").into(),
         C::GpuModel => {
             format!(
@@ -311,6 +319,13 @@ impl<'a> Kept<'a> {
         self.class = Some((class, count + 1));
         count < KEPT_PER_CLASS + members && self.devices.len() < KEPT_PER_SET + members
     }
+
+    fn add(&mut self, device: &'a Device, wanted: &Request, now_ms: u64) {
+        if self.devices.is_empty() {
+            self.set = misses(device, wanted, now_ms).into_iter().collect();
+        }
+        self.devices.push(device);
+    }
 }
 
 /// The conditions on what is free that a device does not meet, as [`misses`] has them.
@@ -336,42 +351,39 @@ impl<'a> Pool<'a> {
         let mut pool = Self { wanted, now_ms, sets: BTreeMap::new(), nearest: Vec::new() };
         let (book, members) = (state.book(), wanted.members as usize);
         let (room, relaxable) = (Condition::bits(&Condition::ROOM), Condition::bits(&Condition::RELAXABLE));
-        let alone = |id| {
-            let missed = state.devices.get(&id).map(|device| misses(device, wanted, now_ms));
-            Condition::bits(&missed.unwrap_or_default()) & !room
-        };
         let mut kept: BTreeMap<u32, Kept<'a>> = BTreeMap::new();
-        let mut known: Vec<Option<u32>> = Vec::new();
-        let mut last = None;
-        for alike in book.all() {
-            if last.replace((alike.class, alike.standing)) != Some((alike.class, alike.standing)) {
-                known.clear();
-                known.resize(book.numbers(), None);
+        let mut known: Vec<u32> = vec![0; book.numbers()];
+        for crowd in book.crowds().filter(|crowd| crowd.standing.simulated == wanted.simulated) {
+            for (traits, _) in crowd.traits() {
+                let device = crowd.like(traits, book, &state.devices);
+                let missed = device.map(|device| misses(device, wanted, now_ms)).unwrap_or_default();
+                let slot = known.get_mut(traits as usize);
+                slot.into_iter().for_each(|known| *known = Condition::bits(&missed) & !room);
             }
-            let of_shape = missed_room(&alike, None, wanted.per_member);
-            let mut rate = None;
-            for (id, spot) in alike.spots.iter() {
-                let Some(known) = known.get_mut(spot.traits as usize) else { continue };
-                let of_traits = *known.get_or_insert_with(|| alone(id));
-                let missed = of_traits | of_shape | missed_room(&alike, Some(spot), wanted.per_member);
-                let count = missed.count_ones() as usize;
-                if missed != 0 && pool.is_near(count) {
-                    let rate = *rate.get_or_insert_with(|| {
-                        alike.ask.rate(alike.class, wanted.per_member, wanted.duration_ms)
-                    });
-                    pool.note_near(count, rate, id, &state.devices);
+            let mut looked_at = 0;
+            for alike in crowd.alike() {
+                if looked_at > LOOKED_AT {
+                    break;
                 }
-                if count > 2 || missed & !relaxable != 0 {
-                    continue;
-                }
-                let kept = kept.entry(missed).or_default();
-                if kept.takes(alike.class, members)
-                    && let Some(device) = state.devices.get(&id)
-                {
-                    if kept.devices.is_empty() {
-                        kept.set = misses(device, wanted, now_ms).into_iter().collect();
+                looked_at += alike.spots.len();
+                let of_shape = missed_room(&alike, None, wanted.per_member);
+                let rate = alike.ask.rate(alike.class, wanted.per_member, wanted.duration_ms);
+                for (id, spot) in alike.spots.iter().take(LOOKED_AT) {
+                    let of_traits = known.get(spot.traits as usize).copied().unwrap_or_default();
+                    let missed = of_traits | of_shape | missed_room(&alike, Some(spot), wanted.per_member);
+                    let count = missed.count_ones() as usize;
+                    if missed != 0 && pool.is_near(count) {
+                        pool.note_near(count, rate, id, &state.devices);
                     }
-                    kept.devices.push(device);
+                    if count > 2 || missed & !relaxable != 0 {
+                        continue;
+                    }
+                    let kept = kept.entry(missed).or_default();
+                    if kept.takes(alike.class, members)
+                        && let Some(device) = state.devices.get(&id)
+                    {
+                        kept.add(device, wanted, now_ms);
+                    }
                 }
             }
         }
@@ -683,6 +695,6 @@ fn value(condition: Condition, request: &Request) -> String {
         C::Members => request.members.to_string(),
         C::Spread => if request.spread { "a device each" } else { "devices may be shared" }.into(),
         C::PriceCap => request.max_rate.map_or_else(any, |rate| rate.to_string()),
-        C::Pooled | C::Heard | C::Open => String::new(),
+        C::Pooled | C::Heard | C::Open | C::Simulated => String::new(),
     }
 }

@@ -78,7 +78,7 @@ pub struct DeviceExplanation {
 /// If there is none.
 pub fn device(state: &State, id: DeviceId, now_ms: u64) -> Result<DeviceExplanation, Refusal> {
     let found = state.device(id)?;
-    let asks = rivals(state, id, &found.class, now_ms);
+    let asks = rivals(state, id, found, now_ms);
     let ask = found.enrolment.ask_per_unit;
     let record = state.market.as_ref();
     let mut orders: Vec<&Order> = state.orders.values().collect();
@@ -103,10 +103,12 @@ pub fn device(state: &State, id: DeviceId, now_ms: u64) -> Result<DeviceExplanat
 }
 
 /// The other devices of a class that could take work now, by ask.
-fn rivals(state: &State, id: DeviceId, class: &HardwareClass, now_ms: u64) -> BTreeMap<Rate, u32> {
+fn rivals(state: &State, id: DeviceId, device: &Device, now_ms: u64) -> BTreeMap<Rate, u32> {
     let (book, mut asks) = (state.book(), BTreeMap::new());
     let open = book.hours(now_ms);
-    for alike in book.of_class(class).filter(Alike::has_room) {
+    let simulated = device.enrolment.simulated;
+    let alike = book.crowds_of(&device.class).filter(|crowd| crowd.standing.simulated == simulated);
+    for alike in alike.flat_map(|crowd| crowd.alike()).filter(Alike::has_room) {
         let others = alike.spots.iter().filter(|(rival, _)| *rival != id);
         let count =
             others.filter(|(_, spot)| open.get(spot.traits as usize).is_some_and(|open| *open)).count();
@@ -120,6 +122,9 @@ fn rivals(state: &State, id: DeviceId, class: &HardwareClass, now_ms: u64) -> BT
 /// Why a device can take nothing at all.
 fn closed(device: &Device, now_ms: u64) -> Vec<String> {
     let mut why = Vec::new();
+    if device.enrolment.simulated {
+        why.push("it is simulated: nothing real can be ordered on it".into());
+    }
     match &device.stage {
         DeviceStage::Pooled => {}
         DeviceStage::Refused { reason } => why.push(format!("its check refused it: {reason}")),

@@ -11,7 +11,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::book::Book;
+use super::book::{Alike, Book};
 use super::capacity::Capacity;
 use super::egress::Egress;
 use super::price::member_rate;
@@ -155,9 +155,9 @@ pub fn index_is_true(state: &State) -> bool {
     state.book().same(&Book::build(state))
 }
 
-/// The places of "hired by others now" and of the size among the constraints.
-const HIRED: u8 = 8;
-const SIZE: u8 = 4;
+/// The places of the size and of "hired by others now" among the constraints.
+const SIZE: u8 = 7;
+const HIRED: u8 = 9;
 
 /// A constraint, with its place in the order.
 type Constraint = (u8, Cow<'static, str>);
@@ -183,17 +183,11 @@ pub(super) struct Sieve<'a> {
     request: &'a Request,
     limits: &'a Limits,
     now_ms: u64,
+    /// The most that a member may cost.
+    most: Option<Rate>,
     removed: BTreeMap<Constraint, u32>,
     /// How many are too small, and what the largest of them offers.
     small: BTreeMap<Size, (u32, u64)>,
-}
-
-/// What devices of one class, standing and set of traits have in common: what they miss before their size is looked at,
-/// and after it, each by its place in a list.
-#[derive(Clone, Copy)]
-struct Verdict {
-    unwilling: Option<usize>,
-    resting: Option<usize>,
 }
 
 impl Limits {
@@ -219,7 +213,8 @@ impl Limits {
 
 impl<'a> Sieve<'a> {
     pub(super) fn new(request: &'a Request, limits: &'a Limits, now_ms: u64) -> Self {
-        Self { request, limits, now_ms, removed: BTreeMap::new(), small: BTreeMap::new() }
+        let most = limits.rates.as_ref().and_then(|rates| rates.iter().max().copied());
+        Self { request, limits, now_ms, most, removed: BTreeMap::new(), small: BTreeMap::new() }
     }
 
     /// Whether the device meets every constraint.
@@ -231,14 +226,16 @@ impl<'a> Sieve<'a> {
         match missed {
             None => {}
             Some(Miss::Constraint(constraint)) => *self.removed.entry(constraint).or_insert(0) += 1,
-            Some(Miss::Small(size, offered)) => self.count_small(size, offered),
+            Some(Miss::Small(size, offered)) => self.count_small(size, offered, 1),
         }
     }
 
-    fn count_small(&mut self, size: Size, offered: u64) {
-        let (devices, most) = self.small.entry(size).or_default();
-        *devices += 1;
-        *most = offered.max(*most);
+    fn count_small(&mut self, size: Size, offered: u64, count: u32) {
+        if count > 0 {
+            let (devices, most) = self.small.entry(size).or_default();
+            *devices += count;
+            *most = offered.max(*most);
+        }
     }
 
     /// Counts what each constraint removes by a look at every device.
@@ -250,70 +247,73 @@ impl<'a> Sieve<'a> {
 
     /// The same from the index: of devices that are alike to placement one is looked at.
     fn sift(&mut self, state: &State) {
-        let (book, wanted) = (state.book(), self.request.per_member);
+        let book = state.book();
         let archived = state.devices.len().saturating_sub(book.devices());
         if archived > 0 {
             let archived = u32::try_from(archived).unwrap_or(u32::MAX);
             self.removed.insert((0, "not pooled (archived)".into()), archived);
         }
+        // Devices that are looked at by themselves; what is said of their traits is counted with all the others.
         let alone: BTreeSet<_> = self.limits.avoid.iter().chain(self.limits.promised.keys()).collect();
         for (id, device) in alone.iter().filter_map(|id| Some((**id, state.devices.get(id)?))) {
-            if device.stage != DeviceStage::Archived {
-                self.count(self.misses(id, device));
+            match self.misses(id, device) {
+                Some(Miss::Constraint((place, _))) if place < SIZE => {}
+                missed => self.count(missed),
             }
         }
-        let mut tally: Vec<(Constraint, u32)> =
-            vec![((HIRED, HIRED_BY_OTHERS.into()), 0), (self.too_dear_in_words(), 0)];
-        let mut verdicts: Vec<Option<Verdict>> = Vec::new();
-        let mut last = None;
-        for alike in book.all() {
-            if last.replace((alike.class, alike.standing)) != Some((alike.class, alike.standing)) {
-                verdicts.clear();
-                verdicts.resize(book.numbers(), None);
+        let mut willing = vec![false; book.numbers()];
+        for crowd in book.crowds() {
+            let mut some = false;
+            for (traits, devices) in crowd.traits() {
+                let device = crowd.like(traits, book, &state.devices);
+                let missed =
+                    device.and_then(|device| self.unwilling(device).or_else(|| self.resting(device)));
+                let is_willing = missed.is_none();
+                missed.into_iter().for_each(|missed| *self.removed.entry(missed).or_insert(0) += devices);
+                some |= is_willing;
+                willing.get_mut(traits as usize).into_iter().for_each(|known| *known = is_willing);
             }
-            let (fits, mut dear) = (alike.shape.fits(wanted), None);
-            for (id, spot) in alike.spots.iter().filter(|(id, _)| !alone.contains(id)) {
-                let Some(known) = verdicts.get_mut(spot.traits as usize) else { continue };
-                let verdict = *known.get_or_insert_with(|| self.verdict(state, id, &mut tally));
-                let offered = (spot.memory_offered_bytes, spot.disk_offered_bytes);
-                let missed = if verdict.unwilling.is_some() {
-                    verdict.unwilling
-                } else if let Some((size, offered)) = too_small(&alike.shape.offered(), offered, wanted) {
-                    self.count_small(size, offered);
-                    continue;
-                } else if verdict.resting.is_some() {
-                    verdict.resting
-                } else if !fits
-                    || wanted.memory_bytes > spot.memory_bytes
-                    || wanted.disk_bytes > spot.disk_bytes
-                {
-                    Some(0)
-                } else {
-                    let rate = || alike.ask.rate(alike.class, wanted, self.request.duration_ms);
-                    dear.get_or_insert_with(|| self.above_promise(rate())).then_some(1)
-                };
-                missed.into_iter().for_each(|at| tally[at].1 += 1);
+            if some {
+                crowd.alike().for_each(|alike| self.sift_alike(&alike, &willing, &alone));
             }
-        }
-        for (constraint, devices) in tally.into_iter().filter(|(_, devices)| *devices > 0) {
-            *self.removed.entry(constraint).or_insert(0) += devices;
         }
     }
 
-    /// What a device misses whatever is free of it; constraints get a place in the tally.
-    fn verdict(&self, state: &State, id: DeviceId, tally: &mut Vec<(Constraint, u32)>) -> Verdict {
-        let mut place = |missed: Option<Constraint>| {
-            let missed = missed?;
-            let known = tally.iter().position(|(known, _)| *known == missed);
-            Some(known.unwrap_or_else(|| {
-                tally.push((missed, 0));
-                tally.len() - 1
-            }))
+    /// Counts devices of one shape for which nothing but size and price is in question, if their traits are willing.
+    fn sift_alike(&mut self, alike: &Alike<'_>, willing: &[bool], alone: &BTreeSet<&DeviceId>) {
+        let wanted = self.request.per_member;
+        let (small, fits) =
+            (too_small(alike.shape.offered(), (u64::MAX, u64::MAX), wanted), alike.shape.fits(wanted));
+        let (mut devices, mut hired, mut fit) = (0, 0, 0);
+        for (_, spot) in alike.spots.iter().filter(|(id, _)| alone.is_empty() || !alone.contains(id)) {
+            if !willing.get(spot.traits as usize).is_some_and(|willing| *willing) {
+                continue;
+            }
+            if small.is_some() {
+                devices += 1;
+            } else if wanted.memory_bytes > spot.memory_offered_bytes
+                || wanted.disk_bytes > spot.disk_offered_bytes
+            {
+                let beside = (spot.memory_offered_bytes, spot.disk_offered_bytes);
+                let small = too_small(alike.shape.offered(), beside, wanted);
+                small.into_iter().for_each(|(size, offered)| self.count_small(size, offered, 1));
+            } else if !fits || wanted.memory_bytes > spot.memory_bytes || wanted.disk_bytes > spot.disk_bytes
+            {
+                hired += 1;
+            } else {
+                fit += 1;
+            }
+        }
+        small.into_iter().for_each(|(size, offered)| self.count_small(size, offered, devices));
+        let mut add = |constraint: Constraint, devices: u32| {
+            if devices > 0 {
+                *self.removed.entry(constraint).or_insert(0) += devices;
+            }
         };
-        let device = state.devices.get(&id);
-        Verdict {
-            unwilling: place(device.and_then(|device| self.unwilling(device))),
-            resting: place(device.and_then(|device| self.resting(device))),
+        add((HIRED, HIRED_BY_OTHERS.into()), hired);
+        let rate = alike.ask.rate(alike.class, wanted, self.request.duration_ms);
+        if fit > 0 && self.most.is_some_and(|most| rate > most) {
+            add(too_dear(self.most), fit);
         }
     }
 
@@ -323,19 +323,20 @@ impl<'a> Sieve<'a> {
         if let Some(missed) = self.unwilling(device) {
             return Some(Miss::Constraint(missed));
         }
+        if let Some(missed) = self.resting(device) {
+            return Some(Miss::Constraint(missed));
+        }
         let beside = (offered.memory_bytes, offered.disk_bytes);
-        if let Some((size, offered)) = too_small(&(offered.gpus, offered.cpu_millis), beside, wanted) {
+        if let Some((size, offered)) = too_small((offered.gpus, offered.cpu_millis), beside, wanted) {
             return Some(Miss::Small(size, offered));
         }
         let missed = if self.limits.avoid.contains(&id) {
-            Some((5, "a device that this cluster already uses or that failed it".into()))
-        } else if let Some(missed) = self.resting(device) {
-            Some(missed)
+            Some((8, "a device that this cluster already uses or that failed it".into()))
         } else if !self.limits.room(id, device).0.fits(wanted) {
             Some((HIRED, HIRED_BY_OTHERS.into()))
         } else {
             let rate = member_rate(device, wanted, self.request.duration_ms);
-            self.above_promise(rate).then(|| self.too_dear_in_words())
+            self.most.is_some_and(|most| rate > most).then(|| too_dear(self.most))
         };
         missed.map(Miss::Constraint)
     }
@@ -349,6 +350,10 @@ impl<'a> Sieve<'a> {
         let other_model = r.gpu_model.as_ref().filter(|_| !r.allows(&device.class));
         let (place, missing) = if device.stage != DeviceStage::Pooled {
             (0, format!("not pooled ({})", device.stage))
+        } else if enrolment.simulated != r.simulated {
+            let words =
+                if r.simulated { "simulated devices wanted" } else { "simulated, nothing runs on them" };
+            (1, words.to_owned())
         } else if let Some(model) = other_model {
             (1, format!("GPU model {model}"))
         } else if let Some(network) = other_network {
@@ -370,9 +375,9 @@ impl<'a> Sieve<'a> {
     /// Why it takes nothing now: the same for all devices of a standing and a set of traits.
     fn resting(&self, device: &Device) -> Option<Constraint> {
         if device.contact != Contact::Connected {
-            return Some((6, "not heard from at present".into()));
+            return Some((5, "not heard from at present".into()));
         }
-        device.rules.closed(self.now_ms).map(|why| (7, why.into()))
+        device.rules.closed(self.now_ms).map(|why| (6, why.into()))
     }
 
     /// A tag that claims a region counts only as long as round trips bear it out.
@@ -388,18 +393,6 @@ impl<'a> Sieve<'a> {
         let least = self.request.tier.filter(|least| earned < *least)?;
         let (down, up) = least.least();
         Some(format!("connectivity {least} ({down}/{up} Mbit/s down/up): measured {earned}"))
-    }
-
-    fn most(&self) -> Option<Rate> {
-        self.limits.rates.as_ref()?.iter().max().copied()
-    }
-
-    fn above_promise(&self, rate: Rate) -> bool {
-        self.most().is_some_and(|most| rate > most)
-    }
-
-    fn too_dear_in_words(&self) -> Constraint {
-        (9, format!("a price above the promised {}", self.most().unwrap_or_default()).into())
     }
 
     /// Why it does not work out, by the index or by a look at every device: the same answer.
@@ -445,16 +438,20 @@ impl<'a> Sieve<'a> {
 
 const HIRED_BY_OTHERS: &str = "hired by others now";
 
+fn too_dear(most: Option<Rate>) -> Constraint {
+    (10, format!("a price above the promised {}", most.unwrap_or_default()).into())
+}
+
 /// What a device that offers so many GPUs and CPU, and so much memory and disk, is too small in.
 fn too_small(
-    (gpus, cpu_millis): &(u32, u32),
+    (gpus, cpu_millis): (u32, u32),
     (memory_bytes, disk_bytes): (u64, u64),
     wanted: Resources,
 ) -> Option<(Size, u64)> {
-    if wanted.gpus > *gpus {
-        Some((Size::Gpus, u64::from(*gpus)))
-    } else if wanted.cpu_millis > *cpu_millis {
-        Some((Size::Cpu, u64::from(*cpu_millis)))
+    if wanted.gpus > gpus {
+        Some((Size::Gpus, u64::from(gpus)))
+    } else if wanted.cpu_millis > cpu_millis {
+        Some((Size::Cpu, u64::from(cpu_millis)))
     } else if wanted.memory_bytes > memory_bytes {
         Some((Size::Memory, memory_bytes))
     } else if wanted.disk_bytes > disk_bytes {

@@ -88,6 +88,9 @@ pub struct Request {
     /// The most that all members together may cost an hour, before fees.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_rate: Option<Rate>,
+    /// Only simulated devices: for show, such a request is never accepted.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub simulated: bool,
     /// What is paid with.
     pub asset: Asset,
 }

@@ -309,7 +309,7 @@ impl<'a> Shelves<'a> {
         for (class, kind) in
             search.book.kinds().filter(|(class, _)| search.request.allows(class) && can(class))
         {
-            for row in kind.rows(wanted) {
+            for row in kind.rows(wanted, search.request.simulated) {
                 shelves.add(class, Box::new(row));
             }
         }

@@ -5,6 +5,7 @@ mod placement;
 mod pool;
 mod price;
 mod refusals;
+mod simulated;
 mod table;
 mod way_of_an_order;
 mod world;

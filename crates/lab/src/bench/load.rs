@@ -156,6 +156,7 @@ fn device(engine: &mut Engine, n: u64) -> Result<()> {
             ..Resources::default()
         },
         hardware: Hardware { cpu_threads: 2, memory_bytes: 8 * GIB, ..Hardware::default() },
+        simulated: false,
     };
     ask(engine, Actor::Wallet(owner), C::Enrol { enrolment, machine_name: "bench".into() })?;
     ask(engine, Actor::Server, C::NoteContact { device, contact: Contact::Connected })?;
@@ -185,6 +186,7 @@ fn running(engine: &mut Engine, n: u64) -> Result<OrderId> {
         egress: ionet_domain::market::Egress::On,
         hiding: ionet_domain::market::Hiding::default(),
         max_rate: None,
+        simulated: false,
         asset: Asset::Iosd,
     };
     let id = QuoteId::from_parts(NOW_MS, n.into());

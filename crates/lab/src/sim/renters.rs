@@ -274,6 +274,7 @@ impl World {
             egress: Egress::On,
             hiding: Hiding::default(),
             max_rate: None,
+            simulated: false,
             asset: Asset::Iosd,
         };
         if load.scripted {

@@ -187,6 +187,7 @@ fn market() -> Named {
         ("egress?", text()),
         ("hiding?", text()),
         ("max_rate?", maybe(&count())),
+        ("simulated?", truth()),
         ("asset", of("Asset")),
     ];
     let program = [
@@ -250,6 +251,7 @@ fn boards() -> Named {
         [("median", count()), ("prices", number()), ("range", range), ("date", text()), ("source", text())];
     let class = [
         ("class", of("HardwareClass")),
+        ("simulated?", truth()),
         ("devices", number()),
         ("open_devices", number()),
         ("units_millis", count()),
@@ -283,6 +285,7 @@ fn reasons() -> Named {
         "pooled",
         "heard",
         "open",
+        "simulated",
         "gpu_model",
         "network",
         "tags",
@@ -671,6 +674,7 @@ mod tests {
             egress: ionet_domain::market::Egress::Off,
             hiding: ionet_domain::market::Hiding { private: true, ..Default::default() },
             max_rate: Some(Rate(4)),
+            simulated: true,
             asset: Asset::Iosd,
         }
     }
@@ -734,6 +738,7 @@ mod tests {
         let provider = "p".into();
         ClassPrices {
             class: HardwareClass::Gpu("A".into()),
+            simulated: true,
             devices: 1,
             open_devices: 1,
             units_millis: 1,
@@ -845,6 +850,7 @@ mod tests {
                 ask_per_unit: Rate(1),
                 offered: Resources::default(),
                 hardware,
+                simulated: false,
             },
         );
         let refused = DeviceStage::Refused { reason: "r".into() };

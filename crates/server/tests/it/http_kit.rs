@@ -198,6 +198,7 @@ pub(crate) fn request() -> Request {
         egress: ionet_domain::market::Egress::On,
         hiding: ionet_domain::market::Hiding::default(),
         max_rate: None,
+        simulated: false,
         asset: Asset::Iosd,
     }
 }
@@ -230,6 +231,7 @@ pub(crate) fn enrolment(device: DeviceId, owner: Address, endpoint: EndpointId) 
             memory_bytes,
             ..Hardware::default()
         },
+        simulated: false,
     }
 }
 

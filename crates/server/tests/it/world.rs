@@ -358,6 +358,7 @@ impl World {
                 ..Resources::default()
             },
             hardware: Hardware { cpu_threads: 2, memory_bytes: 8 * GIB, ..Hardware::default() },
+            simulated: false,
         };
         self.must(Actor::Wallet(owner), CommandBody::Enrol { enrolment, machine_name: "box".into() });
         self.workers.insert(endpoint, Worker::new(device));
@@ -408,6 +409,7 @@ pub(crate) fn request(members: u32) -> Request {
         egress: ionet_domain::market::Egress::On,
         hiding: ionet_domain::market::Hiding::default(),
         max_rate: None,
+        simulated: false,
         asset: Asset::Iosd,
     }
 }
