@@ -118,7 +118,9 @@ impl Numbers {
             self.give_back(before);
         }
         if let Some(number) = number_of(&self.of, &traits) {
-            self.users(number).into_iter().for_each(|(_, users)| *users += 1);
+            if let Some((_, users)) = self.users(number) {
+                *users += 1;
+            }
             return number;
         }
         let number = self.unused.pop().unwrap_or_else(|| {
@@ -330,11 +332,11 @@ impl Stand {
         let shape = Capacity::of(device).shape;
         let (rank, ask) = (rank(&shape), Ask::of(device));
         let shelves = self.ranks.get_mut(&rank)?;
-        let shelf = shelves.get_mut(&ask)?;
-        let (spot, last) = shelf.get_mut(&shape)?.remove(id);
+        let shapes = shelves.get_mut(&ask)?;
+        let (spot, last) = shapes.get_mut(&shape)?.remove(id);
         if last {
-            shelf.remove(&shape);
-            if shelf.is_empty() {
+            shapes.remove(&shape);
+            if shapes.is_empty() {
                 shelves.remove(&ask);
             }
             if shelves.is_empty() {
@@ -561,16 +563,14 @@ impl Book {
     /// Puts a device in; `before` is the number of its traits before a change.
     fn insert(&mut self, id: DeviceId, device: &Device, before: Option<u32>) {
         let Some(standing) = Standing::of(device) else {
-            before.into_iter().for_each(|number| self.numbers.give_back(number));
+            if let Some(number) = before {
+                self.numbers.give_back(number);
+            }
             return;
         };
-        let kind = match self.kinds.get_mut(&device.class) {
-            Some(kind) => kind,
-            None => {
-                let typical = Typical::of(&device.class, self.demand.typical());
-                self.kinds.entry(device.class.clone()).or_insert(Kind { typical, ..Kind::default() })
-            }
-        };
+        let demand = &self.demand;
+        let fresh = || Kind { typical: Typical::of(&device.class, demand.typical()), ..Kind::default() };
+        let kind = self.kinds.entry(device.class.clone()).or_insert_with(fresh);
         self.devices += 1;
         kind.supply_millis += supply_millis(standing, device);
         let traits = self.numbers.take(Traits::of(device), before);
@@ -654,7 +654,7 @@ impl Book {
             };
             spots.iter().map(entry)
         };
-        self.crowds_of(class).flat_map(|crowd| crowd.alike()).flat_map(entry).collect()
+        self.crowds_of(class).flat_map(Crowd::alike).flat_map(entry).collect()
     }
 }
 

@@ -357,8 +357,9 @@ impl<'a> Pool<'a> {
             for (traits, _) in crowd.traits() {
                 let device = crowd.like(traits, book, &state.devices);
                 let missed = device.map(|device| misses(device, wanted, now_ms)).unwrap_or_default();
-                let slot = known.get_mut(traits as usize);
-                slot.into_iter().for_each(|known| *known = Condition::bits(&missed) & !room);
+                if let Some(known) = known.get_mut(traits as usize) {
+                    *known = Condition::bits(&missed) & !room;
+                }
             }
             let mut looked_at = 0;
             for alike in crowd.alike() {

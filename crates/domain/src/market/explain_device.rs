@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::book::Alike;
+use super::book::{Alike, Crowd};
 use super::explain::{in_words, misses};
 use super::price::{Pricer, member_rate};
 use super::record::{ClassRecord, Served};
@@ -108,7 +108,7 @@ fn rivals(state: &State, id: DeviceId, device: &Device, now_ms: u64) -> BTreeMap
     let open = book.hours(now_ms);
     let simulated = device.enrolment.simulated;
     let alike = book.crowds_of(&device.class).filter(|crowd| crowd.standing.simulated == simulated);
-    for alike in alike.flat_map(|crowd| crowd.alike()).filter(Alike::has_room) {
+    for alike in alike.flat_map(Crowd::alike).filter(Alike::has_room) {
         let others = alike.spots.iter().filter(|(rival, _)| *rival != id);
         let count =
             others.filter(|(_, spot)| open.get(spot.traits as usize).is_some_and(|open| *open)).count();

@@ -269,9 +269,13 @@ impl<'a> Sieve<'a> {
                 let missed =
                     device.and_then(|device| self.unwilling(device).or_else(|| self.resting(device)));
                 let is_willing = missed.is_none();
-                missed.into_iter().for_each(|missed| *self.removed.entry(missed).or_insert(0) += devices);
+                if let Some(missed) = missed {
+                    *self.removed.entry(missed).or_insert(0) += devices;
+                }
                 some |= is_willing;
-                willing.get_mut(traits as usize).into_iter().for_each(|known| *known = is_willing);
+                if let Some(known) = willing.get_mut(traits as usize) {
+                    *known = is_willing;
+                }
             }
             if some {
                 crowd.alike().for_each(|alike| self.sift_alike(&alike, &willing, &alone));
@@ -296,7 +300,9 @@ impl<'a> Sieve<'a> {
             {
                 let beside = (spot.memory_offered_bytes, spot.disk_offered_bytes);
                 let small = too_small(alike.shape.offered(), beside, wanted);
-                small.into_iter().for_each(|(size, offered)| self.count_small(size, offered, 1));
+                if let Some((size, offered)) = small {
+                    self.count_small(size, offered, 1);
+                }
             } else if !fits || wanted.memory_bytes > spot.memory_bytes || wanted.disk_bytes > spot.disk_bytes
             {
                 hired += 1;
@@ -304,7 +310,9 @@ impl<'a> Sieve<'a> {
                 fit += 1;
             }
         }
-        small.into_iter().for_each(|(size, offered)| self.count_small(size, offered, devices));
+        if let Some((size, offered)) = small {
+            self.count_small(size, offered, devices);
+        }
         let mut add = |constraint: Constraint, devices: u32| {
             if devices > 0 {
                 *self.removed.entry(constraint).or_insert(0) += devices;
@@ -398,9 +406,9 @@ impl<'a> Sieve<'a> {
     /// Why it does not work out, by the index or by a look at every device: the same answer.
     pub(super) fn shortfall(mut self, state: &State, possible: u32, by_index: bool) -> Shortfall {
         if by_index {
-            self.sift(state)
+            self.sift(state);
         } else {
-            self.sift_all(state)
+            self.sift_all(state);
         }
         let wanted = self.request.per_member;
         for (size, (devices, most)) in std::mem::take(&mut self.small) {
