@@ -185,7 +185,9 @@ impl Outcome {
         let mut days: BTreeMap<u64, (u64, u64)> = BTreeMap::new();
         for (hour, classes) in &self.prices {
             let day = days.entry(hour / 24).or_default();
-            classes.values().for_each(|(sum, gpus)| *day = (day.0 + sum, day.1 + gpus));
+            for (sum, gpus) in classes.values() {
+                *day = (day.0 + sum, day.1 + gpus);
+            }
         }
         days.into_iter()
             .map(|(day, (sum, gpus))| (day as f64, sum as f64 / gpus.max(1) as f64 / 1e6))
@@ -243,7 +245,7 @@ impl Month {
         while self.hour < self.size.days * 24 {
             self.end_leases()?;
             self.set_loads()?;
-            if self.hour % 24 == 0 && self.hour > 0 {
+            if self.hour.is_multiple_of(24) && self.hour > 0 {
                 self.day()?;
             }
             let fresh = self.arrivals();
