@@ -248,10 +248,13 @@ pub struct DeviceView {
     /// Its name (owner only).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine_name: Option<String>,
+    /// Made up, for show: nothing can be ordered on it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub simulated: bool,
     /// Where it stands: registered, checking, pooled, refused (with the reason), archived.
     #[schema(value_type = Object)]
     pub stage: DeviceStage,
-    /// running, idle, paused, draining, yielding, unknown or its stage.
+    /// running, idle, paused, draining, yielding, unknown, simulated or its stage.
     pub status: String,
     /// A GPU model, or cpu.
     #[schema(value_type = Object)]

@@ -156,6 +156,9 @@ pub(crate) struct UpArgs {
     /// Ask of the local workers for one CPU thread (or GPU) an hour, in dollars
     #[arg(long, default_value = "0.10", value_name = "USD", value_parser = parse_rate)]
     pub(crate) ask: Rate,
+    /// Also show so many simulated devices, in a realistic mix; nothing can be ordered on them
+    #[arg(long, default_value_t = 0, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=100_000))]
+    pub(crate) simulate: u32,
     /// End when standard input ends: for whoever starts it as a child
     #[arg(long, hide = true)]
     pub(crate) tied: bool,
@@ -634,6 +637,9 @@ pub(crate) struct RequestArgs {
     /// Everything that matches, up to 256 members and --max-price
     #[arg(long, conflicts_with_all = ["members", "wait_ms", "spot", "starts_ms", "deadline_ms"])]
     pub(crate) mega: bool,
+    /// Ask for simulated devices ('ionet up --simulate'): for show, what is quoted cannot be ordered
+    #[arg(long)]
+    pub(crate) simulated: bool,
 }
 
 #[derive(Debug, Args)]

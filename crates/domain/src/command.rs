@@ -10,6 +10,7 @@ use crate::market::{Country, Denials, DenyList, Destination, Egress, Feed, Progr
 use crate::meter::{Receipt, Witness};
 use crate::money::Asset;
 use crate::order::{CloseReason, WipeReceipt};
+use crate::simulated::Simulated;
 use crate::state::Params;
 
 /// Who asks. Signatures and secrets were checked where the command came in; rights are checked here.
@@ -79,6 +80,8 @@ pub enum CommandBody {
     Send { id: TransferId, to: Address, asset: Asset, amount: u64 },
     /// Enrol a device under its owner's signature.
     Enrol { enrolment: Enrolment, machine_name: String },
+    /// Bring in simulated devices, measured and heard.
+    Simulate { devices: Vec<Simulated> },
     /// Bind a device to a new endpoint key under its owner's signature.
     Rebind { device: DeviceId, endpoint: EndpointId },
     /// Begin a device's check.

@@ -18,6 +18,7 @@ use crate::money::Asset;
 use crate::order::{self, Acceptance, CloseReason, LeasePhase, Move, Order, Stage};
 use crate::payout;
 use crate::refusal::Refusal;
+use crate::simulated::{self, Simulated};
 use crate::state::{REMEMBERED_MS, State};
 
 /// Most orders that one event retires: each is a subject of it, and an event's subjects are bounded.
@@ -133,6 +134,7 @@ impl Decision<'_> {
                 self.confirm_payout(*payout, reference, *amount)
             }
             C::Retire => self.retire(),
+            C::Simulate { devices } => self.simulate(devices),
             C::TakeFeed { feed, signature } => self.take_feed(feed, signature),
             C::SetLoads => {
                 let loads = price::check_loads(self.state, self.now_ms)?;
@@ -281,7 +283,11 @@ impl Decision<'_> {
             }
             C::BeginCheck { device } => {
                 self.by_server()?;
-                self.device_in(*device, "check", |stage| *stage != DeviceStage::Archived)?;
+                let found = self.device_in(*device, "check", |stage| *stage != DeviceStage::Archived)?;
+                if found.enrolment.simulated {
+                    let stage = "simulated, and there is nothing to measure".into();
+                    return Err(Refusal::WrongDeviceStage { device: *device, stage, wanted: "check".into() });
+                }
                 only(PublicBody::DeviceChecking { device: *device })
             }
             C::ReportCheck { device, measured } => self.report_check(*device, measured),
@@ -303,6 +309,9 @@ impl Decision<'_> {
             return Err(self.not_allowed("enrol a device for somebody else", "the owner's own signature"));
         }
         enrolment.check()?;
+        if enrolment.simulated {
+            simulated::allowed(self.state)?;
+        }
         let mut others = self.state.devices.values().filter(|d| d.stage != DeviceStage::Archived);
         if self.state.devices.contains_key(&enrolment.device) {
             return Err(Refusal::Exists { what: enrolment.device.to_string() });
@@ -312,6 +321,38 @@ impl Decision<'_> {
         }
         let name = PrivateBody::MachineName(machine_name.chars().take(80).collect());
         Ok(vec![(PublicBody::DeviceEnrolled { enrolment: enrolment.clone() }, Some(name))])
+    }
+
+    fn simulate(&self, devices: &[Simulated]) -> Result<Vec<Happened>, Refusal> {
+        simulated::allowed(self.state)?;
+        if devices.is_empty() || devices.len() > simulated::MOST_AT_ONCE {
+            let limit = format!("1 to {}", simulated::MOST_AT_ONCE);
+            return Err(Refusal::out_of_range("simulated devices", devices.len(), limit));
+        }
+        let mut happened = Vec::with_capacity(3 * devices.len());
+        for Simulated { enrolment, measured } in devices {
+            enrolment.check()?;
+            let device = enrolment.device;
+            if self.state.devices.contains_key(&device) {
+                return Err(Refusal::Exists { what: device.to_string() });
+            }
+            let judged = device::judge(enrolment, measured).ok().filter(|_| enrolment.simulated);
+            let Some((class, tier)) = judged else {
+                return Err(Refusal::out_of_range(
+                    "simulated device",
+                    device,
+                    "marked, and such as a check would pass",
+                ));
+            };
+            let name = PrivateBody::MachineName("simulated".into());
+            let measured = measured.clone();
+            happened.extend([
+                (PublicBody::DeviceEnrolled { enrolment: enrolment.clone() }, Some(name)),
+                (PublicBody::DeviceContact { device, contact: Contact::Connected }, None),
+                (PublicBody::DevicePooled { device, measured, class, tier }, None),
+            ]);
+        }
+        Ok(happened)
     }
 
     fn device_in(

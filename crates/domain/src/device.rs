@@ -377,6 +377,9 @@ pub struct Enrolment {
     pub offered: Resources,
     /// The whole machine, as claimed.
     pub hardware: Hardware,
+    /// Made up, for show: nothing can be ordered on it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub simulated: bool,
 }
 
 impl Enrolment {

@@ -23,6 +23,7 @@ pub mod money;
 pub mod order;
 pub mod payout;
 pub mod refusal;
+pub mod simulated;
 pub mod state;
 
 pub use command::{Actor, Command};

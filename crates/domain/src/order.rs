@@ -30,6 +30,7 @@ use crate::market::{Destination, Egress, EngineKind, Program, Quote, reserve, wa
 use crate::meter::HeldCharge;
 use crate::money::{Asset, Rate};
 use crate::refusal::Refusal;
+use crate::simulated;
 use crate::state::State;
 
 /// Where an order stands.
@@ -526,6 +527,7 @@ pub fn accept(state: &State, order: &Acceptance<'_>, now_ms: u64) -> Result<Tran
     if state.orders.contains_key(&order.order) {
         return Err(Refusal::Exists { what: order.order.to_string() });
     }
+    simulated::check_order(quote.request.simulated)?;
     order.program.check(quote.request.engine)?;
     quote.request.egress.check(&order.program.allow)?;
     quote.request.hiding.check()?;

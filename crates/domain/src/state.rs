@@ -49,6 +49,9 @@ pub struct Params {
     /// Whether shares of a GPU may be asked for. Off, as no worker keeps a box to its part of a card yet.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub gpu_shares: bool,
+    /// Whether simulated devices may be enrolled, which are for show: on networks of one machine alone.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub simulated_devices: bool,
 }
 
 impl Default for Params {
@@ -64,6 +67,7 @@ impl Default for Params {
             retention_ms: 24 * HOUR_MS,
             price: Some(PriceParams::default()),
             gpu_shares: false,
+            simulated_devices: false,
         }
     }
 }

@@ -291,6 +291,7 @@ impl<D: Disk> Script<D> {
                 gpus,
                 unsupported: vec!["AMD GPU: not supported yet".into()],
             },
+            simulated: false,
         };
         self.ask(Actor::Wallet(owner), C::Enrol { enrolment, machine_name: "box".into() })?;
         Ok(device)

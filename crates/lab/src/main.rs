@@ -142,6 +142,31 @@ enum Bench {
         #[command(flatten)]
         show: Show,
     },
+    /// How long the market takes to answer: a quote, why not, and the prices of all hardware.
+    Market {
+        /// Numbers of devices.
+        #[arg(long, value_delimiter = ',', default_values_t = [10_000, 100_000, 1_000_000])]
+        devices: Vec<usize>,
+        /// Quotes for each.
+        #[arg(long, default_value_t = 20_000)]
+        quotes: usize,
+        /// Explanations of each of five kinds.
+        #[arg(long, default_value_t = 10)]
+        explanations: usize,
+        #[command(flatten)]
+        show: Show,
+    },
+    /// A month of renters and suppliers under the market's price, a fixed price and the bare ask.
+    Month {
+        /// How many days.
+        #[arg(long, default_value_t = 30)]
+        days: u64,
+        /// The seed.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        #[command(flatten)]
+        show: Show,
+    },
     /// A start from a snapshot and the events after it.
     Start {
         /// Events after the snapshot.
@@ -225,6 +250,14 @@ fn run_bench(bench: Bench) -> Result<bool> {
         Bench::Place { devices, orders, checks, show } => {
             let size = bench::place::Size { devices, orders, checks };
             shown(&show, |_| bench::place::run(&size))
+        }
+        Bench::Market { devices, quotes, explanations, show } => {
+            let size = bench::answers::Size { devices, quotes, explanations };
+            shown(&show, |_| bench::answers::run(&size))
+        }
+        Bench::Month { days, seed, show } => {
+            let size = bench::month::Size { days, seed };
+            shown(&show, |_| bench::month::run(size))
         }
         Bench::Start { events, runs, show } => shown(&show, |dir| bench::start::run(dir, events, runs)),
     }

@@ -69,6 +69,7 @@ impl Worker {
             ask_per_unit: config.ask_per_unit,
             offered,
             hardware,
+            simulated: false,
         };
         let client = Client::new(&config.join.url)?.with_token(config.join.key.clone());
         let home = Home {

@@ -33,6 +33,11 @@ fn units(millis: u64) -> String {
     u32::try_from(millis).map_or_else(|_| (millis / 1000).to_string(), cpus)
 }
 
+/// The hardware, marked where it is for show.
+fn name(class: &ClassPrices) -> String {
+    if class.simulated { format!("{} (simulated)", class.class) } else { class.class.to_string() }
+}
+
 fn row(class: &ClassPrices) -> Vec<String> {
     let rate = |rate: Option<Rate>| rate.map_or_else(|| "-".to_owned(), |rate| rate.to_string());
     let (elsewhere, date) = match &class.elsewhere {
@@ -40,7 +45,7 @@ fn row(class: &ClassPrices) -> Vec<String> {
         None => ("-".into(), "-".into()),
     };
     vec![
-        class.class.to_string(),
+        name(class),
         units(class.free_millis),
         units(class.units_millis),
         format!("{} %", class.hired_ppm / 10_000),
@@ -55,7 +60,9 @@ fn row(class: &ClassPrices) -> Vec<String> {
 fn detail(out: Out, class: &ClassPrices) {
     out.line(format!(
         "\n{}: {} of {} devices could take work now",
-        class.class, class.open_devices, class.devices
+        name(class),
+        class.open_devices,
+        class.devices
     ));
     if let Some(reference) = class.reference {
         out.line(format!("reference {reference}"));

@@ -179,8 +179,9 @@ async fn show_it(
 async fn request(client: &Client) -> Result<Request> {
     let devices =
         client.devices(&DeviceFilter { stage: Some("pooled".into()), ..DeviceFilter::default() }).await?;
+    let real = || devices.iter().filter(|device| !device.simulated);
     let least = |part: fn(&Resources) -> u64, most: u64| {
-        devices.iter().map(|device| part(&device.free)).filter(|free| *free > 0).fold(most, u64::min)
+        real().map(|device| part(&device.free)).filter(|free| *free > 0).fold(most, u64::min)
     };
     let cpu_millis = least(|free| u64::from(free.cpu_millis), 1000);
     let request = Request {
@@ -205,6 +206,7 @@ async fn request(client: &Client) -> Result<Request> {
         priority: ionet_domain::market::Priority::Normal,
         buy: ionet_domain::market::Buy::default(),
         mega: false,
+        simulated: false,
         asset: Asset::Iosd,
         ..Request::default()
     };

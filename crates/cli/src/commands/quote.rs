@@ -45,6 +45,7 @@ pub(crate) fn request(args: &RequestArgs) -> Result<Request> {
         priority: args.priority,
         buy: buy(args),
         mega: args.mega,
+        simulated: args.simulated,
         asset: Asset::Iosd,
         kind: args.kind,
         gpu_min: GpuMinimum {
@@ -117,6 +118,9 @@ pub(crate) fn show(out: Out, signed: &SignedQuote) {
     out.line(wishes(&quote.request));
     if let Some(line) = way(&quote.request) {
         out.line(line);
+    }
+    if quote.request.simulated {
+        out.line("SIMULATED: these devices are for show; this quote cannot be ordered");
     }
     out.line(network_rules(quote.request.egress, []));
     quote.request.hiding.explained().for_each(|line| out.line(line));

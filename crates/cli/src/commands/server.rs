@@ -3,14 +3,16 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 
+use ionet_domain::command::CommandBody;
+use ionet_domain::device::{Device, DeviceStage};
 use ionet_domain::money::Asset;
-use ionet_domain::{Address, Params};
+use ionet_domain::{Actor, Address, Command, Params, simulated};
 use ionet_net::RelayInfo;
 use ionet_server::{LocalFunds, Server, ServerConfig, ServerError};
 use serde_json::{Value, json};
 
 use crate::args::ServerArgs;
-use crate::context::{Context, read_json};
+use crate::context::{Context, now_ms, read_json};
 use crate::error::{CliError, Result};
 use crate::process::Ending;
 
@@ -119,6 +121,7 @@ pub(crate) fn local_config(
 ) -> ServerConfig {
     let params = Params {
         network: "local".into(),
+        simulated_devices: true,
         epoch_ms: LOCAL_EPOCH_MS,
         meter_period_ms: LOCAL_METER_PERIOD_MS,
         dispute_window_ms: LOCAL_DISPUTE_WINDOW_MS,
@@ -148,6 +151,22 @@ impl LocalServer {
         let url =
             url.replace(&format!("//[{}]:", Ipv6Addr::UNSPECIFIED), &format!("//[{}]:", Ipv6Addr::LOCALHOST));
         Ok(Self { server, url })
+    }
+
+    /// Brings in simulated devices until there are so many; how many there are then.
+    pub(crate) async fn simulate(&self, wanted: u32) -> Result<usize> {
+        let handle = self.server.handle();
+        let is_here = |device: &&Device| device.enrolment.simulated && device.stage != DeviceStage::Archived;
+        let count = || handle.read(|view| view.state.devices.values().filter(is_here).count());
+        let mut here = count();
+        while here < wanted as usize {
+            let more = (wanted as usize - here).min(simulated::MOST_AT_ONCE);
+            let devices = simulated::fleet(here as u64, more, now_ms());
+            let body = CommandBody::Simulate { devices };
+            handle.submit(Command { id: None, actor: Actor::Server, body }).await?;
+            here += more;
+        }
+        Ok(count())
     }
 
     pub(crate) fn url(&self) -> &str {

@@ -53,6 +53,8 @@ struct Network {
     server: LocalServer,
     relay: OwnChild,
     workers: Vec<OwnChild>,
+    /// Simulated devices on show.
+    simulated: usize,
 }
 
 /// `ionet up`
@@ -127,6 +129,7 @@ async fn begin(context: &Context, args: &UpArgs) -> Result<Network> {
     let (relay, relay_info) = start_relay(context, args).await?;
     progress.say("starting the server");
     let server = start_server(context, args, &wallet, relay_info).await?;
+    let simulated = server.simulate(args.simulate).await?;
     let url = server.url().to_owned();
     let public_url = server::public_url(context, args.listen.ip(), &url, args.public_url.as_deref());
     context.remember_served(&url, public_url)?;
@@ -136,7 +139,7 @@ async fn begin(context: &Context, args: &UpArgs) -> Result<Network> {
     write_private(&context.path("join-token.txt"), worker::encode(&token).as_bytes())?;
     let workers = (1..=args.workers).map(|n| start_worker(context, args, n)).collect::<Result<_>>()?;
     write_json(&context.path("up.json"), &running)?;
-    Ok(Network { running, server, relay, workers })
+    Ok(Network { running, server, relay, workers, simulated })
 }
 
 async fn start_relay(context: &Context, args: &UpArgs) -> Result<(OwnChild, RelayInfo)> {
@@ -301,6 +304,7 @@ async fn announce(
         "relay_pid": network.relay.pid(),
         "worker_pids": network.workers.iter().map(OwnChild::pid).collect::<Vec<_>>(),
         "devices": devices.iter().map(|device| device.id).collect::<Vec<_>>(),
+        "simulated_devices": network.simulated,
     });
     context.out.answer(&answer, |out| {
         out.line(format!("up after {}: {}", span(ready_ms), network.running.url));
@@ -309,12 +313,24 @@ async fn announce(
             let offered = format!("{} CPU, {}", cpus(offered.cpu_millis), bytes(offered.memory_bytes));
             out.line(format!("  {name}: {offered}, {} ({})", device.ask_per_unit, device.status));
         }
+        if network.simulated > 0 {
+            out.line(format!(
+                "  and {} simulated devices, for show: nothing can be ordered on them",
+                network.simulated
+            ));
+        }
         let funds = Asset::Iosd.show(available);
         out.line(format!("wallet {} holds {funds} of local money, which is worth nothing", wallet.account));
         let flag = data_dir_flag(context);
         out.line("next, in another terminal:");
         out.line(format!("  ionet{flag} devices"));
         out.line(format!("  ionet{flag} cluster create -n {} --for 1h", network.running.workers));
+        if network.simulated > 0 {
+            out.line(format!("  ionet{flag} prices"));
+            out.line(format!(
+                "  ionet{flag} quote --simulated --gpus 8 --gpu-model 'NVIDIA A100-SXM4-80GB' --explain"
+            ));
+        }
         out.note("Ctrl-C ends it; what is rented goes on for as long as it is paid");
     });
     Ok(())

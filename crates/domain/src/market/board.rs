@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::book::{Alike, Spot};
+use super::book::Alike;
 use super::competitors::{self, Competitor, Elsewhere};
 use super::hardware;
 use super::price::Pricer;
@@ -22,6 +22,9 @@ use crate::state::State;
 pub struct ClassPrices {
     /// Which: a GPU model, or CPU.
     pub class: HardwareClass,
+    /// Whether these are the simulated devices of the class, which are for show and count nowhere else.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub simulated: bool,
     /// Devices in the pool.
     pub devices: u32,
     /// Those that could take something now.
@@ -60,13 +63,15 @@ pub fn prices(state: &State, model: Option<&str>, now_ms: u64) -> Vec<ClassPrice
     };
     let book = state.book();
     let open = book.hours(now_ms);
-    let mut counts: BTreeMap<&HardwareClass, Counts> = BTreeMap::new();
+    let mut counts: BTreeMap<(&HardwareClass, bool), Counts> = BTreeMap::new();
     for (class, _) in book.kinds().filter(|(class, _)| is_wanted(class)) {
-        for alike in book.of_class(class).filter(|alike| alike.standing.unpooled.is_none()) {
-            counts.entry(class).or_default().add(&alike, &open);
+        for crowd in book.crowds_of(class).filter(|crowd| crowd.standing.unpooled.is_none()) {
+            let all_open = crowd.traits().all(|(traits, _)| is_open(&open, traits));
+            let counts = counts.entry((class, crowd.standing.simulated)).or_default();
+            crowd.alike().for_each(|alike| counts.add(&alike, (!all_open).then_some(&open)));
         }
     }
-    counts.into_iter().map(|(class, counts)| entry(state, class, &counts, now_ms)).collect()
+    counts.into_iter().map(|(of, counts)| entry(state, of, &counts, now_ms)).collect()
 }
 
 #[derive(Default)]
@@ -80,8 +85,9 @@ struct Counts {
 }
 
 impl Counts {
-    /// Adds devices; `open` says by the number of their traits whether their schedule lets a lease begin now.
-    fn add(&mut self, alike: &Alike<'_>, open: &[bool]) {
+    /// Adds devices; `open` says by the number of their traits whether their schedule lets a lease begin now, if of some it
+    /// does not.
+    fn add(&mut self, alike: &Alike<'_>, open: Option<&Vec<bool>>) {
         let (units, free) = (alike.offered_millis(), alike.free_millis());
         let devices = alike.spots.len() as u64;
         self.devices += narrow(devices);
@@ -90,8 +96,10 @@ impl Counts {
         if !alike.has_room() {
             return;
         }
-        let is_open = |spot: &Spot| open.get(spot.traits as usize).is_some_and(|open| *open);
-        let devices = alike.spots.iter().filter(|(_, spot)| is_open(spot)).count() as u64;
+        let devices = match open {
+            None => devices,
+            Some(open) => alike.spots.iter().filter(|(_, spot)| is_open(open, spot.traits)).count() as u64,
+        };
         if devices > 0 {
             let ask = alike.ask.per_unit;
             self.open_devices += narrow(devices);
@@ -101,12 +109,23 @@ impl Counts {
     }
 }
 
+/// Whether the schedule among these traits lets a lease begin now.
+fn is_open(open: &[bool], traits: u32) -> bool {
+    open.get(traits as usize).is_some_and(|open| *open)
+}
+
 fn narrow(count: u64) -> u32 {
     u32::try_from(count).unwrap_or(u32::MAX)
 }
 
-fn entry(state: &State, class: &HardwareClass, counts: &Counts, now_ms: u64) -> ClassPrices {
-    let record = state.market.as_ref().and_then(|market| market.class(class));
+fn entry(
+    state: &State,
+    (class, simulated): (&HardwareClass, bool),
+    counts: &Counts,
+    now_ms: u64,
+) -> ClassPrices {
+    // What was traded and hired is of real devices.
+    let record = state.market.as_ref().and_then(|market| market.class(class)).filter(|_| !simulated);
     let limits = state.params.price.as_ref().map(|table| table.feed_limits).unwrap_or_default();
     let none = BTreeMap::new();
     let feeds = state.market.as_ref().map_or(&none, |market| &market.feeds);
@@ -115,6 +134,7 @@ fn entry(state: &State, class: &HardwareClass, counts: &Counts, now_ms: u64) -> 
     let hired = u128::from(counts.hired_millis) * 1_000_000 / u128::from(counts.units_millis.max(1));
     ClassPrices {
         class: class.clone(),
+        simulated,
         devices: counts.devices,
         open_devices: counts.open_devices,
         units_millis: counts.units_millis,

@@ -159,7 +159,9 @@ impl Numbers {
             self.give_back(before);
         }
         if let Some(number) = number_of(&self.of, &traits) {
-            self.users(number).into_iter().for_each(|(_, users)| *users += 1);
+            if let Some((_, users)) = self.users(number) {
+                *users += 1;
+            }
             return number;
         }
         let number = self.unused.pop().unwrap_or_else(|| {
@@ -313,6 +315,8 @@ type Rank = u8;
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 #[expect(clippy::struct_excessive_bools, reason = "each by itself keeps a device from work")]
 pub(crate) struct Standing {
+    /// For show only.
+    pub(crate) simulated: bool,
     /// Not in the pool: by stage.
     pub(crate) unpooled: Option<Unpooled>,
     /// Kept out by the operator.
@@ -347,7 +351,8 @@ impl Standing {
         let OwnerRules { paused, draining, yielding, .. } = device.rules;
         let silent = device.contact != Contact::Connected;
         let full = device.one_tenant() && device.leases > 0;
-        Some(Self { unpooled, denied: known.denied(id), silent, paused, draining, yielding, full })
+        let (simulated, denied) = (device.enrolment.simulated, known.denied(id));
+        Some(Self { simulated, unpooled, denied, silent, paused, draining, yielding, full })
     }
 
     /// Whether its owner lets new leases in, the schedule aside.
@@ -361,19 +366,118 @@ impl Standing {
     }
 }
 
-/// Devices by free GPUs, price and shape.
-type Ranks = BTreeMap<Rank, BTreeMap<Ask, Shelf>>;
+/// Devices of one standing.
+#[derive(Debug, Default)]
+struct Stand {
+    /// By free GPUs, price and shape.
+    ranks: BTreeMap<Rank, BTreeMap<Ask, Shelf>>,
+    /// How many there are of each number of traits, and the one that came in last, which may have left again.
+    traits: BTreeMap<u32, (u32, DeviceId)>,
+}
+
+impl Stand {
+    fn insert(&mut self, waiting: Waiting, device: &Device, traits: u32) {
+        let Capacity { shape, memory_bytes, disk_bytes } = Capacity::of(device);
+        let Resources { memory_bytes: memory_offered_bytes, disk_bytes: disk_offered_bytes, .. } =
+            device.enrolment.offered;
+        let spot = Spot { memory_bytes, disk_bytes, memory_offered_bytes, disk_offered_bytes, traits };
+        let (devices, last) = self.traits.entry(traits).or_insert((0, waiting.id));
+        (*devices, *last) = (*devices + 1, waiting.id);
+        let shelves = self.ranks.entry(rank(&shape)).or_default();
+        match shelves.entry(Ask::of(device)).or_default().entry(shape) {
+            Slot::Occupied(mut spots) => spots.get_mut().insert(waiting, spot),
+            Slot::Vacant(free) => drop(free.insert(Spots::One(waiting, spot))),
+        }
+    }
+
+    /// Takes a device out; what is empty then goes with it. The number of its traits.
+    fn remove(&mut self, waiting: Waiting, device: &Device) -> Option<u32> {
+        let shape = Capacity::of(device).shape;
+        let (rank, ask) = (rank(&shape), Ask::of(device));
+        let shelves = self.ranks.get_mut(&rank)?;
+        let shapes = shelves.get_mut(&ask)?;
+        let (spot, last) = shapes.get_mut(&shape)?.remove(waiting);
+        if last {
+            shapes.remove(&shape);
+            if shapes.is_empty() {
+                shelves.remove(&ask);
+            }
+            if shelves.is_empty() {
+                self.ranks.remove(&rank);
+            }
+        }
+        let Slot::Occupied(mut count) = self.traits.entry(spot?.traits) else { return None };
+        count.get_mut().0 -= 1;
+        if count.get().0 == 0 {
+            count.remove();
+        }
+        spot.map(|spot| spot.traits)
+    }
+
+    /// The device with the most free GPUs and the lowest ask that has these traits.
+    fn like(&self, traits: u32) -> Option<DeviceId> {
+        let shelves = self.ranks.values().rev().flat_map(BTreeMap::values);
+        let mut spots = shelves.flat_map(BTreeMap::values).flat_map(Spots::iter);
+        spots.find(|(_, spot)| spot.traits == traits).map(|(id, _)| id)
+    }
+}
 
 /// One class of hardware.
 #[derive(Debug, Default)]
 pub(crate) struct Kind {
-    standings: BTreeMap<Standing, Ranks>,
+    standings: BTreeMap<Standing, Stand>,
     supply_millis: u64,
     cpu_millis: u64,
     pub(crate) typical: Typical,
 }
 
+/// Devices of one class and standing.
+#[derive(Clone, Copy)]
+pub(crate) struct Crowd<'a> {
+    pub(crate) class: &'a HardwareClass,
+    pub(crate) standing: Standing,
+    stand: &'a Stand,
+}
+
+impl<'a> Crowd<'a> {
+    /// The numbers of their traits, each with how many devices have them.
+    pub(crate) fn traits(&self) -> impl Iterator<Item = (u32, u32)> + use<'a> {
+        self.stand.traits.iter().map(|(number, (devices, _))| (*number, *devices))
+    }
+
+    /// One of the devices with these traits.
+    pub(crate) fn like<'d>(
+        &self,
+        traits: u32,
+        book: &Book,
+        devices: &'d Devices,
+        known: Known<'_>,
+    ) -> Option<(DeviceId, &'d Device)> {
+        let (_, last) = *self.stand.traits.get(&traits)?;
+        let is_here = |device: &&Device| {
+            device.class == *self.class
+                && Standing::of(last, device, known) == Some(self.standing)
+                && book.traits(traits).is_some_and(|same| *same == Traits::of(last, device, known))
+        };
+        let first = || self.stand.like(traits).and_then(|id| Some((id, devices.get(&id)?)));
+        devices.get(&last).filter(is_here).map(|device| (last, device)).or_else(first)
+    }
+
+    /// Those with the most free GPUs and the lowest ask first.
+    pub(crate) fn alike(self) -> impl Iterator<Item = Alike<'a>> {
+        let Self { class, standing, stand } = self;
+        let shelves = stand.ranks.values().rev().flatten();
+        shelves.flat_map(move |(ask, shelf)| {
+            shelf.iter().map(move |(shape, spots)| Alike { class, standing, ask, shape, spots })
+        })
+    }
+}
+
 impl Kind {
+    fn crowds<'a>(&'a self, class: &'a HardwareClass) -> impl Iterator<Item = Crowd<'a>> {
+        self.standings.iter().map(move |(standing, stand)| Crowd { class, standing: *standing, stand })
+    }
+
     /// How many members all its open devices would hold by GPUs and CPU if nothing were hired and nothing lost in parts.
     pub(crate) fn members(&self, wanted: Resources) -> u64 {
         let times = |all: u64, each: u64| all.checked_div(each).unwrap_or(u64::MAX);
@@ -384,7 +488,7 @@ impl Kind {
     /// The least that a unit costs for less than a day.
     pub(crate) fn lowest_ask(&self) -> Option<Rate> {
         let supply = self.standings.iter().filter(|(standing, _)| standing.supplies());
-        let shelves = supply.flat_map(|(_, ranks)| ranks.values());
+        let shelves = supply.flat_map(|(_, stand)| stand.ranks.values());
         shelves.filter_map(|shelves| shelves.keys().next()).map(|ask| ask.short).min()
     }
 
@@ -393,50 +497,24 @@ impl Kind {
     pub(crate) fn rows(
         &self,
         wanted: Resources,
+        simulated: bool,
     ) -> impl Iterator<Item = impl Iterator<Item = (&Ask, &Shelf)>> {
         let least = match wanted.gpus {
             0 => 0,
             _ if wanted.is_share() => 1,
             gpus => Rank::try_from(gpus + 1).unwrap_or(Rank::MAX),
         };
-        let open = self.standings.get(&Standing::default()).into_iter();
-        open.flat_map(move |ranks| ranks.range(least..)).map(|(_, shelves)| shelves.iter())
+        let open = self.standings.get(&Standing { simulated, ..Standing::default() }).into_iter();
+        open.flat_map(move |stand| stand.ranks.range(least..)).map(|(_, shelves)| shelves.iter())
     }
 
-    /// Puts a device where it belongs.
-    fn insert(&mut self, standing: Standing, id: Waiting, device: &Device, traits: u32) {
-        let Capacity { shape, memory_bytes, disk_bytes } = Capacity::of(device);
-        let Resources { memory_bytes: memory_offered_bytes, disk_bytes: disk_offered_bytes, .. } =
-            device.enrolment.offered;
-        let spot = Spot { memory_bytes, disk_bytes, memory_offered_bytes, disk_offered_bytes, traits };
-        let shelves = self.standings.entry(standing).or_default().entry(rank(&shape)).or_default();
-        match shelves.entry(Ask::of(device)).or_default().entry(shape) {
-            Slot::Occupied(mut spots) => spots.get_mut().insert(id, spot),
-            Slot::Vacant(free) => drop(free.insert(Spots::One(id, spot))),
+    fn remove(&mut self, standing: Standing, waiting: Waiting, device: &Device) -> Option<u32> {
+        let stand = self.standings.get_mut(&standing)?;
+        let traits = stand.remove(waiting, device);
+        if stand.ranks.is_empty() {
+            self.standings.remove(&standing);
         }
-    }
-
-    /// Takes a device out; what is empty then goes with it. The number of its traits.
-    fn remove(&mut self, standing: Standing, id: Waiting, device: &Device) -> Option<u32> {
-        let shape = Capacity::of(device).shape;
-        let (rank, ask) = (rank(&shape), Ask::of(device));
-        let ranks = self.standings.get_mut(&standing)?;
-        let shelves = ranks.get_mut(&rank)?;
-        let shelf = shelves.get_mut(&ask)?;
-        let (spot, last) = shelf.get_mut(&shape)?.remove(id);
-        if last {
-            shelf.remove(&shape);
-            if shelf.is_empty() {
-                shelves.remove(&ask);
-            }
-            if shelves.is_empty() {
-                ranks.remove(&rank);
-            }
-            if ranks.is_empty() {
-                self.standings.remove(&standing);
-            }
-        }
-        spot.map(|spot| spot.traits)
+        traits
     }
 }
 
@@ -537,14 +615,14 @@ impl Book {
         self.devices
     }
 
-    /// All devices, the class with the most free GPUs and the lowest ask first.
-    pub(crate) fn all(&self) -> impl Iterator<Item = Alike<'_>> {
-        self.kinds.iter().flat_map(|(class, kind)| alike(class, kind))
+    /// All devices by class and standing.
+    pub(crate) fn crowds(&self) -> impl Iterator<Item = Crowd<'_>> {
+        self.kinds.iter().flat_map(|(class, kind)| kind.crowds(class))
     }
 
     /// Those of a class.
-    pub(crate) fn of_class<'a>(&'a self, class: &'a HardwareClass) -> impl Iterator<Item = Alike<'a>> {
-        self.kinds.get(class).into_iter().flat_map(move |kind| alike(class, kind))
+    pub(crate) fn crowds_of<'a>(&'a self, class: &'a HardwareClass) -> impl Iterator<Item = Crowd<'a>> {
+        self.kinds.get(class).into_iter().flat_map(move |kind| kind.crowds(class))
     }
 
     /// By the number of their traits, whether the schedule lets a lease begin now.
@@ -594,22 +672,20 @@ impl Book {
     /// Puts a device in; `before` is the number of its traits before a change.
     fn insert(&mut self, id: DeviceId, device: &Device, known: Known<'_>, before: Option<u32>) {
         let Some(standing) = Standing::of(id, device, known) else {
-            before.into_iter().for_each(|number| self.numbers.give_back(number));
+            if let Some(number) = before {
+                self.numbers.give_back(number);
+            }
             return;
         };
-        let kind = match self.kinds.get_mut(&device.class) {
-            Some(kind) => kind,
-            None => {
-                let typical = Typical::of(&device.class, self.demand.typical());
-                self.kinds.entry(device.class.clone()).or_insert(Kind { typical, ..Kind::default() })
-            }
-        };
+        let demand = &self.demand;
+        let fresh = || Kind { typical: Typical::of(&device.class, demand.typical()), ..Kind::default() };
+        let kind = self.kinds.entry(device.class.clone()).or_insert_with(fresh);
         self.devices += 1;
         kind.supply_millis += supply_millis(standing, device);
         kind.cpu_millis += supply_cpu_millis(standing, device);
         self.owners.insert((beginning(&device.enrolment.owner), id));
         let traits = self.numbers.take(Traits::of(id, device, known), before);
-        kind.insert(standing, Waiting::of(id, known), device, traits);
+        kind.standings.entry(standing).or_default().insert(Waiting::of(id, known), device, traits);
     }
 
     /// Takes a device out. The number of its traits, which is not given back.
@@ -694,7 +770,7 @@ impl Book {
             };
             spots.queue().map(entry)
         };
-        self.of_class(class).flat_map(entry).collect()
+        self.crowds_of(class).flat_map(Crowd::alike).flat_map(entry).collect()
     }
 }
 
@@ -710,13 +786,4 @@ fn supply_millis(standing: Standing, device: &Device) -> u64 {
 
 fn supply_cpu_millis(standing: Standing, device: &Device) -> u64 {
     if standing.supplies() { device.enrolment.offered.cpu_millis.into() } else { 0 }
-}
-
-fn alike<'a>(class: &'a HardwareClass, kind: &'a Kind) -> impl Iterator<Item = Alike<'a>> {
-    let ranks = kind.standings.iter();
-    let shelves = ranks
-        .flat_map(|(standing, ranks)| ranks.values().rev().flatten().map(move |shelf| (*standing, shelf)));
-    shelves.flat_map(move |(standing, (ask, shelf))| {
-        shelf.iter().map(move |(shape, spots)| Alike { class, standing, ask, shape, spots })
-    })
 }

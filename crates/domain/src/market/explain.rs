@@ -32,6 +32,9 @@ use crate::state::State;
 /// Most devices that are remembered for each set of unmet conditions, and of each class of them, beside one for each member.
 const KEPT_PER_SET: usize = 512;
 const KEPT_PER_CLASS: usize = 48;
+/// Most devices of a class and standing that are looked at for what they miss: those with the most free GPUs, the cheapest
+/// first.
+const LOOKED_AT: usize = 4096;
 /// Most relaxations that are tried, and named.
 const TRIES: usize = 48;
 const NAMED: usize = 8;
@@ -48,6 +51,8 @@ pub enum Condition {
     Heard,
     /// Its owner lets new leases in.
     Open,
+    /// Simulated or not, as asked for.
+    Simulated,
     /// The operator's deny list.
     Operator,
     /// The hardware.
@@ -289,6 +294,7 @@ pub(super) fn misses(judge: &Judge<'_>, id: DeviceId, device: &Device) -> Vec<Co
     };
     let met = [
         (C::Pooled, device.stage == DeviceStage::Pooled),
+        (C::Simulated, device.enrolment.simulated == wanted.simulated),
         (C::Operator, !judge.refused && !judge.known.denied(id)),
         (C::GpuModel, wanted.allows(&device.class)),
         (C::Network, wanted.allows_network(&device.enrolment.network)),
@@ -334,6 +340,8 @@ pub(super) fn in_words(judge: &Judge<'_>, condition: Condition, id: DeviceId, de
     match condition {
         C::Pooled => format!("not pooled ({})", device.stage),
         C::Heard => "not heard from at present".into(),
+        C::Simulated if wanted.simulated => "real, and simulated ones are asked for".into(),
+        C::Simulated => "simulated: nothing runs on it".into(),
         C::Open => device.rules.closed(now_ms).unwrap_or("closed").into(),
         C::GpuModel => {
             format!(
@@ -411,6 +419,13 @@ impl<'a> Kept<'a> {
         self.class = Some((class, count + 1));
         count < KEPT_PER_CLASS + members && self.devices.len() < KEPT_PER_SET + members
     }
+
+    fn add(&mut self, judge: &Judge<'_>, id: DeviceId, device: &'a Device) {
+        if self.devices.is_empty() {
+            self.set = misses(judge, id, device).into_iter().collect();
+        }
+        self.devices.push((id, device));
+    }
 }
 
 /// The conditions on what is free that a device does not meet, as [`misses`] has them.
@@ -439,45 +454,44 @@ impl<'a> Pool<'a> {
         let any_supplier = wanted.suppliers.is_empty() && wanted.not_suppliers.is_empty();
         let (book, members) = (state.book(), wanted.members as usize);
         let (room, relaxable) = (Condition::bits(&Condition::ROOM), Condition::bits(&Condition::RELAXABLE));
-        let alone = |id| {
-            let missed = state.devices.get(&id).map(|device| misses(&judge, id, device));
-            Condition::bits(&missed.unwrap_or_default()) & !room
-        };
+        let lacks = |id, device: &Device| Condition::bits(&misses(&judge, id, device)) & !room;
+        let most_looked_at = if any_supplier { LOOKED_AT } else { usize::MAX };
         let mut kept: BTreeMap<u32, Kept<'a>> = BTreeMap::new();
-        let mut known: Vec<Option<u32>> = Vec::new();
-        let mut last = None;
-        for alike in book.all() {
-            if last.replace((alike.class, alike.standing)) != Some((alike.class, alike.standing)) {
-                known.clear();
-                known.resize(book.numbers(), None);
+        let mut known: Vec<u32> = vec![0; book.numbers()];
+        for crowd in book.crowds().filter(|crowd| crowd.standing.simulated == wanted.simulated) {
+            for (traits, _) in crowd.traits() {
+                let like = crowd.like(traits, book, &state.devices, judge.known);
+                if let (Some(known), Some((id, device))) = (known.get_mut(traits as usize), like) {
+                    *known = lacks(id, device);
+                }
             }
-            let of_shape = missed_room(&alike, None, wanted.per_member);
-            let mut rate = None;
-            for (id, spot) in alike.spots.iter() {
-                let Some(known) = known.get_mut(spot.traits as usize) else { continue };
-                let of_traits = match known {
-                    Some(known) if any_supplier => *known,
-                    _ => *known.insert(alone(id)),
-                };
-                let missed = of_traits | of_shape | missed_room(&alike, Some(spot), wanted.per_member);
-                let count = missed.count_ones() as usize;
-                if missed != 0 && pool.is_near(count) {
-                    let rate = *rate.get_or_insert_with(|| {
-                        alike.ask.rate(alike.class, wanted.per_member, wanted.duration_ms)
-                    });
-                    pool.note_near(count, rate, id, &state.devices);
+            let mut looked_at = 0;
+            for alike in crowd.alike() {
+                if looked_at > most_looked_at {
+                    break;
                 }
-                if count > 2 || missed & !relaxable != 0 {
-                    continue;
-                }
-                let kept = kept.entry(missed).or_default();
-                if kept.takes(alike.class, members)
-                    && let Some(device) = state.devices.get(&id)
-                {
-                    if kept.devices.is_empty() {
-                        kept.set = misses(&judge, id, device).into_iter().collect();
+                looked_at += alike.spots.len();
+                let of_shape = missed_room(&alike, None, wanted.per_member);
+                let rate = alike.ask.rate(alike.class, wanted.per_member, wanted.duration_ms);
+                for (id, spot) in alike.spots.iter().take(most_looked_at) {
+                    let of_traits = match known.get(spot.traits as usize) {
+                        Some(known) if any_supplier => *known,
+                        _ => state.devices.get(&id).map(|device| lacks(id, device)).unwrap_or_default(),
+                    };
+                    let missed = of_traits | of_shape | missed_room(&alike, Some(spot), wanted.per_member);
+                    let count = missed.count_ones() as usize;
+                    if missed != 0 && pool.is_near(count) {
+                        pool.note_near(count, rate, id, &state.devices);
                     }
-                    kept.devices.push((id, device));
+                    if count > 2 || missed & !relaxable != 0 {
+                        continue;
+                    }
+                    let kept = kept.entry(missed).or_default();
+                    if kept.takes(alike.class, members)
+                        && let Some(device) = state.devices.get(&id)
+                    {
+                        kept.add(&judge, id, device);
+                    }
                 }
             }
         }
@@ -898,7 +912,7 @@ fn value(condition: Condition, request: &Request) -> String {
             request.max_total_micro_usd.map_or_else(any, |total| crate::money::Asset::Iosd.show(total))
         }
         C::PriceCap => request.max_rate.map_or_else(any, |rate| rate.to_string()),
-        C::Pooled | C::Heard | C::Open | C::Operator | C::Terms => String::new(),
+        C::Pooled | C::Heard | C::Open | C::Simulated | C::Operator | C::Terms => String::new(),
     }
 }
 

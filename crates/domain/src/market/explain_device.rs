@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::book::Alike;
+use super::book::{Alike, Crowd};
 use super::conditions::Known;
 use super::explain::{Judge, in_words, misses};
 use super::price::{Pricer, member_rate};
@@ -80,7 +80,7 @@ pub struct DeviceExplanation {
 pub fn device(state: &State, id: DeviceId, now_ms: u64) -> Result<DeviceExplanation, Refusal> {
     let found = state.device(id)?;
     let known = Known::of(state);
-    let asks = rivals(state, id, &found.class, now_ms);
+    let asks = rivals(state, id, found, now_ms);
     let ask = found.enrolment.ask_per_unit;
     let record = state.market.as_ref();
     let mut orders: Vec<&Order> = state.orders.values().collect();
@@ -105,10 +105,12 @@ pub fn device(state: &State, id: DeviceId, now_ms: u64) -> Result<DeviceExplanat
 }
 
 /// The other devices of a class that could take work now, by ask.
-fn rivals(state: &State, id: DeviceId, class: &HardwareClass, now_ms: u64) -> BTreeMap<Rate, u32> {
+fn rivals(state: &State, id: DeviceId, device: &Device, now_ms: u64) -> BTreeMap<Rate, u32> {
     let (book, mut asks) = (state.book(), BTreeMap::new());
     let open = book.hours(now_ms);
-    for alike in book.of_class(class).filter(Alike::has_room) {
+    let simulated = device.enrolment.simulated;
+    let alike = book.crowds_of(&device.class).filter(|crowd| crowd.standing.simulated == simulated);
+    for alike in alike.flat_map(Crowd::alike).filter(Alike::has_room) {
         let others = alike.spots.iter().filter(|(rival, _)| *rival != id);
         let count =
             others.filter(|(_, spot)| open.get(spot.traits as usize).is_some_and(|open| *open)).count();
@@ -124,6 +126,9 @@ fn closed(known: Known<'_>, id: DeviceId, device: &Device, now_ms: u64) -> Vec<S
     let mut why = Vec::new();
     if known.denied(id) {
         why.push("the operator keeps it out of the market".into());
+    }
+    if device.enrolment.simulated {
+        why.push("it is simulated: nothing real can be ordered on it".into());
     }
     match &device.stage {
         DeviceStage::Pooled => {}

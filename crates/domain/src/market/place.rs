@@ -12,7 +12,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::book::Book;
+use super::book::{Alike, Book};
 use super::capacity::{Capacity, GPU_MILLIS, Shape};
 use super::choice::Choice;
 use super::conditions::{self, Known, Looked, asked, supplier_allowed};
@@ -218,9 +218,9 @@ pub fn index_is_true(state: &State) -> bool {
     state.book().same(&Book::build(state))
 }
 
-/// The places of "hired by others now" and of the size among the constraints.
+/// The places of the size and of "hired by others now" among the constraints.
+const SIZE: u8 = 18;
 const HIRED: u8 = 20;
-const SIZE: u8 = 15;
 
 /// A constraint, with its place in the order.
 type Constraint = (u8, Cow<'static, str>);
@@ -250,17 +250,11 @@ pub(super) struct Sieve<'a> {
     asker: Asker,
     /// Why the operator keeps the whole request out.
     refused: Option<String>,
+    /// The most that a member may cost.
+    most: Option<Rate>,
     removed: BTreeMap<Constraint, u32>,
     /// How many are too small, and what the largest of them offers.
     small: BTreeMap<Size, (u32, u64)>,
-}
-
-/// What devices of one class, standing and set of traits have in common: what they miss before their size is looked at,
-/// and after it, each by its place in a list.
-#[derive(Clone, Copy)]
-struct Verdict {
-    unwilling: Option<usize>,
-    resting: Option<usize>,
 }
 
 impl Limits {
@@ -323,9 +317,17 @@ impl<'a> Sieve<'a> {
     pub(super) fn new(state: &'a State, request: &'a Request, limits: &'a Limits, now_ms: u64) -> Self {
         let asker = Asker::new(&state.private, limits.renter, request.kind);
         let refused = state.private.deny.renters.refuse(&asker);
-        let refused = refused.map(|why| format!("the operator's deny list: {why}"));
-        let (removed, small) = (BTreeMap::new(), BTreeMap::new());
-        Self { request, limits, now_ms, known: Known::of(state), asker, refused, removed, small }
+        Self {
+            request,
+            limits,
+            now_ms,
+            known: Known::of(state),
+            asker,
+            refused: refused.map(|why| format!("the operator's deny list: {why}")),
+            most: limits.rates.as_ref().and_then(|rates| rates.iter().max().copied()),
+            removed: BTreeMap::new(),
+            small: BTreeMap::new(),
+        }
     }
 
     /// Whether the device meets every constraint.
@@ -337,14 +339,16 @@ impl<'a> Sieve<'a> {
         match missed {
             None => {}
             Some(Miss::Constraint(constraint)) => *self.removed.entry(constraint).or_insert(0) += 1,
-            Some(Miss::Small(size, offered)) => self.count_small(size, offered),
+            Some(Miss::Small(size, offered)) => self.count_small(size, offered, 1),
         }
     }
 
-    fn count_small(&mut self, size: Size, offered: u64) {
-        let (devices, most) = self.small.entry(size).or_default();
-        *devices += 1;
-        *most = offered.max(*most);
+    fn count_small(&mut self, size: Size, offered: u64, count: u32) {
+        if count > 0 {
+            let (devices, most) = self.small.entry(size).or_default();
+            *devices += count;
+            *most = offered.max(*most);
+        }
     }
 
     /// Counts what each constraint removes by a look at every device.
@@ -356,70 +360,81 @@ impl<'a> Sieve<'a> {
 
     /// The same from the index: of devices that are alike to placement one is looked at.
     fn sift(&mut self, state: &State) {
-        let (book, wanted) = (state.book(), self.request.per_member);
+        let book = state.book();
         let archived = state.devices.len().saturating_sub(book.devices());
         if archived > 0 {
             let archived = u32::try_from(archived).unwrap_or(u32::MAX);
             self.removed.insert((0, "not pooled (archived)".into()), archived);
         }
+        // Devices that are looked at by themselves; what is said of their traits is counted with all the others.
         let alone: BTreeSet<_> = self.limits.avoid.iter().copied().chain(self.limits.all_apart()).collect();
         for (id, device) in alone.iter().filter_map(|id| Some((*id, state.devices.get(id)?))) {
-            if device.stage != DeviceStage::Archived {
-                self.count(self.misses(id, device));
+            match self.misses(id, device) {
+                Some(Miss::Constraint((place, _))) if place < SIZE => {}
+                missed => self.count(missed),
             }
         }
-        let mut tally: Vec<(Constraint, u32)> =
-            vec![((HIRED, HIRED_BY_OTHERS.into()), 0), (self.too_dear_in_words(), 0)];
-        let mut verdicts: Vec<Option<Verdict>> = Vec::new();
-        let mut last = None;
-        for alike in book.all() {
-            if last.replace((alike.class, alike.standing)) != Some((alike.class, alike.standing)) {
-                verdicts.clear();
-                verdicts.resize(book.numbers(), None);
+        let mut willing = vec![false; book.numbers()];
+        for crowd in book.crowds() {
+            let mut some = false;
+            for (traits, devices) in crowd.traits() {
+                let like = crowd.like(traits, book, &state.devices, self.known);
+                let missed =
+                    like.and_then(|(id, device)| self.unwilling(id, device).or_else(|| self.resting(device)));
+                let is_willing = missed.is_none();
+                if let Some(missed) = missed {
+                    *self.removed.entry(missed).or_insert(0) += devices;
+                }
+                some |= is_willing;
+                if let Some(known) = willing.get_mut(traits as usize) {
+                    *known = is_willing;
+                }
             }
-            let (fits, mut dear) = (alike.shape.fits(wanted), None);
-            for (id, spot) in alike.spots.iter().filter(|(id, _)| !alone.contains(id)) {
-                let Some(known) = verdicts.get_mut(spot.traits as usize) else { continue };
-                let verdict = *known.get_or_insert_with(|| self.verdict(state, id, &mut tally));
-                let offered = (spot.memory_offered_bytes, spot.disk_offered_bytes);
-                let missed = if verdict.unwilling.is_some() {
-                    verdict.unwilling
-                } else if let Some((size, offered)) = too_small(&alike.shape.offered(), offered, wanted) {
-                    self.count_small(size, offered);
-                    continue;
-                } else if verdict.resting.is_some() {
-                    verdict.resting
-                } else if !fits
-                    || wanted.memory_bytes > spot.memory_bytes
-                    || wanted.disk_bytes > spot.disk_bytes
-                {
-                    Some(0)
-                } else {
-                    let rate = || alike.ask.rate(alike.class, wanted, self.request.duration_ms);
-                    dear.get_or_insert_with(|| self.above_promise(rate())).then_some(1)
-                };
-                missed.into_iter().for_each(|at| tally[at].1 += 1);
+            if some {
+                crowd.alike().for_each(|alike| self.sift_alike(&alike, &willing, &alone));
             }
-        }
-        for (constraint, devices) in tally.into_iter().filter(|(_, devices)| *devices > 0) {
-            *self.removed.entry(constraint).or_insert(0) += devices;
         }
     }
 
-    /// What a device misses whatever is free of it; constraints get a place in the tally.
-    fn verdict(&self, state: &State, id: DeviceId, tally: &mut Vec<(Constraint, u32)>) -> Verdict {
-        let mut place = |missed: Option<Constraint>| {
-            let missed = missed?;
-            let known = tally.iter().position(|(known, _)| *known == missed);
-            Some(known.unwrap_or_else(|| {
-                tally.push((missed, 0));
-                tally.len() - 1
-            }))
+    /// Counts devices of one shape for which nothing but size and price is in question, if their traits are willing.
+    fn sift_alike(&mut self, alike: &Alike<'_>, willing: &[bool], alone: &BTreeSet<DeviceId>) {
+        let wanted = self.request.per_member;
+        let (small, fits) =
+            (too_small(alike.shape.offered(), (u64::MAX, u64::MAX), wanted), alike.shape.fits(wanted));
+        let (mut devices, mut hired, mut fit) = (0, 0, 0);
+        for (_, spot) in alike.spots.iter().filter(|(id, _)| alone.is_empty() || !alone.contains(id)) {
+            if !willing.get(spot.traits as usize).is_some_and(|willing| *willing) {
+                continue;
+            }
+            if small.is_some() {
+                devices += 1;
+            } else if wanted.memory_bytes > spot.memory_offered_bytes
+                || wanted.disk_bytes > spot.disk_offered_bytes
+            {
+                let beside = (spot.memory_offered_bytes, spot.disk_offered_bytes);
+                let small = too_small(alike.shape.offered(), beside, wanted);
+                if let Some((size, offered)) = small {
+                    self.count_small(size, offered, 1);
+                }
+            } else if !fits || wanted.memory_bytes > spot.memory_bytes || wanted.disk_bytes > spot.disk_bytes
+            {
+                hired += 1;
+            } else {
+                fit += 1;
+            }
+        }
+        if let Some((size, offered)) = small {
+            self.count_small(size, offered, devices);
+        }
+        let mut add = |constraint: Constraint, devices: u32| {
+            if devices > 0 {
+                *self.removed.entry(constraint).or_insert(0) += devices;
+            }
         };
-        let device = state.devices.get(&id);
-        Verdict {
-            unwilling: place(device.and_then(|device| self.unwilling(id, device))),
-            resting: place(device.and_then(|device| self.resting(device))),
+        add((HIRED, HIRED_BY_OTHERS.into()), hired);
+        let rate = alike.ask.rate(alike.class, wanted, self.request.duration_ms);
+        if fit > 0 && self.most.is_some_and(|most| rate > most) {
+            add(too_dear(self.most), fit);
         }
     }
 
@@ -429,19 +444,20 @@ impl<'a> Sieve<'a> {
         if let Some(missed) = self.unwilling(id, device) {
             return Some(Miss::Constraint(missed));
         }
+        if let Some(missed) = self.resting(device) {
+            return Some(Miss::Constraint(missed));
+        }
         let beside = (offered.memory_bytes, offered.disk_bytes);
-        if let Some((size, offered)) = too_small(&(offered.gpus, offered.cpu_millis), beside, wanted) {
+        if let Some((size, offered)) = too_small((offered.gpus, offered.cpu_millis), beside, wanted) {
             return Some(Miss::Small(size, offered));
         }
         let missed = if self.limits.avoid.contains(&id) {
-            Some((16, "a device that this cluster already uses or that failed it".into()))
-        } else if let Some(missed) = self.resting(device) {
-            Some(missed)
+            Some((SIZE + 1, "a device that this cluster already uses or that failed it".into()))
         } else if !self.limits.room(id, device).0.fits(wanted) {
             Some((HIRED, HIRED_BY_OTHERS.into()))
         } else {
             let rate = member_rate(device, wanted, self.request.duration_ms);
-            self.above_promise(rate).then(|| self.too_dear_in_words())
+            self.most.is_some_and(|most| rate > most).then(|| too_dear(self.most))
         };
         missed.map(Miss::Constraint)
     }
@@ -451,11 +467,16 @@ impl<'a> Sieve<'a> {
         if device.stage != DeviceStage::Pooled {
             return Some((0, format!("not pooled ({})", device.stage).into()));
         }
+        if device.enrolment.simulated != self.request.simulated {
+            let wanted = self.request.simulated;
+            let words = if wanted { "simulated devices wanted" } else { "simulated, nothing runs on them" };
+            return Some((1, words.into()));
+        }
         if let Some(refused) = &self.refused {
-            return Some((1, refused.clone().into()));
+            return Some((2, refused.clone().into()));
         }
         if self.known.denied(id) {
-            return Some((1, asked(Condition::Operator, self.request).into()));
+            return Some((2, asked(Condition::Operator, self.request).into()));
         }
         let (place, missing) = self.wishes(id, device)?;
         Some((place, missing.into()))
@@ -465,32 +486,32 @@ impl<'a> Sieve<'a> {
         let (r, enrolment) = (self.request, &device.enrolment);
         let tag = r.tags.iter().find(|tag| !enrolment.tags.contains(*tag));
         if !r.allows(&device.class) {
-            return Some((2, format!("GPU model {}", r.gpu_model.as_deref().unwrap_or("any"))));
+            return Some((3, format!("GPU model {}", r.gpu_model.as_deref().unwrap_or("any"))));
         }
         if !r.gpu_min.met_by(&device.class) {
-            return Some((3, asked(Condition::GpuMinimum, r)));
+            return Some((4, asked(Condition::GpuMinimum, r)));
         }
         if !r.allows_network(&enrolment.network) {
-            return Some((4, format!("supply network {}", r.network.as_deref().unwrap_or("any"))));
+            return Some((5, format!("supply network {}", r.network.as_deref().unwrap_or("any"))));
         }
         if !supplier_allowed(r, &enrolment.owner) {
-            return Some((5, asked(Condition::Suppliers, r)));
+            return Some((6, asked(Condition::Suppliers, r)));
         }
         if let Some(tag) = tag {
-            return Some((6, format!("tag {tag}")));
+            return Some((7, format!("tag {tag}")));
         }
         if let Some(doubt) = self.unproven_region(device) {
-            return Some((6, doubt));
+            return Some((7, doubt));
         }
         if let Some(low) = self.below_tier(device) {
-            return Some((7, low));
+            return Some((8, low));
         }
         if device.rules.no_egress && r.egress != Egress::Off {
             let why = format!("egress {}, which their suppliers forbid (ask with egress off)", r.egress);
-            return Some((7, why));
+            return Some((8, why));
         }
         let looked = Looked { id, device, known: self.known };
-        let unmet = conditions::CONDITIONS.iter().zip(8..);
+        let unmet = conditions::CONDITIONS.iter().zip(9..);
         let mut unmet = unmet.filter(|(one, _)| !conditions::meets(**one, &looked, r, &self.asker));
         unmet.next().map(|(one, place)| (place, asked(*one, r)))
     }
@@ -498,9 +519,9 @@ impl<'a> Sieve<'a> {
     /// Why it takes nothing now: the same for all devices of a standing and a set of traits.
     fn resting(&self, device: &Device) -> Option<Constraint> {
         if device.contact != Contact::Connected {
-            return Some((17, "not heard from at present".into()));
+            return Some((16, "not heard from at present".into()));
         }
-        device.rules.closed(self.now_ms).map(|why| (18, why.into()))
+        device.rules.closed(self.now_ms).map(|why| (17, why.into()))
     }
 
     /// A tag that claims a region counts only as long as round trips bear it out.
@@ -518,26 +539,14 @@ impl<'a> Sieve<'a> {
         Some(format!("connectivity {least} ({down}/{up} Mbit/s down/up): measured {earned}"))
     }
 
-    fn most(&self) -> Option<Rate> {
-        self.limits.rates.as_ref()?.iter().max().copied()
-    }
-
-    fn above_promise(&self, rate: Rate) -> bool {
-        self.most().is_some_and(|most| rate > most)
-    }
-
-    fn too_dear_in_words(&self) -> Constraint {
-        (HIRED + 1, format!("a price above the promised {}", self.most().unwrap_or_default()).into())
-    }
-
     /// Why it does not work out, by the index or by a look at every device: the same answer.
     pub(super) fn shortfall(mut self, state: &State, possible: u32, by_index: bool) -> Shortfall {
         // The index knows no suppliers: where they matter every device is looked at.
         let any_supplier = self.request.suppliers.is_empty() && self.request.not_suppliers.is_empty();
         if by_index && any_supplier {
-            self.sift(state)
+            self.sift(state);
         } else {
-            self.sift_all(state)
+            self.sift_all(state);
         }
         let wanted = self.request.per_member;
         for (size, (devices, most)) in std::mem::take(&mut self.small) {
@@ -580,16 +589,20 @@ impl<'a> Sieve<'a> {
 
 const HIRED_BY_OTHERS: &str = "hired by others now";
 
+fn too_dear(most: Option<Rate>) -> Constraint {
+    (HIRED + 1, format!("a price above the promised {}", most.unwrap_or_default()).into())
+}
+
 /// What a device that offers so many GPUs and CPU, and so much memory and disk, is too small in.
 fn too_small(
-    (gpus, cpu_millis): &(u32, u32),
+    (gpus, cpu_millis): (u32, u32),
     (memory_bytes, disk_bytes): (u64, u64),
     wanted: Resources,
 ) -> Option<(Size, u64)> {
-    if wanted.gpus > *gpus {
-        Some((Size::Gpus, u64::from(*gpus)))
-    } else if wanted.cpu_millis > *cpu_millis {
-        Some((Size::Cpu, u64::from(*cpu_millis)))
+    if wanted.gpus > gpus {
+        Some((Size::Gpus, u64::from(gpus)))
+    } else if wanted.cpu_millis > cpu_millis {
+        Some((Size::Cpu, u64::from(cpu_millis)))
     } else if wanted.memory_bytes > memory_bytes {
         Some((Size::Memory, memory_bytes))
     } else if wanted.disk_bytes > disk_bytes {

@@ -40,7 +40,7 @@ pub struct Share {
 impl Share {
     /// A pooled device's part; others have none.
     pub fn of(device: &Device) -> Option<Self> {
-        if device.stage != DeviceStage::Pooled {
+        if device.stage != DeviceStage::Pooled || device.enrolment.simulated {
             return None;
         }
         let class = device.class.clone();

@@ -100,6 +100,9 @@ pub struct Request {
     /// Everything that matches, `members` at most; a quote says how many that are.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub mega: bool,
+    /// Only simulated devices: for show, such a request is never accepted.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub simulated: bool,
     /// What is paid with.
     pub asset: Asset,
     /// What the work is; it completes `prefer`.
@@ -164,6 +167,7 @@ impl Default for Request {
             priority: Priority::default(),
             buy: Buy::default(),
             mega: false,
+            simulated: false,
             asset: Asset::Iosd,
             kind: WorkKind::default(),
             gpu_min: GpuMinimum::default(),

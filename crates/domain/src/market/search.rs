@@ -366,7 +366,7 @@ impl<'a> Shelves<'a> {
         for (class, kind) in
             search.book.kinds().filter(|(class, _)| class_allowed(search.request, class) && can(class))
         {
-            for row in kind.rows(wanted) {
+            for row in kind.rows(wanted, search.request.simulated) {
                 shelves.add(class, Box::new(row));
             }
         }
@@ -411,7 +411,7 @@ impl<'a> Shelves<'a> {
             }
             self.bounds.pop();
             let Some(row) = self.rows[at].as_mut() else { continue };
-            let (class, (ask, shelf)) = (row.class, row.next);
+            let (class, (ask, shapes)) = (row.class, row.next);
             match row.rest.next() {
                 Some(next) => {
                     row.next = next;
@@ -420,7 +420,7 @@ impl<'a> Shelves<'a> {
                 None => self.rows[at] = None,
             }
             let rate = ask.rate(class, search.request.per_member, search.request.duration_ms);
-            self.put(rate, Pending::Shelf(class, shelf));
+            self.put(rate, Pending::Shelf(class, shapes));
         }
     }
 
@@ -444,7 +444,7 @@ impl<'a> Levels<'a> for Shelves<'a> {
             {
                 self.pending.pop();
                 match self.known[at] {
-                    Pending::Shelf(class, shelf) => Self::open(search, class, shelf, &mut level),
+                    Pending::Shelf(class, shapes) => Self::open(search, class, shapes, &mut level),
                     Pending::Single(id) => level.push(search.single(id)),
                 }
             }

@@ -7,6 +7,7 @@ mod pool;
 mod price;
 mod queue;
 mod refusals;
+mod simulated;
 mod table;
 mod terms;
 mod way_of_an_order;

@@ -87,6 +87,7 @@ impl Market {
         let gpu = |n| Gpu { uuid: format!("GPU-{n}"), model: model.into(), memory_bytes: 16 * GIB };
         enrolment.hardware.gpus = (0..count).map(gpu).collect();
         enrolment.network = dice.one_of(&["ionet", "render"]).into();
+        enrolment.simulated = dice.below(6) == 0;
         if dice.below(3) == 0 {
             enrolment.tags = BTreeSet::from(["quiet".to_owned()]);
         }
@@ -188,7 +189,7 @@ impl Market {
     }
 
     fn same_answers(&mut self) {
-        let wish = self.wish();
+        let wish = Request { simulated: self.dice.below(6) == 0, ..self.wish() };
         let avoid = self.devices.iter().copied().filter(|_| self.dice.below(8) == 0).collect();
         let most = self.dice.one_of(&[u64::MAX, 150_000, 400_000]);
         let rates = (self.dice.below(3) == 0).then(|| vec![Rate(most); wish.members as usize]);
@@ -200,6 +201,8 @@ impl Market {
         assert_eq!(found, place::exhaustive(state, &wish, &limits, self.world.now_ms), "{wish:?}");
         if let Ok(seats) = found {
             assert_eq!(seats.len(), wish.members as usize);
+            let is = |seat: &place::Seat| state.device(seat.device).unwrap().enrolment.simulated;
+            assert!(seats.iter().all(|seat| is(seat) == wish.simulated), "simulated and real were mixed");
         }
     }
 
@@ -255,6 +258,12 @@ impl Market {
             schedule: if self.dice.below(4) == 0 { vec![noon] } else { Vec::new() },
             ..OwnerRules::default()
         };
+        let free = self.world.state.device(device).is_ok_and(|device| device.leases == 0);
+        match self.dice.below(12) {
+            0 => self.happen(PublicBody::DeviceChecking { device }),
+            1 if free => self.happen(PublicBody::DeviceArchived { device }),
+            _ => {}
+        }
         let ask = Rate(self.dice.one_of(&[100_000, 250_000]));
         let change = ionet_domain::device::DeviceChange {
             rules: Some(rules),
@@ -304,7 +313,8 @@ fn one_device(gpus: u32) -> (Market, DeviceId) {
         market.add_device();
         let device = market.world.state.device(market.devices[market.devices.len() - 1]).unwrap();
         let fits = device.class == HardwareClass::Gpu("T4".into()) && device.enrolment.offered.gpus == gpus;
-        if fits && !device.one_tenant() && device.enrolment.network == "ionet" {
+        if fits && !device.enrolment.simulated && !device.one_tenant() && device.enrolment.network == "ionet"
+        {
             let id = device.enrolment.device;
             market.world.state.devices.retain(|known, _| *known == id);
             market.world.state = market.world.state.clone();

@@ -34,7 +34,9 @@ impl World {
         let mut world = Self { state: State::default(), now_ms: START_MS, events: Vec::new(), next: 0 };
         world.must(
             Actor::Server,
-            CommandBody::Found { params: Params { gpu_shares: true, ..Params::default() } },
+            CommandBody::Found {
+                params: Params { gpu_shares: true, simulated_devices: true, ..Params::default() },
+            },
         );
         world.must(Actor::Server, CommandBody::BeginTerm { above: 0 });
         world
@@ -110,6 +112,7 @@ impl World {
                 ..Resources::default()
             },
             hardware: Hardware { cpu_threads: 2, memory_bytes: 8 * GIB, ..Hardware::default() },
+            simulated: false,
         }
     }
 
@@ -218,6 +221,7 @@ pub(crate) fn request(members: u32) -> Request {
         priority: ionet_domain::market::Priority::Normal,
         buy: ionet_domain::market::Buy::default(),
         mega: false,
+        simulated: false,
         asset: Asset::Iosd,
         ..Request::default()
     }

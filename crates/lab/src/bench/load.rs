@@ -156,6 +156,7 @@ fn device(engine: &mut Engine, n: u64) -> Result<()> {
             ..Resources::default()
         },
         hardware: Hardware { cpu_threads: 2, memory_bytes: 8 * GIB, ..Hardware::default() },
+        simulated: false,
     };
     ask(engine, Actor::Wallet(owner), C::Enrol { enrolment, machine_name: "bench".into() })?;
     ask(engine, Actor::Server, C::NoteContact { device, contact: Contact::Connected })?;
@@ -188,6 +189,7 @@ fn running(engine: &mut Engine, n: u64) -> Result<OrderId> {
         priority: ionet_domain::market::Priority::Normal,
         buy: ionet_domain::market::Buy::default(),
         mega: false,
+        simulated: false,
         asset: Asset::Iosd,
         ..Request::default()
     };

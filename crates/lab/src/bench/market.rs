@@ -30,8 +30,13 @@ pub(crate) struct Market {
 impl Market {
     /// A network without a table of prices, so that asks alone count.
     pub(crate) fn new() -> Result<Self> {
+        Self::founded(Params { price: None, ..Params::default() })
+    }
+
+    /// A network that is founded with these.
+    pub(crate) fn founded(params: Params) -> Result<Self> {
         let mut market = Self { state: State::default(), now_ms: NOW_MS, next: 0 };
-        market.happen(PublicBody::Founded { params: Params { price: None, ..Params::default() } })?;
+        market.happen(PublicBody::Founded { params })?;
         let id = TransferId { scope: 1, kind: TransferKind::Deposit, n: 0 };
         let key = |owner| AccountKey { owner, asset: Asset::Iosd };
         let (debit, credit) = (key(Owner::World), key(Owner::Wallet(Address([1; 32]))));
@@ -82,6 +87,7 @@ impl Market {
             ask_per_unit: RATE,
             offered,
             hardware,
+            simulated: false,
         };
         make(&mut enrolment);
         let class = model.map_or(HardwareClass::Cpu, |model| HardwareClass::Gpu(model.into()));
@@ -166,6 +172,7 @@ pub(crate) fn request(per_member: Resources, models: Option<String>) -> Request 
         priority: ionet_domain::market::Priority::Normal,
         buy: ionet_domain::market::Buy::default(),
         mega: false,
+        simulated: false,
         asset: Asset::Iosd,
         ..Request::default()
     }

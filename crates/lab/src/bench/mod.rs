@@ -3,11 +3,13 @@
 //! Figures with a target say whether it was met. Not here: anything simulated.
 #![expect(clippy::cast_precision_loss, reason = "counts become figures for people")]
 
+pub mod answers;
 pub mod engine;
 pub mod fgd;
 pub mod load;
 mod market;
 pub mod memory;
+pub mod month;
 mod network;
 pub mod object;
 pub mod overlay;

@@ -8,13 +8,12 @@ use std::collections::{BTreeSet, VecDeque};
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use ionet_domain::LeaseId;
-use ionet_domain::OrderId;
 use ionet_domain::device::{Resources, Tier};
 use ionet_domain::event::PublicBody;
 use ionet_domain::market::Request;
 use ionet_domain::market::place::{self, Limits, Seat};
 use ionet_domain::money::{HOUR_MS, Rate};
+use ionet_domain::{LeaseId, OrderId, Params};
 
 use super::market::{Market, request};
 use super::plot::{Plot, Series};
@@ -117,17 +116,9 @@ fn show(figures: &mut Vec<Figure>, outcome: &Outcome) {
 
 fn one(devices: usize, size: &Size, first: bool) -> Result<Outcome> {
     let before = resident_bytes()?;
-    let mut random = Random::new(7);
-    let mut market = Market::new()?;
-    let mut gpus = 0;
-    for _ in 0..devices {
-        gpus += add(&mut market, &mut random)?;
-    }
-    // The first placement makes the index.
-    let limits = Limits::default();
-    black_box(place::find(&market.state, &wish(&mut random), &limits, market.now_ms));
+    let random = Random::new(7);
+    let mut run = Run::new(devices, Params { price: None, ..Params::default() }, random)?;
     let bytes = resident_bytes()?.saturating_sub(before) as f64 / devices.max(1) as f64;
-    let mut run = Run { market, random, live: VecDeque::new(), hired: 0, most: gpus * HIRED_PERCENT / 100 };
     run.warm_up()?;
     let mut outcome = Outcome {
         devices,
@@ -191,7 +182,7 @@ fn add(market: &mut Market, random: &mut Random) -> Result<u64> {
 }
 
 /// An order of mixed kind and size.
-fn wish(random: &mut Random) -> Request {
+pub(super) fn wish(random: &mut Random) -> Request {
     let gpus = random.one_of(&[0, 1, 1, 1, 1, 1, 1, 2, 4, 8]).copied().unwrap_or(1);
     let share =
         (gpus == 1 && random.below(4) == 0).then(|| random.one_of(&[250, 500, 750]).copied().unwrap_or(500));
@@ -233,7 +224,26 @@ struct Run {
     most: u64,
 }
 
+/// A market of so many devices, hired as far as a day's worth of orders does.
+pub(super) fn filled(devices: usize, params: Params, random: &mut Random) -> Result<Market> {
+    let mut run = Run::new(devices, params, random.clone())?;
+    run.warm_up()?;
+    *random = run.random;
+    Ok(run.market)
+}
+
 impl Run {
+    fn new(devices: usize, params: Params, mut random: Random) -> Result<Self> {
+        let mut market = Market::founded(params)?;
+        let mut gpus = 0;
+        for _ in 0..devices {
+            gpus += add(&mut market, &mut random)?;
+        }
+        // The first placement makes the index.
+        black_box(place::find(&market.state, &wish(&mut random), &Limits::default(), market.now_ms));
+        Ok(Self { market, random, live: VecDeque::new(), hired: 0, most: gpus * HIRED_PERCENT / 100 })
+    }
+
     /// Hires the market to where it is kept, as far as a day's worth of orders does.
     fn warm_up(&mut self) -> Result<()> {
         for n in 0..self.most.min(60_000) {

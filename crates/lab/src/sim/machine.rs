@@ -43,6 +43,7 @@ pub(super) fn machine(n: usize, plan: &Plan, net: &MemNet) -> (DeviceNode, bool)
             gpu_share_millis: None,
         },
         hardware: Hardware { cpu_threads: threads, memory_bytes: 8 * GIB, gpus, ..Hardware::default() },
+        simulated: false,
     };
     if varied && random.chance(300_000) {
         enrolment.tags.insert(TAG.into());

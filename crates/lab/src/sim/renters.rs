@@ -316,6 +316,7 @@ impl World {
             priority: ionet_domain::market::Priority::Normal,
             buy: ionet_domain::market::Buy::default(),
             mega: false,
+            simulated: false,
             asset: Asset::Iosd,
             ..Request::default()
         };

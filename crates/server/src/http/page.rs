@@ -67,7 +67,8 @@ impl Numbers {
         let mut rows = String::new();
         let rate = |rate: Option<Rate>| rate.map_or_else(|| "-".to_owned(), |rate| rate.to_string());
         for known in &self.prices {
-            let class = escaped(&known.class.to_string());
+            let simulated = if known.simulated { " (simulated)" } else { "" };
+            let class = escaped(&format!("{}{simulated}", known.class));
             let (free, hired) = (known.free_millis / 1000, known.hired_ppm / 10_000);
             let (ask, market) = (rate(known.lowest_ask), rate(known.market));
             let elsewhere = known.elsewhere.as_ref();

@@ -260,6 +260,7 @@ fn boards() -> Named {
         [("median", count()), ("prices", number()), ("range", range), ("date", text()), ("source", text())];
     let class = [
         ("class", of("HardwareClass")),
+        ("simulated?", truth()),
         ("devices", number()),
         ("open_devices", number()),
         ("units_millis", count()),
@@ -293,6 +294,7 @@ fn reasons() -> Named {
         "pooled",
         "heard",
         "open",
+        "simulated",
         "operator",
         "gpu_model",
         "gpu_minimum",
@@ -744,6 +746,7 @@ mod tests {
         let provider = "p".into();
         ClassPrices {
             class: HardwareClass::Gpu("A".into()),
+            simulated: true,
             devices: 1,
             open_devices: 1,
             units_millis: 1,
@@ -855,6 +858,7 @@ mod tests {
                 ask_per_unit: Rate(1),
                 offered: Resources::default(),
                 hardware,
+                simulated: false,
             },
         );
         let refused = DeviceStage::Refused { reason: "r".into() };

@@ -201,6 +201,7 @@ pub(crate) fn request() -> Request {
         priority: ionet_domain::market::Priority::Normal,
         buy: ionet_domain::market::Buy::default(),
         mega: false,
+        simulated: false,
         asset: Asset::Iosd,
         ..Request::default()
     }
@@ -234,6 +235,7 @@ pub(crate) fn enrolment(device: DeviceId, owner: Address, endpoint: EndpointId) 
             memory_bytes,
             ..Hardware::default()
         },
+        simulated: false,
     }
 }
 

@@ -5,6 +5,7 @@ mod http_authorisation;
 mod http_bad_input;
 mod http_kit;
 mod http_live;
+mod http_simulated;
 mod http_ways;
 mod order;
 mod restore;

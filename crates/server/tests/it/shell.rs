@@ -169,6 +169,7 @@ fn enrolment(endpoint: EndpointId, now_ms: u64) -> Enrolment {
             ..Resources::default()
         },
         hardware: Hardware { cpu_threads: 2, memory_bytes: 8 * GIB, ..Hardware::default() },
+        simulated: false,
     }
 }
 

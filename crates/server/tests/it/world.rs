@@ -358,6 +358,7 @@ impl World {
                 ..Resources::default()
             },
             hardware: Hardware { cpu_threads: 2, memory_bytes: 8 * GIB, ..Hardware::default() },
+            simulated: false,
         };
         self.must(Actor::Wallet(owner), CommandBody::Enrol { enrolment, machine_name: "box".into() });
         self.workers.insert(endpoint, Worker::new(device));
@@ -411,6 +412,7 @@ pub(crate) fn request(members: u32) -> Request {
         priority: ionet_domain::market::Priority::Normal,
         buy: ionet_domain::market::Buy::default(),
         mega: false,
+        simulated: false,
         asset: Asset::Iosd,
         ..Request::default()
     }

@@ -296,6 +296,7 @@ fn view(request: &EnrolRequest) -> DeviceView {
         counted_bandwidth: None,
         claimed_region: None,
         region_unproven: None,
+        simulated: false,
         rules: OwnerRules::default(),
         telemetry: None,
     }
