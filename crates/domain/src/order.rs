@@ -8,11 +8,23 @@
 //! | start | Placed | Starting | reconcile/lease |
 //! | ready | Starting | Running | reconcile/ready |
 //! | meter, extend, replace, egress | Running (and where [`after`] says) | the same | reconcile/meter, renter, reconcile/place |
+//! | grow, shrink, exchange | Running | the same | the renter, reconcile/upkeep, reconcile/replace |
+//! | change | anything before Closing | the same | the renter |
+//! | pause | Running | Paused | the renter |
+//! | resume | Paused | Funded | the renter |
+//! | put off | Funded, if it was to resume and found no place | Paused | reconcile/place |
 //! | close | anything before Closing | Closing | renter, time, money, failure |
 //! | settle | Closing | Settled | reconcile/settle |
 //! | pay | Settled | Paid | reconcile/payout |
 //!
-//! Always holds: a stage is the to-do list of whoever moves it on; a lease's number is never used again.
+//! Always holds: a stage is the to-do list of whoever moves it on; a lease's number is never used again. Not here: what changes
+//! the size and the time of an order that runs (`course`, `size`, `pause`, `scale`), what its members ail from (`health`).
+
+pub mod course;
+pub mod health;
+pub mod pause;
+pub mod scale;
+pub mod size;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -20,6 +32,8 @@ use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
 
+use self::course::{Course, ReleaseReason, Released};
+use self::health::Ailing;
 use crate::id::{Address, DeviceId, KeyId, LeaseId, OrderId, TransferId, TransferKind};
 use crate::ledger::{AccountKey, Owner, Step, Transfer};
 use crate::market::place::{self, Limits, Seat, Taken};
@@ -43,6 +57,8 @@ pub enum Stage {
     Starting,
     /// Every member is up; time is metered.
     Running,
+    /// It has no boxes, and time stands still; what is left of time and money is kept.
+    Paused,
     /// Boxes are being removed and wiped.
     Closing,
     /// What was not used went back.
@@ -71,6 +87,20 @@ pub enum Move {
     Replace,
     /// Change what its boxes may reach outside.
     Egress,
+    /// Add members.
+    Grow,
+    /// Take members away.
+    Shrink,
+    /// Put another device in the place of a member that is up.
+    Exchange,
+    /// Take all boxes away for a while.
+    Pause,
+    /// Run again.
+    Resume,
+    /// Go back to the pause that it was to come out of: there is no place.
+    PutOff,
+    /// Change its duration, its cap or what is done for it.
+    Change,
     /// End it.
     Close,
     /// Give back the rest.
@@ -100,11 +130,21 @@ pub fn after(stage: Stage, wanted: Move) -> Option<Stage> {
         (S::Funded, M::Place) => Some(S::Placed),
         (S::Placed, M::Start) => Some(S::Starting),
         (S::Starting, M::Ready) => Some(S::Running),
-        (S::Running | S::Closing, M::Meter) => Some(stage),
-        (S::Running, M::Extend) => Some(S::Running),
+        (S::Funded | S::Placed | S::Starting | S::Running | S::Paused | S::Closing, M::Meter) => Some(stage),
+        (S::Running | S::Paused, M::Extend) => Some(stage),
+        (S::Running, M::Grow | M::Shrink | M::Exchange) => Some(S::Running),
+        (S::Running, M::Pause) | (S::Funded, M::PutOff) => Some(S::Paused),
+        (S::Paused, M::Resume) => Some(S::Funded),
+        (S::Accepted | S::Funded | S::Placed | S::Starting | S::Running | S::Paused, M::Change) => {
+            Some(stage)
+        }
         (S::Placed | S::Starting | S::Running, M::Replace) => Some(stage),
-        (S::Accepted | S::Funded | S::Placed | S::Starting | S::Running, M::Egress) => Some(stage),
-        (S::Accepted | S::Funded | S::Placed | S::Starting | S::Running, M::Close) => Some(S::Closing),
+        (S::Accepted | S::Funded | S::Placed | S::Starting | S::Running | S::Paused, M::Egress) => {
+            Some(stage)
+        }
+        (S::Accepted | S::Funded | S::Placed | S::Starting | S::Running | S::Paused, M::Close) => {
+            Some(S::Closing)
+        }
         (S::Closing, M::Settle) => Some(S::Settled),
         (S::Settled, M::Pay) => Some(S::Paid),
         _ => None,
@@ -133,6 +173,8 @@ pub enum CloseReason {
         /// What the last one said.
         reason: String,
     },
+    /// It was paused for as long as it may be.
+    PauseOver,
     /// The program of every member ended.
     Finished {
         /// The highest exit code.
@@ -154,6 +196,7 @@ impl CloseReason {
             Self::NoCapacity => "no_capacity",
             Self::MemberLost { .. } => "member_lost",
             Self::StartFailed { .. } => "start_failed",
+            Self::PauseOver => "pause_over",
             Self::Finished { .. } => "finished",
             Self::Operator { .. } => "operator",
         }
@@ -168,6 +211,10 @@ pub enum ReplaceReason {
     HeadLost,
     /// Another member was lost: the rest run on.
     MemberLost,
+    /// Members were added.
+    Grown,
+    /// A member ailed, and another takes its place.
+    Ailing,
 }
 
 impl ReplaceReason {
@@ -176,6 +223,8 @@ impl ReplaceReason {
         match self {
             Self::HeadLost => "head_lost",
             Self::MemberLost => "member_lost",
+            Self::Grown => "grown",
+            Self::Ailing => "ailing",
         }
     }
 }
@@ -250,12 +299,19 @@ pub struct Lease {
     pub renter_fee_micro_usd: u64,
     /// Charges that wait for proof.
     pub held: Vec<HeldCharge>,
+    /// That it is no member any more: its box is to go, while the order lives on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub released: Option<Released>,
+    /// What it ails from, if it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ailing: Option<Ailing>,
 }
 
 impl Lease {
     /// Whether the device should have a box for it, as long as the order lives.
     pub fn live(&self) -> bool {
-        matches!(self.phase, LeasePhase::Placed | LeasePhase::Ready | LeasePhase::Exited { .. })
+        self.released.is_none()
+            && matches!(self.phase, LeasePhase::Placed | LeasePhase::Ready | LeasePhase::Exited { .. })
     }
 
     /// Whether nothing more will come of it.
@@ -303,6 +359,9 @@ pub struct Order {
     pub refund_micro_usd: u64,
     /// Suppliers who have earned from it and were not paid since.
     pub unpaid: BTreeSet<Address>,
+    /// What became of its size and its time since it ran first.
+    #[serde(default, skip_serializing_if = "Course::is_none")]
+    pub course: Course,
 }
 
 /// What was paid for and what came back. In micro-USD.
@@ -365,6 +424,7 @@ impl Order {
             escrows: 0,
             refund_micro_usd: 0,
             unpaid: BTreeSet::new(),
+            course: Course::default(),
         }
     }
 
@@ -375,7 +435,8 @@ impl Order {
 
     /// When its paid time is over, once it runs.
     pub fn ends_ms(&self) -> Option<u64> {
-        Some(self.running_since_ms?.saturating_add(self.quote.request.duration_ms))
+        let left_ms = self.quote.request.duration_ms.saturating_sub(self.course.ran_ms);
+        Some(self.running_since_ms?.saturating_add(left_ms))
     }
 
     /// The order's own account.
@@ -500,7 +561,8 @@ pub fn accept(state: &State, order: &Acceptance<'_>, now_ms: u64) -> Result<Tran
 }
 
 fn promise(quote: &Quote) -> Limits {
-    let rates = quote.items.iter().map(|item| item.rate).collect();
+    let mut rates: Vec<Rate> = quote.items.iter().map(|item| item.rate).collect();
+    rates.sort_unstable();
     Limits { rates: Some(rates), ..Limits::default() }
 }
 
@@ -531,31 +593,58 @@ fn escrow(order: OrderId, n: u32, account: Address, asset: Asset, amount: u64) -
 pub fn place(state: &State, order: &Order, now_ms: u64) -> Result<Vec<NewLease>, Refusal> {
     order.may(Move::Place)?;
     let seats = place::seats(state, &order.quote.request, &promise(&order.quote), now_ms)?;
-    let slots: Vec<u32> = (0..order.quote.request.members).collect();
+    let slots = cheapest_first(order, (0..order.quote.request.members).collect());
     new_leases(state, order, &slots, seats)
 }
 
 /// Chooses devices for the members that were lost; the rest keep running and what failed is avoided.
 pub fn replace(state: &State, order: &Order, now_ms: u64) -> Result<Vec<NewLease>, Refusal> {
     order.may(Move::Replace)?;
-    let vacant = order.vacant();
+    let vacant = cheapest_first(order, order.vacant());
     if vacant.is_empty() {
         return Err(Refusal::NoChange { what: format!("{} has all its members", order.id) });
     }
-    let spread = order.quote.request.spread;
-    let avoid = order.leases.values().filter(|l| !l.live() || spread).map(|lease| lease.device).collect();
-    let rates = vacant.iter().filter_map(|slot| order.quote.items.get(*slot as usize)).map(|item| item.rate);
-    let limits = Limits { avoid, rates: Some(rates.collect()), ..Limits::default() };
+    let rates = vacant.iter().map(|slot| rate_of(order, *slot)).collect();
+    let limits = Limits { avoid: avoided(order), rates: Some(rates), ..Limits::default() };
     let members = u32::try_from(vacant.len()).unwrap_or(u32::MAX);
     let request = crate::market::Request { members, ..order.quote.request.clone() };
     let seats = place::seats(state, &request, &limits, now_ms)?;
     new_leases(state, order, &vacant, seats)
 }
 
+/// Devices that a further member does not go to: those that failed this order, and with `spread` those that it has.
+fn avoided(order: &Order) -> BTreeSet<DeviceId> {
+    let failed = |lease: &Lease| match &lease.released {
+        Some(released) => released.why == ReleaseReason::Ailing,
+        None => !lease.live(),
+    };
+    let taken = |lease: &Lease| order.quote.request.spread && !lease.ended();
+    order.leases.values().filter(|l| failed(l) || taken(l)).map(|lease| lease.device).collect()
+}
+
+fn rate_of(order: &Order, slot: u32) -> Rate {
+    order.quote.items.get(slot as usize).map(|item| item.rate).unwrap_or_default()
+}
+
+/// Seats are found the cheapest first, so the cheapest of the slots gets the first.
+fn cheapest_first(order: &Order, mut slots: Vec<u32>) -> Vec<u32> {
+    slots.sort_by_key(|slot| (rate_of(order, *slot), *slot));
+    slots
+}
+
 /// Why an order gets these leases for lost ones.
 pub fn replace_reason(order: &Order, leases: &[NewLease]) -> ReplaceReason {
     let ray = order.quote.request.engine == EngineKind::Ray;
-    if ray && leases.iter().any(|lease| lease.slot == 0) {
+    let last_of = |slot: u32| order.leases.values().rev().find(|lease| lease.slot == slot);
+    let ailed = |lease: &NewLease| {
+        let released = last_of(lease.slot).and_then(|last| last.released.as_ref());
+        released.is_some_and(|released| released.why == ReleaseReason::Ailing)
+    };
+    if order.course.growth.is_some_and(|base| leases.iter().all(|lease| lease.slot >= base)) {
+        ReplaceReason::Grown
+    } else if leases.iter().all(ailed) {
+        ReplaceReason::Ailing
+    } else if ray && leases.iter().any(|lease| lease.slot == 0) {
         ReplaceReason::HeadLost
     } else {
         ReplaceReason::MemberLost
@@ -573,7 +662,7 @@ fn new_leases(
     numbered
         .map(|(n, (slot, Seat { device, gpus, .. }))| {
             let supplier = state.device(device)?.enrolment.owner;
-            let rate = order.quote.items.get(*slot as usize).map(|item| item.rate).unwrap_or_default();
+            let rate = rate_of(order, *slot);
             Ok(NewLease { n, slot: *slot, device, supplier, rate, gpus })
         })
         .collect()
@@ -636,14 +725,7 @@ pub fn settle(state: &State, order: &Order) -> Result<Option<Transfer>, Refusal>
     }
     let purse = order.purse();
     let amount = state.ledger.balance(purse.owner, purse.asset).available();
-    let refund = Transfer {
-        id: TransferId { scope: order.id.bits(), kind: TransferKind::Refund, n: 0 },
-        step: Step::Post,
-        debit: purse,
-        credit: AccountKey { owner: Owner::Wallet(order.account), asset: purse.asset },
-        amount,
-    };
-    Ok((amount > 0).then_some(refund))
+    Ok(course::give_back(order, amount))
 }
 
 /// Suppliers who earned from an order that settles now and still have it coming; what an earlier payout took along,

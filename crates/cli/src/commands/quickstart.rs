@@ -202,6 +202,7 @@ async fn request(client: &Client) -> Result<Request> {
         egress: ionet_domain::market::Egress::On,
         hiding: ionet_domain::market::Hiding::default(),
         max_rate: None,
+        upkeep: ionet_domain::market::Upkeep::default(),
         asset: Asset::Iosd,
     };
     request.check()?;

@@ -18,6 +18,7 @@ pub mod record;
 pub mod request;
 pub mod score;
 mod search;
+pub mod upkeep;
 
 pub use competitors::Feed;
 pub use egress::{Destination, Egress};
@@ -26,3 +27,4 @@ pub use price_params::PriceParams;
 pub use quote::{Quote, QuoteItem};
 pub use record::MarketRecord;
 pub use request::{EngineKind, Program, Request};
+pub use upkeep::Upkeep;

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::device::{HardwareClass, Resources, Tier};
 use crate::market::egress::{Destination, Egress};
 use crate::market::hiding::Hiding;
+use crate::market::upkeep::Upkeep;
 use crate::money::{Asset, HOUR_MS, Rate};
 use crate::refusal::Refusal;
 
@@ -88,13 +89,16 @@ pub struct Request {
     /// The most that all members together may cost an hour, before fees.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_rate: Option<Rate>,
+    /// What is done for the cluster while it lives: pauses, replacement of ailing members, scaling.
+    #[serde(default, skip_serializing_if = "Upkeep::is_none")]
+    pub upkeep: Upkeep,
     /// What is paid with.
     pub asset: Asset,
 }
 
 /// Least and most of each field, in one place.
-const MAX_MEMBERS: u32 = 256;
-const MIN_DURATION_MS: u64 = 60_000;
+pub(crate) const MAX_MEMBERS: u32 = 256;
+pub(crate) const MIN_DURATION_MS: u64 = 60_000;
 const MAX_DURATION_MS: u64 = 366 * 24 * HOUR_MS;
 const MIN_MEMORY_BYTES: u64 = 16 << 20;
 const MIN_RAY_MEMORY_BYTES: u64 = 1 << 30;
@@ -127,6 +131,7 @@ impl Request {
         in_range("disk_bytes", self.per_member.disk_bytes, 0, 1 << 50)?;
         in_range("gpus", self.per_member.gpus.into(), 0, 64)?;
         self.per_member.check_share()?;
+        self.upkeep.check(self)?;
         in_range("duration_ms", self.duration_ms, MIN_DURATION_MS, MAX_DURATION_MS)?;
         if self.asset != Asset::Iosd {
             return Err(Refusal::Unsupported {

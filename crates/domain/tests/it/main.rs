@@ -1,5 +1,6 @@
 //! The rules as a stranger would try them: through commands, with nothing but the state to look at.
 
+mod course;
 mod explain;
 mod placement;
 mod pool;

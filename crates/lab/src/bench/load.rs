@@ -185,6 +185,7 @@ fn running(engine: &mut Engine, n: u64) -> Result<OrderId> {
         egress: ionet_domain::market::Egress::On,
         hiding: ionet_domain::market::Hiding::default(),
         max_rate: None,
+        upkeep: ionet_domain::market::Upkeep::default(),
         asset: Asset::Iosd,
     };
     let id = QuoteId::from_parts(NOW_MS, n.into());

@@ -144,6 +144,7 @@ fn quote(request: &Request, account: Address, now_ms: u64, n: u128) -> Quote {
         pricing: Vec::new(),
         lines: None,
         elsewhere: None,
+        past: Vec::new(),
     }
 }
 
@@ -162,6 +163,7 @@ pub(crate) fn request(per_member: Resources, models: Option<String>) -> Request 
         egress: Egress::Off,
         hiding: Hiding::default(),
         max_rate: None,
+        upkeep: ionet_domain::market::Upkeep::default(),
         asset: Asset::Iosd,
     }
 }

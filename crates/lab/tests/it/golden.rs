@@ -7,7 +7,7 @@ use ionet_journal::FileDisk;
 use ionet_lab::golden;
 
 /// Every kind of event there is.
-const KINDS: [&str; 39] = [
+const KINDS: [&str; 46] = [
     "active",
     "charges_proven",
     "charges_voided",
@@ -31,15 +31,22 @@ const KINDS: [&str; 39] = [
     "lease_ready",
     "lease_removed",
     "loads_set",
+    "member_ailing",
+    "member_released",
     "order_accepted",
+    "order_changed",
     "order_closing",
     "order_egress_changed",
     "order_extended",
     "order_funded",
+    "order_grown",
     "order_paid",
+    "order_paused",
     "order_placed",
+    "order_resumed",
     "order_running",
     "order_settled",
+    "order_shrunk",
     "order_started",
     "payout_adopted",
     "payout_opened",

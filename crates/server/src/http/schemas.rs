@@ -1,6 +1,8 @@
 //! Schemas of the types that also stand in the journal: the rules' own types know nothing of `OpenAPI`, so they are
 //! described here. A test holds every description against the JSON of the type itself.
 
+mod upkeep;
+
 use serde_json::{Map, Value, json};
 
 /// Puts the schemas into the description and points to them where the API's types mention them.
@@ -124,14 +126,25 @@ fn mentions() -> Vec<(&'static str, &'static str, Value)> {
         ("ClusterView", "reason", maybe(&of("CloseReason"))),
         ("ClusterView", "quote", of("Quote")),
         ("ClusterView", "bill", of("Bill")),
+        ("ChangeRequest", "change", of("OrderChange")),
         ("TunnelGrant", "grant", of("Grant")),
         ("TunnelMember", "endpoint", of("MemberEndpoint")),
     ]
 }
 
 fn all() -> impl Iterator<Item = (String, Value)> {
-    let groups =
-        [words(), market(), prices(), boards(), reasons(), device_reasons(), devices(), orders(), reports()];
+    let groups = [
+        words(),
+        market(),
+        prices(),
+        boards(),
+        reasons(),
+        device_reasons(),
+        devices(),
+        orders(),
+        upkeep::all(),
+        reports(),
+    ];
     groups.into_iter().flatten().map(|(name, schema)| (name.to_owned(), schema))
 }
 
@@ -146,7 +159,9 @@ fn words() -> Named {
         ("Tier", one_of(&["basic", "low", "medium", "high", "ultra"])),
         (
             "Stage",
-            one_of(&["accepted", "funded", "placed", "starting", "running", "closing", "settled", "paid"]),
+            one_of(&[
+                "accepted", "funded", "placed", "starting", "running", "paused", "closing", "settled", "paid",
+            ]),
         ),
         (
             "Refusal",
@@ -187,6 +202,7 @@ fn market() -> Named {
         ("egress?", text()),
         ("hiding?", text()),
         ("max_rate?", maybe(&count())),
+        ("upkeep?", of("Upkeep")),
         ("asset", of("Asset")),
     ];
     let program = [
@@ -201,6 +217,7 @@ fn market() -> Named {
         ("class", of("HardwareClass")),
         ("rate", count()),
         ("compute_micro_usd", count()),
+        ("from_ms?", count()),
         ("pricing?", maybe(&number())),
     ];
     let quote = [
@@ -221,6 +238,7 @@ fn market() -> Named {
         ("pricing?", list(&of("Pricing"))),
         ("lines?", maybe(&of("QuoteLines"))),
         ("elsewhere?", maybe(&of("ElsewhereCost"))),
+        ("past?", list(&of("PastItem"))),
     ];
     vec![
         ("Resources", object(&resources)),
@@ -486,6 +504,7 @@ fn orders() -> Named {
         ("renter", &[]),
         ("time", &[]),
         ("no_capacity", &[]),
+        ("pause_over", &[]),
         ("member_lost", &[("lease", text()), ("reason", text())]),
         ("start_failed", &reason),
         ("finished", &[("exit_code", number())]),
@@ -637,11 +656,11 @@ mod tests {
         })
     }
 
-    struct Check(BTreeMap<String, Value>);
+    pub(super) struct Check(pub(super) BTreeMap<String, Value>);
 
     impl Check {
         /// The value, and as it shows every field, nothing of its description must be missing in it.
-        fn full(&self, name: &str, value: impl Serialize) {
+        pub(super) fn full(&self, name: &str, value: impl Serialize) {
             let value = serde_json::to_value(value).unwrap();
             assert_eq!(fault(&self.0, &of(name), &value), None);
             let described = self.0[name]["properties"].as_object().cloned().unwrap_or_default();
@@ -671,6 +690,7 @@ mod tests {
             egress: ionet_domain::market::Egress::Off,
             hiding: ionet_domain::market::Hiding { private: true, ..Default::default() },
             max_rate: Some(Rate(4)),
+            upkeep: upkeep::tests::upkeep(),
             asset: Asset::Iosd,
         }
     }
@@ -681,6 +701,7 @@ mod tests {
             class: HardwareClass::Gpu("A".into()),
             rate: Rate(1),
             compute_micro_usd: 2,
+            from_ms: 3,
             pricing: Some(0),
         };
         Quote {
@@ -707,6 +728,7 @@ mod tests {
                 date: "2026-03".into(),
                 source: "s".into(),
             })),
+            past: vec![upkeep::tests::past()],
         }
     }
 
@@ -890,6 +912,7 @@ mod tests {
             CloseReason::Renter,
             CloseReason::Time,
             CloseReason::NoCapacity,
+            CloseReason::PauseOver,
             CloseReason::MemberLost { lease, reason: reason() },
             CloseReason::StartFailed { reason: reason() },
             CloseReason::Finished { exit_code: -1 },

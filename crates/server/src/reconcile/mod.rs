@@ -16,6 +16,7 @@ mod replace;
 mod retire;
 mod settle;
 mod term;
+mod upkeep;
 
 use ionet_api::worker::{MemberList, ToWorker};
 use ionet_domain::command::CommandBody;
@@ -81,7 +82,7 @@ pub fn leases(view: &View, now_ms: u64) -> Vec<Todo> {
 
 /// Everything else that devices need now. Looks at all of them: ask about once a second.
 pub fn devices(view: &View, now_ms: u64) -> Vec<Todo> {
-    [contact::step, check::step, term::step, price::step]
+    [contact::step, check::step, term::step, price::step, upkeep::step]
         .into_iter()
         .flat_map(|step| step(view, now_ms))
         .collect()

@@ -198,6 +198,7 @@ pub(crate) fn request() -> Request {
         egress: ionet_domain::market::Egress::On,
         hiding: ionet_domain::market::Hiding::default(),
         max_rate: None,
+        upkeep: ionet_domain::market::Upkeep::default(),
         asset: Asset::Iosd,
     }
 }

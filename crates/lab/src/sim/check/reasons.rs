@@ -7,6 +7,8 @@ use ionet_domain::connectivity::claimed_region;
 use ionet_domain::device::{Contact, Device, DeviceStage, HardwareClass};
 use ionet_domain::market::place::Shortfall;
 use ionet_domain::market::{Egress, Request};
+use ionet_domain::order::pause::PauseReason;
+use ionet_domain::order::size::ShrinkReason;
 use ionet_domain::order::{self, CloseReason, LeasePhase, Order};
 use ionet_domain::{Command, Event, PublicBody, Refusal, State};
 
@@ -19,11 +21,30 @@ pub(super) fn closing(state: &State, event: &Event) -> Result<()> {
     if let PublicBody::OrderPlaced { reason: Some(reason), .. } = &event.public {
         replace_code_is_true(*reason)?;
     }
+    not_placed(state, event)?;
     let PublicBody::OrderClosing { order: id, reason } = &event.public else { return Ok(()) };
     close_code_is_true(reason)?;
     let Ok(order) = state.order(*id) else { return Ok(()) };
     must(holds(state, order, reason, event.at_ms), Promise::ReasonsTrue, || {
         format!("{id} was closed as {reason:?} and that is not so: {:?} {:?}", order.stage, order.leases)
+    })
+}
+
+/// Nobody shrinks or stays paused for want of devices that are there.
+fn not_placed(state: &State, event: &Event) -> Result<()> {
+    let (order, tried) = match &event.public {
+        PublicBody::OrderShrunk { order, reason: ShrinkReason::NoPlace, .. } => {
+            let Ok(found) = state.order(*order) else { return Ok(()) };
+            (order, order::replace(state, found, event.at_ms))
+        }
+        PublicBody::OrderPaused { order, reason: PauseReason::NoPlace, .. } => {
+            let Ok(found) = state.order(*order) else { return Ok(()) };
+            (order, order::place(state, found, event.at_ms))
+        }
+        _ => return Ok(()),
+    };
+    must(matches!(tried, Err(Refusal::NoCapacity(_))), Promise::ReasonsTrue, || {
+        format!("{order} found no place and that is not so")
     })
 }
 
@@ -35,6 +56,7 @@ fn holds(state: &State, found: &Order, reason: &CloseReason, at_ms: u64) -> bool
     match reason {
         CloseReason::Renter | CloseReason::Operator { .. } => true,
         CloseReason::Time => found.ends_ms().is_some_and(|ends_ms| ends_ms <= at_ms),
+        CloseReason::PauseOver => found.course.pause.is_some_and(|pause| pause.until_ms <= at_ms),
         CloseReason::NoCapacity => matches!(order::place(state, found, at_ms), Err(Refusal::NoCapacity(_))),
         CloseReason::MemberLost { lease, reason } => {
             found.running_since_ms.is_some() && found.leases.contains_key(&lease.n) && lost_as(reason)
