@@ -272,6 +272,49 @@ impl Client {
         self.post(&format!("/v1/clusters/{cluster}/extend"), request).await
     }
 
+    /// Asks what more members cost for the rest of the time.
+    pub async fn quote_more(&self, cluster: OrderId, members: u32) -> Answer<rest::SignedQuote> {
+        self.post(&format!("/v1/clusters/{cluster}/quote"), &rest::MoreRequest { members }).await
+    }
+
+    /// Adds members.
+    pub async fn grow(&self, cluster: OrderId, request: &rest::GrowRequest) -> Answer<rest::ClusterView> {
+        self.post(&format!("/v1/clusters/{cluster}/grow"), request).await
+    }
+
+    /// Takes members away.
+    pub async fn shrink(&self, cluster: OrderId, request: &rest::ShrinkRequest) -> Answer<rest::ClusterView> {
+        self.post(&format!("/v1/clusters/{cluster}/shrink"), request).await
+    }
+
+    /// Puts another device in a member's place.
+    pub async fn replace_member(
+        &self,
+        cluster: OrderId,
+        request: &rest::ReplaceRequest,
+    ) -> Answer<rest::ClusterView> {
+        self.post(&format!("/v1/clusters/{cluster}/replace"), request).await
+    }
+
+    /// Pauses a cluster.
+    pub async fn pause(&self, cluster: OrderId, id: ionet_domain::CommandId) -> Answer<rest::ClusterView> {
+        self.post(&format!("/v1/clusters/{cluster}/pause"), &rest::NamedRequest { id }).await
+    }
+
+    /// Resumes a cluster.
+    pub async fn resume(&self, cluster: OrderId, id: ionet_domain::CommandId) -> Answer<rest::ClusterView> {
+        self.post(&format!("/v1/clusters/{cluster}/resume"), &rest::NamedRequest { id }).await
+    }
+
+    /// Changes a cluster.
+    pub async fn change_cluster(
+        &self,
+        cluster: OrderId,
+        request: &rest::ChangeRequest,
+    ) -> Answer<rest::ClusterView> {
+        self.send_json(Method::PATCH, &format!("/v1/clusters/{cluster}"), request).await
+    }
+
     /// Changes what its boxes may reach outside.
     pub async fn change_egress(
         &self,

@@ -13,6 +13,8 @@ use ionet_domain::market::queue::Waiting;
 use ionet_domain::market::spot::Notice;
 use ionet_domain::market::{Country, Denials, DenyList, Destination, Egress, Feed, Program, Quote};
 use ionet_domain::money::{Asset, Rate};
+use ionet_domain::order::course::ReleaseReason;
+use ionet_domain::order::size::OrderChange;
 use ionet_domain::order::{Bill, CloseReason, LeasePhase, ReplaceReason, Stage};
 use ionet_domain::{Address, CommandId, DeviceId, EndpointId, KeyId, LeaseId, OrderId, Refusal, TransferId};
 use serde::{Deserialize, Serialize};
@@ -508,6 +510,25 @@ pub struct LeaseView {
     /// What left the cluster from its box, as the device last said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub egress: Option<EgressUse>,
+    /// That it is no member any more, and why: `shrunk`, `paused` or `ailing`. Its box goes and costs nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub released: Option<ReleaseReason>,
+    /// What it ails from; its replacement is proposed (`POST /v1/clusters/{cluster}/replace`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ailing: Option<AilingView>,
+}
+
+/// What a member ails from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AilingView {
+    /// Since when that is known.
+    pub since_ms: u64,
+    /// Its stable name: `overloaded`, `hot`, `cut_off`, `lossy`, `slow`, `narrow` or `restarting`.
+    pub code: String,
+    /// That with its numbers, for people.
+    pub says: String,
 }
 
 /// A cluster as its renter sees it.
@@ -548,6 +569,9 @@ pub struct ClusterView {
     pub running_since_ms: Option<u64>,
     /// When its paid time is over.
     pub ends_ms: Option<u64>,
+    /// While it is paused: when it is closed unless it is resumed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub paused_until_ms: Option<u64>,
     /// When it was closed.
     pub closed_ms: Option<u64>,
     /// Metered so far, itemised.
@@ -613,6 +637,68 @@ pub struct ExtendRequest {
     pub id: CommandId,
     /// How much.
     pub added_ms: u64,
+}
+
+/// Ask what more members cost.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct MoreRequest {
+    /// How many more.
+    pub members: u32,
+}
+
+/// Add members.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct GrowRequest {
+    /// A name for the command, so that a retry is found out.
+    #[schema(value_type = String)]
+    pub id: CommandId,
+    /// The price of the added members as it was given.
+    pub quote: SignedQuote,
+}
+
+/// Take members away.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ShrinkRequest {
+    /// A name for the command, so that a retry is found out.
+    #[schema(value_type = String)]
+    pub id: CommandId,
+    /// How many stay: the first ones, the head among them.
+    pub members: u32,
+}
+
+/// Put another device in a member's place.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ReplaceRequest {
+    /// A name for the command, so that a retry is found out.
+    #[schema(value_type = String)]
+    pub id: CommandId,
+    /// Which member, by its place; 0 is the head.
+    pub member: u32,
+}
+
+/// A command without particulars: pause, resume.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NamedRequest {
+    /// A name for the command, so that a retry is found out.
+    #[schema(value_type = String)]
+    pub id: CommandId,
+}
+
+/// Change a cluster that waits or runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ChangeRequest {
+    /// A name for the command, so that a retry is found out.
+    #[schema(value_type = String)]
+    pub id: CommandId,
+    /// What is changed; what is not named stays.
+    #[schema(value_type = Object)]
+    pub change: OrderChange,
 }
 
 /// Change what the boxes may reach outside their cluster, while they run.

@@ -1,6 +1,8 @@
 //! The words of the command line. Every command takes `--data-dir` and `--json`; texts are checked here, before
 //! anything is done.
 
+mod course;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
@@ -11,6 +13,7 @@ use ionet_domain::market::{Country, Destination, Isolation, Preference, Priority
 use ionet_domain::money::Asset;
 use ionet_domain::{Address, DeviceId, KeyId, OrderId, Rate};
 
+pub(crate) use self::course::{PauseArgs, ReplaceArgs, ResizeArgs, SetArgs, UpkeepArgs};
 use crate::units;
 
 /// Rent and supply computers: private Ray clusters on machines that other people own.
@@ -640,6 +643,8 @@ pub(crate) struct RequestArgs {
     /// Ask for simulated devices ('ionet up --simulate'): for show, what is quoted cannot be ordered
     #[arg(long)]
     pub(crate) simulated: bool,
+    #[command(flatten)]
+    pub(crate) upkeep: UpkeepArgs,
 }
 
 #[derive(Debug, Args)]
@@ -716,6 +721,21 @@ pub(crate) enum ClusterCommand {
         #[arg(long, short)]
         yes: bool,
     },
+    /// Add members to a running cluster for the rest of its time: all of them, or none
+    Grow(ResizeArgs),
+    /// Take the last members away; what they will not use comes back at once
+    Shrink(ResizeArgs),
+    /// Put another device in a member's place, at the same price
+    Replace(ReplaceArgs),
+    /// Stop clock and charges: every box is wiped, nothing in them is kept; time and money that are left stay
+    Pause(PauseArgs),
+    /// Run a paused cluster again, at the same rates
+    Resume(PauseArgs),
+    /// Change a cluster that waits or runs: a shorter time, another price cap, scaling
+    #[command(after_help = "Examples:
+  ionet cluster set clu_... --for 90m                                 end sooner, and get the rest back
+  ionet cluster set clu_... --scale 2..8 --scale-at 70")]
+    Set(Box<SetArgs>),
     /// What the boxes may reach outside their cluster: show it, or change it while they run
     #[command(after_help = "Examples:
   ionet cluster egress clu_...                                        what holds and what passed

@@ -39,6 +39,13 @@ impl Out {
         }
     }
 
+    /// Lines for people.
+    pub(crate) fn lines(self, texts: impl IntoIterator<Item = String>) {
+        for text in texts {
+            self.line(text);
+        }
+    }
+
     /// A table for people. `right` are the columns with numbers.
     pub(crate) fn table(self, header: &[&str], right: &[usize], rows: Vec<Vec<String>>) {
         if !self.json {

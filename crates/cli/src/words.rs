@@ -6,6 +6,8 @@ use ionet_domain::event::PublicBody as B;
 use ionet_domain::ledger::{Owner, Step, Transfer};
 use ionet_domain::market::spot::NoticeReason;
 use ionet_domain::money::decimal;
+use ionet_domain::order::pause::PauseReason;
+use ionet_domain::order::size::{GrowReason, ShrinkReason};
 use ionet_domain::order::{CloseReason, ReplaceReason};
 use serde_json::Value;
 
@@ -39,6 +41,7 @@ pub(crate) fn reason(reason: &CloseReason) -> String {
             format!("member {} was lost ({reason}) and no other device fits", lease.n)
         }
         CloseReason::StartFailed { reason } => format!("a member could not be started: {reason}"),
+        CloseReason::PauseOver => "it was paused for as long as it may be".into(),
         CloseReason::Finished { exit_code } => {
             format!("the program of every member ended, exit code {exit_code}")
         }
@@ -59,6 +62,8 @@ pub(crate) fn replaced(reason: ReplaceReason) -> String {
     let words = match reason {
         ReplaceReason::HeadLost => "the Ray engine starts anew on the members that are left",
         ReplaceReason::MemberLost => "the other members run on",
+        ReplaceReason::Grown => "members were added",
+        ReplaceReason::Ailing => "a member that ailed was replaced",
     };
     format!("{}: {words}", reason.code())
 }
@@ -164,6 +169,52 @@ fn orders(body: &B) -> Option<String> {
         B::OrderRated { order, stars } => format!("order {order}: its renter gave it {stars} of 5 stars"),
         B::OrderPaid { order } => format!("order {order}: all suppliers paid"),
         B::Retired { orders, .. } => format!("{} ended orders left the live state", orders.len()),
+        _ => return courses(body),
+    })
+}
+
+fn back(refund: Option<&Transfer>) -> String {
+    usd(refund.map_or(0, |refund| refund.amount))
+}
+
+/// What changes an order that lives.
+fn courses(body: &B) -> Option<String> {
+    Some(match body {
+        B::OrderGrown { order, quote, transfer, reason, .. } => {
+            let why = match reason {
+                GrowReason::Renter => "as asked".to_owned(),
+                GrowReason::Scaled { busy_percent } => format!("its members were {busy_percent} % busy"),
+            };
+            format!(
+                "order {order} grows by {} members for {}: {why}",
+                quote.request.members,
+                usd(transfer.amount)
+            )
+        }
+        B::OrderShrunk { order, members, refund, reason, .. } => {
+            let why = match reason {
+                ShrinkReason::Renter => "as asked".to_owned(),
+                ShrinkReason::NoPlace => "there were no devices for more".to_owned(),
+                ShrinkReason::Scaled { busy_percent } => format!("its members were {busy_percent} % busy"),
+            };
+            format!("order {order} shrinks to {members} members, {} back: {why}", back(refund.as_ref()))
+        }
+        B::OrderPaused { order, ran_ms, reason, .. } => {
+            let why = match reason {
+                PauseReason::Renter => "as asked",
+                PauseReason::NoPlace => "there was no place for it any more",
+            };
+            format!("order {order} paused after {}: {why}", span(*ran_ms))
+        }
+        B::MemberAiling { lease, ailment: Some(ailment) } => {
+            format!("lease {lease} ails ({}): {ailment}", ailment.code())
+        }
+        B::MemberAiling { lease, ailment: None } => format!("lease {lease} is well again"),
+        B::MemberReleased { lease, .. } => format!("lease {lease} is let go: another takes its place"),
+        B::OrderResumed { order } => format!("order {order} is to run again"),
+        B::OrderChanged { order, refund, .. } => {
+            format!("order {order} changed by its renter, {} back", back(refund.as_ref()))
+        }
         _ => return None,
     })
 }

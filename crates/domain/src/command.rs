@@ -9,6 +9,8 @@ use crate::id::{Address, CommandId, DeviceId, EndpointId, KeyId, LeaseId, OrderI
 use crate::market::{Country, Denials, DenyList, Destination, Egress, Feed, Program, Quote};
 use crate::meter::{Receipt, Witness};
 use crate::money::Asset;
+use crate::order::health::Ailment;
+use crate::order::size::OrderChange;
 use crate::order::{CloseReason, WipeReceipt};
 use crate::simulated::Simulated;
 use crate::state::Params;
@@ -138,6 +140,22 @@ pub enum CommandBody {
     SetTerms { device: DeviceId, terms: Denials },
     /// Set the operator's deny list; the operator's signature was checked where it came in.
     SetDenyList { list: DenyList },
+    /// Add the members of a quote to an order that runs.
+    Grow { order: OrderId, quote: Quote },
+    /// Keep an order's first members only.
+    Shrink { order: OrderId, members: u32 },
+    /// Take an order's boxes away until it resumes.
+    Pause { order: OrderId },
+    /// Run a paused order again.
+    Resume { order: OrderId },
+    /// Change an order's duration, cap or upkeep.
+    ChangeOrder { order: OrderId, change: OrderChange },
+    /// Put another device in a member's place: by the renter, or by the server where the renter allowed it.
+    ReplaceMember { order: OrderId, slot: u32 },
+    /// What a member ails from, as the server heard, or that it is well again.
+    ReportAiling { lease: LeaseId, ailment: Option<Ailment> },
+    /// Give an order as many members as it should have when they are this busy.
+    Scale { order: OrderId, busy_percent: u32 },
     /// End an order.
     Close { order: OrderId, reason: CloseReason },
     /// Give back the rest.

@@ -3,6 +3,8 @@
 //! Always holds: deciding changes nothing; every event that is answered can be folded; a command with an id that
 //! was carried out before is refused as existing.
 
+mod course;
+
 use std::collections::BTreeSet;
 
 use crate::account::{Activity, ActivityKind, Scope};
@@ -85,6 +87,14 @@ impl Decision<'_> {
             C::PlaceOrder { order, quote, program } => self.place_order(*order, quote, program),
             C::Extend { order, added_ms } => self.extend(*order, *added_ms),
             C::ChangeEgress { order, egress, allow } => self.change_egress(*order, *egress, allow),
+            C::Grow { .. }
+            | C::Shrink { .. }
+            | C::Pause { .. }
+            | C::Resume { .. }
+            | C::ChangeOrder { .. }
+            | C::ReplaceMember { .. }
+            | C::ReportAiling { .. }
+            | C::Scale { .. } => self.course(body),
             C::Close { order, reason } => self.close(*order, reason),
             C::Rate { order, stars } => self.rate(*order, *stars),
             C::DeclareCountry { .. } | C::SetTerms { .. } | C::SetDenyList { .. } => self.terms(body),
@@ -553,7 +563,10 @@ impl Decision<'_> {
             Ok(leases) => only(PublicBody::OrderPlaced { order, leases, reason: None }),
             Err(
                 short @ (Refusal::NoCapacity(_) | Refusal::OverPriceCap { .. } | Refusal::NoChange { .. }),
-            ) => self.make_room(found, short),
+            ) => match found.resumes() {
+                true => self.no_place(found),
+                false => self.make_room(found, short),
+            },
             Err(other) => Err(other),
         }
     }
@@ -584,6 +597,9 @@ impl Decision<'_> {
 
     fn replace(&self, order: OrderId) -> Result<Vec<Happened>, Refusal> {
         let found = self.state.order(order)?;
+        if let Some(grown) = self.grown(found) {
+            return grown;
+        }
         let lost = found.leases.iter().rev().find_map(|(n, lease)| match &lease.phase {
             LeasePhase::Lost { reason } => Some((LeaseId { order, n: *n }, reason.clone())),
             _ => None,
@@ -592,7 +608,8 @@ impl Decision<'_> {
         let ran = found.running_since_ms.is_some();
         let give_up =
             if ran { CloseReason::MemberLost { lease, reason } } else { CloseReason::StartFailed { reason } };
-        let used_up = found.leases.len() > (found.quote.request.members + order::MAX_REPLACEMENTS) as usize;
+        let losses = found.leases.values().filter(|lease| matches!(lease.phase, LeasePhase::Lost { .. }));
+        let used_up = losses.count() > found.vacant().len() + order::MAX_REPLACEMENTS as usize;
         match order::replace(self.state, found, self.now_ms) {
             Ok(_) if used_up => Self::closing(found, give_up),
             Ok(leases) => {
@@ -617,7 +634,8 @@ impl Decision<'_> {
         };
         let (order, lease) = self.state.lease(id)?;
         self.by_device(lease.device)?;
-        if lease.ended() && !matches!(body, C::Meter { .. }) {
+        let going = lease.released.is_some() && !matches!(body, C::ReportRemoved { .. });
+        if (lease.ended() || going) && !matches!(body, C::Meter { .. }) {
             return Err(Refusal::NoChange { what: id.to_string() });
         }
         match body {
@@ -646,11 +664,13 @@ impl Decision<'_> {
         order: &Order,
         wipe: Option<&crate::order::WipeReceipt>,
     ) -> Result<Vec<Happened>, Refusal> {
-        if order.stage < Stage::Closing {
+        let released_ms = order.lease(lease.n)?.released.as_ref().map(|released| released.at_ms);
+        if order.stage < Stage::Closing && released_ms.is_none() {
             return only(PublicBody::LeaseLost { lease, reason: "the device removed the box".into() });
         }
         if wipe.is_none() {
-            let waited_ms = self.now_ms.saturating_sub(order.closed_ms.unwrap_or(self.now_ms));
+            let asked_ms = released_ms.or(order.closed_ms).unwrap_or(self.now_ms);
+            let waited_ms = self.now_ms.saturating_sub(asked_ms);
             let left_ms = self.state.params.removal_grace_ms.saturating_sub(waited_ms);
             if left_ms > 0 {
                 let what = format!("giving up on the device of lease {lease}");
@@ -716,7 +736,7 @@ impl Decision<'_> {
         let order = self.state.order(id)?;
         let refund = order::settle(self.state, order)?;
         let mut bill = order.bill();
-        bill.refund_micro_usd = refund.map_or(0, |transfer| transfer.amount);
+        bill.refund_micro_usd += refund.map_or(0, |transfer| transfer.amount);
         let settled = PublicBody::OrderSettled { order: id, refund, bill };
         let mut happened = vec![(settled, None)];
         if order::unpaid(self.state, order).is_empty() {

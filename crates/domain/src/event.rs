@@ -17,6 +17,9 @@ use crate::market::reserve::KeptSeat;
 use crate::market::spot::{NewRate, Notice};
 use crate::market::{Country, Denials, DenyList, Destination, Egress, Feed, Program, Quote};
 use crate::meter::{Charge, Receipt, Witness};
+use crate::order::health::Ailment;
+use crate::order::pause::PauseReason;
+use crate::order::size::{GrowReason, OrderChange, ShrinkReason};
 use crate::order::{Bill, CloseReason, NewLease, ReplaceReason, WipeReceipt};
 use crate::payout::Payout;
 use crate::state::Params;
@@ -158,6 +161,28 @@ pub enum PublicBody {
     OrderRunning { order: OrderId },
     /// Time was added.
     OrderExtended { order: OrderId, duration_ms: u64, transfer: Transfer },
+    /// Members were added to it while it runs: they are placed next, and paid for from `from_ms` of its time on.
+    OrderGrown { order: OrderId, quote: Quote, from_ms: u64, transfer: Transfer, reason: GrowReason },
+    /// It has its first `members` only; the boxes of the others go, and what they will not use went back. They count until
+    /// `until_ms` of its time and are charged for nothing after `charged_until_ms`.
+    OrderShrunk {
+        order: OrderId,
+        members: u32,
+        until_ms: u64,
+        charged_until_ms: u64,
+        refund: Option<Transfer>,
+        reason: ShrinkReason,
+    },
+    /// Its boxes go and time stands still, when `ran_ms` of it were over.
+    OrderPaused { order: OrderId, ran_ms: u64, charged_until_ms: u64, until_ms: u64, reason: PauseReason },
+    /// A member ails, or another way than before; or it is well again.
+    MemberAiling { lease: LeaseId, ailment: Option<Ailment> },
+    /// A member that ails is let go: its box goes, and it is charged for nothing after this. What takes its place follows.
+    MemberReleased { lease: LeaseId, charged_until_ms: u64 },
+    /// It waits for a place to run again.
+    OrderResumed { order: OrderId },
+    /// Its renter changed it; what it will not use went back.
+    OrderChanged { order: OrderId, change: OrderChange, refund: Option<Transfer> },
     /// What its boxes may reach outside was changed; the list is private.
     OrderEgressChanged { order: OrderId, egress: Egress },
     /// A period was charged.
@@ -285,20 +310,28 @@ impl PublicBody {
             Self::OrderPlaced { order, leases, .. } => {
                 with_devices(*order, leases.iter().map(|lease| lease.device))
             }
-            Self::OrderFunded { order, transfer } | Self::OrderExtended { order, transfer, .. } => {
+            Self::OrderFunded { order, transfer }
+            | Self::OrderExtended { order, transfer, .. }
+            | Self::OrderGrown { order, transfer, .. } => {
                 std::iter::once(order.to_string()).chain(touched(transfer)).collect()
             }
-            Self::OrderSettled { order, refund, .. } => {
+            Self::OrderSettled { order, refund, .. }
+            | Self::OrderShrunk { order, refund, .. }
+            | Self::OrderChanged { order, refund, .. } => {
                 std::iter::once(order.to_string()).chain(refund.iter().flat_map(touched)).collect()
             }
             Self::OrderStarted { order }
             | Self::OrderRunning { order }
             | Self::OrderRepriced { order, .. }
             | Self::OrderEgressChanged { order, .. }
+            | Self::OrderPaused { order, .. }
+            | Self::OrderResumed { order }
             | Self::OrderClosing { order, .. }
             | Self::OrderRated { order, .. }
             | Self::OrderPaid { order } => vec![order.to_string()],
             Self::LeaseReady { lease: id, .. }
+            | Self::MemberAiling { lease: id, .. }
+            | Self::MemberReleased { lease: id, .. }
             | Self::LeaseExited { lease: id, .. }
             | Self::LeaseLost { lease: id, .. }
             | Self::ChargesProven { lease: id, .. }

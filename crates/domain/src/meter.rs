@@ -101,8 +101,10 @@ pub fn charge(
 /// Never more than the time since charging began, than what was bought, or than the time until it was closed.
 fn billable(order: &Order, lease: &Lease, receipted_ms: u64, now_ms: u64) -> u64 {
     let Some(since) = lease.charging_since_ms else { return 0 };
-    let until =
-        [Some(now_ms), order.ends_ms(), order.closed_ms].into_iter().flatten().min().unwrap_or(now_ms);
+    let released_ms = lease.released.as_ref().map(|released| released.charged_until_ms);
+    let ends_ms = order.ends_ms().filter(|_| released_ms.is_none());
+    let until = [Some(now_ms), ends_ms, order.closed_ms, released_ms].into_iter().flatten().min();
+    let until = until.unwrap_or(now_ms);
     receipted_ms.min(until.saturating_sub(since))
 }
 
@@ -163,6 +165,8 @@ mod tests {
             renter_fee_micro_usd: 0,
             held: dues_ms.iter().map(held).collect(),
             earlier: None,
+            released: None,
+            ailing: None,
         }
     }
 

@@ -8,12 +8,24 @@
 //! | start | Placed | Starting | reconcile/lease |
 //! | ready | Starting | Running | reconcile/ready |
 //! | meter, extend, replace, egress | Running (and where [`after`] says) | the same | reconcile/meter, renter, reconcile/place |
+//! | grow, shrink, exchange | Running | the same | the renter, reconcile/upkeep, reconcile/replace |
+//! | change | anything before Closing | the same | the renter |
+//! | pause | Running | Paused | the renter |
+//! | resume | Paused | Funded | the renter |
+//! | put off | Funded, if it was to resume and found no place | Paused | reconcile/place |
 //! | close | anything before Closing | Closing | renter, time, money, failure |
 //! | settle | Closing | Settled | reconcile/settle |
 //! | rate | Settled, Paid | the same | the renter, once |
 //! | pay | Settled | Paid | reconcile/payout |
 //!
-//! Always holds: a stage is the to-do list of whoever moves it on; a lease's number is never used again.
+//! Always holds: a stage is the to-do list of whoever moves it on; a lease's number is never used again. Not here: what changes
+//! the size and the time of an order that runs (`course`, `size`, `pause`, `scale`), what its members ail from (`health`).
+
+pub mod course;
+pub mod health;
+pub mod pause;
+pub mod scale;
+pub mod size;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -21,12 +33,14 @@ use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
 
+use self::course::{Course, ReleaseReason, Released};
+use self::health::Ailing;
 use crate::id::{Address, DeviceId, KeyId, LeaseId, OrderId, TransferId, TransferKind};
 use crate::ledger::{AccountKey, Owner, Step, Transfer};
 use crate::market::place::{self, Limits, Seat, Taken};
 use crate::market::queue::{self, Ways};
 use crate::market::spot::{self, Earlier};
-use crate::market::{Destination, Egress, EngineKind, Program, Quote, reserve, waiting};
+use crate::market::{Destination, Egress, EngineKind, Program, Quote, Request, reserve, waiting};
 use crate::meter::HeldCharge;
 use crate::money::{Asset, Rate};
 use crate::refusal::Refusal;
@@ -47,6 +61,8 @@ pub enum Stage {
     Starting,
     /// Every member is up; time is metered.
     Running,
+    /// It has no boxes, and time stands still; what is left of time and money is kept.
+    Paused,
     /// Boxes are being removed and wiped.
     Closing,
     /// What was not used went back.
@@ -77,6 +93,20 @@ pub enum Move {
     Egress,
     /// Say how it was.
     Rate,
+    /// Add members.
+    Grow,
+    /// Take members away.
+    Shrink,
+    /// Put another device in the place of a member that is up.
+    Exchange,
+    /// Take all boxes away for a while.
+    Pause,
+    /// Run again.
+    Resume,
+    /// Go back to the pause that it was to come out of: there is no place.
+    PutOff,
+    /// Change its duration, its cap or what is done for it.
+    Change,
     /// End it.
     Close,
     /// Give back the rest.
@@ -106,11 +136,21 @@ pub fn after(stage: Stage, wanted: Move) -> Option<Stage> {
         (S::Funded, M::Place) => Some(S::Placed),
         (S::Placed, M::Start) => Some(S::Starting),
         (S::Starting, M::Ready) => Some(S::Running),
-        (S::Running | S::Closing, M::Meter) => Some(stage),
-        (S::Running, M::Extend) => Some(S::Running),
+        (S::Funded | S::Placed | S::Starting | S::Running | S::Paused | S::Closing, M::Meter) => Some(stage),
+        (S::Running | S::Paused, M::Extend) => Some(stage),
+        (S::Running, M::Grow | M::Shrink | M::Exchange) => Some(S::Running),
+        (S::Running, M::Pause) | (S::Funded, M::PutOff) => Some(S::Paused),
+        (S::Paused, M::Resume) => Some(S::Funded),
+        (S::Accepted | S::Funded | S::Placed | S::Starting | S::Running | S::Paused, M::Change) => {
+            Some(stage)
+        }
         (S::Placed | S::Starting | S::Running, M::Replace) => Some(stage),
-        (S::Accepted | S::Funded | S::Placed | S::Starting | S::Running, M::Egress) => Some(stage),
-        (S::Accepted | S::Funded | S::Placed | S::Starting | S::Running, M::Close) => Some(S::Closing),
+        (S::Accepted | S::Funded | S::Placed | S::Starting | S::Running | S::Paused, M::Egress) => {
+            Some(stage)
+        }
+        (S::Accepted | S::Funded | S::Placed | S::Starting | S::Running | S::Paused, M::Close) => {
+            Some(S::Closing)
+        }
         (S::Closing, M::Settle) => Some(S::Settled),
         (S::Settled, M::Pay) => Some(S::Paid),
         (S::Settled | S::Paid, M::Rate) => Some(stage),
@@ -144,6 +184,8 @@ pub enum CloseReason {
         /// What the last one said.
         reason: String,
     },
+    /// It was paused for as long as it may be.
+    PauseOver,
     /// The program of every member ended.
     Finished {
         /// The highest exit code.
@@ -167,6 +209,7 @@ impl CloseReason {
             Self::Preempted => "preempted",
             Self::MemberLost { .. } => "member_lost",
             Self::StartFailed { .. } => "start_failed",
+            Self::PauseOver => "pause_over",
             Self::Finished { .. } => "finished",
             Self::Operator { .. } => "operator",
         }
@@ -181,6 +224,10 @@ pub enum ReplaceReason {
     HeadLost,
     /// Another member was lost: the rest run on.
     MemberLost,
+    /// Members were added.
+    Grown,
+    /// A member ailed, and another takes its place.
+    Ailing,
 }
 
 impl ReplaceReason {
@@ -189,6 +236,8 @@ impl ReplaceReason {
         match self {
             Self::HeadLost => "head_lost",
             Self::MemberLost => "member_lost",
+            Self::Grown => "grown",
+            Self::Ailing => "ailing",
         }
     }
 }
@@ -266,6 +315,12 @@ pub struct Lease {
     /// What it cost before its rate last changed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub earlier: Option<Box<Earlier>>,
+    /// That it is no member any more: its box is to go, while the order lives on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub released: Option<Released>,
+    /// What it ails from, if it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ailing: Option<Ailing>,
 }
 
 impl Lease {
@@ -288,7 +343,8 @@ impl Lease {
 
     /// Whether the device should have a box for it, as long as the order lives.
     pub fn live(&self) -> bool {
-        matches!(self.phase, LeasePhase::Placed | LeasePhase::Ready | LeasePhase::Exited { .. })
+        self.released.is_none()
+            && matches!(self.phase, LeasePhase::Placed | LeasePhase::Ready | LeasePhase::Exited { .. })
     }
 
     /// Whether nothing more will come of it.
@@ -342,6 +398,9 @@ pub struct Order {
     /// What its way to buy adds.
     #[serde(default, skip_serializing_if = "Ways::is_none")]
     pub ways: Ways,
+    /// What became of its size and its time since it ran first.
+    #[serde(default, skip_serializing_if = "Course::is_none")]
+    pub course: Course,
 }
 
 /// What was paid for and what came back. In micro-USD.
@@ -406,6 +465,7 @@ impl Order {
             unpaid: BTreeSet::new(),
             rated: None,
             ways: Ways::default(),
+            course: Course::default(),
         }
     }
 
@@ -414,9 +474,15 @@ impl Order {
         after(self.stage, wanted).ok_or(Refusal::WrongStage { order: self.id, stage: self.stage, wanted })
     }
 
+    /// Whether it was paused and is to run again: it waits for nothing, and without a place its pause goes on.
+    pub fn resumes(&self) -> bool {
+        self.stage == Stage::Funded && self.course.pause.is_some()
+    }
+
     /// When its paid time is over, once it runs.
     pub fn ends_ms(&self) -> Option<u64> {
-        Some(self.running_since_ms?.saturating_add(self.quote.request.duration_ms))
+        let left_ms = self.quote.request.duration_ms.saturating_sub(self.course.ran_ms);
+        Some(self.running_since_ms?.saturating_add(left_ms))
     }
 
     /// The order's own account.
@@ -551,7 +617,8 @@ pub fn accept(state: &State, order: &Acceptance<'_>, now_ms: u64) -> Result<Tran
 }
 
 pub(crate) fn promise(quote: &Quote) -> Limits {
-    let rates = quote.items.iter().map(|item| item.rate).collect();
+    let mut rates: Vec<Rate> = quote.items.iter().map(|item| item.rate).collect();
+    rates.sort_unstable();
     Limits { rates: Some(rates), renter: Some(quote.account), ..Limits::default() }
 }
 
@@ -559,8 +626,10 @@ pub(crate) fn promise(quote: &Quote) -> Limits {
 fn promised(state: &State, now_ms: u64) -> BTreeMap<DeviceId, Vec<Taken>> {
     let mut promised: BTreeMap<DeviceId, Vec<Taken>> = BTreeMap::new();
     let funded = state.book().desk().funded(state);
-    let now =
-        |order: &&Order| order.quote.request.waits_until_ms().is_none() && order.ways.room_until_ms.is_none();
+    let now = |order: &&Order| {
+        let waits = order.quote.request.waits_until_ms().is_some() || order.ways.room_until_ms.is_some();
+        order.resumes() || !waits
+    };
     for order in funded.filter(now) {
         let limits = Limits { promised: promised.clone(), ..promise(&order.quote) };
         let wanted = order.quote.request.per_member;
@@ -587,24 +656,38 @@ fn escrow(order: OrderId, n: u32, account: Address, asset: Asset, amount: u64) -
 pub fn place(state: &State, order: &Order, now_ms: u64) -> Result<Vec<NewLease>, Refusal> {
     order.may(Move::Place)?;
     let mut limits = limits(state, order, now_ms);
-    let slots: Vec<u32> = (0..order.quote.request.members).collect();
+    let slots = cheapest_first(order, (0..order.quote.request.members).collect());
     let request = &order.quote.request;
-    if request.buy.begins_ms().is_some() {
+    if request.buy.begins_ms().is_some() && !order.resumes() {
         let seats = reserve::begin(state, order, &limits, now_ms)?;
         return new_leases(state, order, &slots, seats);
     }
-    if !request.buy.floats() {
-        let seats = place::seats(state, request, &limits, now_ms)?;
-        return new_leases(state, order, &slots, seats);
-    }
-    let caps = limits.rates.take().unwrap_or_default();
-    let seats = if queue::waits(order, now_ms) {
+    if queue::waits(order, now_ms) && request.buy.floats() {
+        let caps = limits.rates.take().unwrap_or_default();
         let waits = || Refusal::NoChange { what: format!("{} waits for its devices", order.id) };
-        waiting::seats(state, request, &caps, &limits, now_ms).ok_or_else(waits)?
-    } else {
-        waiting::now_or_never(state, request, &caps, &limits, now_ms)?
-    };
-    priced_leases(state, order, &slots, seats)
+        let seats = waiting::seats(state, request, &caps, &limits, now_ms).ok_or_else(waits)?;
+        return priced_leases(state, order, &slots, seats);
+    }
+    leases(state, order, request, &slots, limits, now_ms)
+}
+
+/// Leases on these slots, the cheapest first, for a request for so many members: at the quoted rates, or at those of the moment
+/// within them where the price floats.
+fn leases(
+    state: &State,
+    order: &Order,
+    request: &Request,
+    slots: &[u32],
+    mut limits: Limits,
+    now_ms: u64,
+) -> Result<Vec<NewLease>, Refusal> {
+    if request.buy.floats() {
+        let caps = limits.rates.take().unwrap_or_default();
+        let seats = waiting::now_or_never(state, request, &caps, &limits, now_ms)?;
+        return priced_leases(state, order, slots, seats);
+    }
+    let seats = place::seats(state, request, &limits, now_ms)?;
+    new_leases(state, order, slots, seats)
 }
 
 /// What an order may have: at its prices, beside what is held for others.
@@ -617,34 +700,66 @@ pub(crate) fn limits(state: &State, order: &Order, now_ms: u64) -> Limits {
 /// Chooses devices for the members that were lost; the rest keep running and what failed is avoided.
 pub fn replace(state: &State, order: &Order, now_ms: u64) -> Result<Vec<NewLease>, Refusal> {
     order.may(Move::Replace)?;
-    let vacant = order.vacant();
+    let vacant = cheapest_first(order, order.vacant());
     if vacant.is_empty() {
         return Err(Refusal::NoChange { what: format!("{} has all its members", order.id) });
     }
-    // Who sets a bound for a device gets no second member onto one in use, so that no bound is passed.
-    let bounded = order.quote.request.most_per_device().is_some();
-    let avoid = order.leases.values().filter(|l| !l.live() || bounded).map(|lease| lease.device).collect();
-    let rates = vacant.iter().filter_map(|slot| order.quote.items.get(*slot as usize)).map(|item| item.rate);
-    let (rates, renter) = (Some(rates.collect()), Some(order.account));
-    let beside = order.leases.values().filter(|lease| lease.live()).map(|lease| lease.device).collect();
-    let mut limits = Limits { avoid, rates, renter, beside, ..Limits::default() };
+    let rates = vacant.iter().map(|slot| rate_of(order, *slot)).collect();
+    let limits = further(state, order, rates, now_ms);
+    let members = u32::try_from(vacant.len()).unwrap_or(u32::MAX);
+    let request = Request { members, ..order.quote.request.clone() };
+    leases(state, order, &request, &vacant, limits, now_ms)
+}
+
+/// What further members of an order that has some may have, at these rates, ascending: beside its own and what is kept for others.
+fn further(state: &State, order: &Order, rates: Vec<Rate>, now_ms: u64) -> Limits {
+    let mut limits = beside_own(order, rates);
     let window = reserve::Window { from_ms: now_ms, until_ms: order.ends_ms().unwrap_or(now_ms) };
     reserve::hold(state, Some(order.id), window, &mut limits, now_ms);
-    let members = u32::try_from(vacant.len()).unwrap_or(u32::MAX);
-    let request = crate::market::Request { members, ..order.quote.request.clone() };
-    if request.buy.floats() {
-        let caps = limits.rates.clone().unwrap_or_default();
-        let seats = waiting::now_or_never(state, &request, &caps, &limits, now_ms)?;
-        return priced_leases(state, order, &vacant, seats);
-    }
-    let seats = place::seats(state, &request, &limits, now_ms)?;
-    new_leases(state, order, &vacant, seats)
+    limits
+}
+
+fn beside_own(order: &Order, rates: Vec<Rate>) -> Limits {
+    let beside = order.leases.values().filter(|lease| lease.live()).map(|lease| lease.device).collect();
+    let (avoid, renter) = (avoided(order), Some(order.account));
+    Limits { avoid, rates: Some(rates), renter, beside, ..Limits::default() }
+}
+
+/// Devices that a further member does not go to: those that failed this order, and where a bound for a device is set those that
+/// it has, so that no bound is passed.
+fn avoided(order: &Order) -> BTreeSet<DeviceId> {
+    let failed = |lease: &Lease| match &lease.released {
+        Some(released) => released.why == ReleaseReason::Ailing,
+        None => !lease.live(),
+    };
+    let bounded = order.quote.request.most_per_device().is_some();
+    let taken = |lease: &Lease| bounded && !lease.ended();
+    order.leases.values().filter(|l| failed(l) || taken(l)).map(|lease| lease.device).collect()
+}
+
+fn rate_of(order: &Order, slot: u32) -> Rate {
+    order.quote.items.get(slot as usize).map(|item| item.rate).unwrap_or_default()
+}
+
+/// Seats are found the cheapest first, so the cheapest of the slots gets the first.
+fn cheapest_first(order: &Order, mut slots: Vec<u32>) -> Vec<u32> {
+    slots.sort_by_key(|slot| (rate_of(order, *slot), *slot));
+    slots
 }
 
 /// Why an order gets these leases for lost ones.
 pub fn replace_reason(order: &Order, leases: &[NewLease]) -> ReplaceReason {
     let ray = order.quote.request.engine == EngineKind::Ray;
-    if ray && leases.iter().any(|lease| lease.slot == 0) {
+    let last_of = |slot: u32| order.leases.values().rev().find(|lease| lease.slot == slot);
+    let ailed = |lease: &NewLease| {
+        let released = last_of(lease.slot).and_then(|last| last.released.as_ref());
+        released.is_some_and(|released| released.why == ReleaseReason::Ailing)
+    };
+    if order.course.growth.is_some_and(|base| leases.iter().all(|lease| lease.slot >= base)) {
+        ReplaceReason::Grown
+    } else if leases.iter().all(ailed) {
+        ReplaceReason::Ailing
+    } else if ray && leases.iter().any(|lease| lease.slot == 0) {
         ReplaceReason::HeadLost
     } else {
         ReplaceReason::MemberLost
@@ -657,8 +772,7 @@ fn new_leases(
     slots: &[u32],
     seats: Vec<Seat>,
 ) -> Result<Vec<NewLease>, Refusal> {
-    let quoted = |slot: &u32| order.quote.items.get(*slot as usize).map(|item| item.rate).unwrap_or_default();
-    let seats = slots.iter().map(quoted).zip(seats).map(|(rate, seat)| (seat, rate));
+    let seats = slots.iter().map(|slot| rate_of(order, *slot)).zip(seats).map(|(rate, seat)| (seat, rate));
     priced_leases(state, order, slots, seats.collect())
 }
 
@@ -763,14 +877,7 @@ pub fn settle(state: &State, order: &Order) -> Result<Option<Transfer>, Refusal>
     }
     let purse = order.purse();
     let amount = state.ledger.balance(purse.owner, purse.asset).available();
-    let refund = Transfer {
-        id: TransferId { scope: order.id.bits(), kind: TransferKind::Refund, n: 0 },
-        step: Step::Post,
-        debit: purse,
-        credit: AccountKey { owner: Owner::Wallet(order.account), asset: purse.asset },
-        amount,
-    };
-    Ok((amount > 0).then_some(refund))
+    Ok(course::give_back(order, amount))
 }
 
 /// Suppliers who earned from an order that settles now and still have it coming; what an earlier payout took along,

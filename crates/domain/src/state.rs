@@ -1,5 +1,7 @@
 //! The state: a fold of the events, and nothing else.
 
+mod course;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
@@ -19,7 +21,7 @@ use crate::market::spot::{self, Notice, NoticeReason};
 use crate::market::{Country, Denials, DenyList, MarketRecord, PriceParams, Program};
 use crate::meter::{Charge, HeldCharge};
 use crate::money::{BasisPoints, HOUR_MS};
-use crate::order::{Lease, LeasePhase, Move, NewLease, Order, ReplaceReason};
+use crate::order::{Lease, LeasePhase, Move, NewLease, Order, ReplaceReason, Stage};
 use crate::payout::Payout;
 use crate::refusal::Refusal;
 
@@ -461,7 +463,7 @@ impl State {
             B::OrderSettled { order, refund, .. } => self.fold_settled(*order, refund.as_ref())?,
             B::OrderPaid { order } => self.step(*order, Move::Pay)?,
             B::OrderRated { order, stars } => self.fold_rated(*order, *stars, event.at_ms)?,
-            _ => {}
+            _ => self.fold_course(event)?,
         }
         Ok(())
     }
@@ -497,7 +499,7 @@ impl State {
         at_ms: u64,
     ) -> Result<(), Refusal> {
         let order = self.order_mut(id)?;
-        let first = order.leases.is_empty();
+        let first = order.stage == Stage::Funded;
         order.stage = order.may(if first { Move::Place } else { Move::Replace })?;
         order.generation += 1;
         if !first && leases.iter().any(|lease| lease.slot == 0) {
@@ -531,20 +533,24 @@ impl State {
     }
 
     fn fold_ready(&mut self, lease: LeaseId, at_ms: u64) -> Result<(), Refusal> {
-        let running_since_ms = self.order(lease.order)?.running_since_ms;
+        let (order, found) = self.lease(lease)?;
+        let from_ms = order.quote.items.get(found.slot as usize).map_or(0, |item| item.from_ms);
+        let bought_since_ms = order.moment_ms(from_ms);
+        let id = lease.order;
         let lease = self.lease_mut(lease)?;
         lease.phase = LeasePhase::Ready;
-        if let (Some(since_ms), None) = (running_since_ms, lease.charging_since_ms) {
+        if let (Some(since_ms), None) = (bought_since_ms, lease.charging_since_ms) {
             // Where the clock was put back in between, the time before that was never bought.
             lease.charging_since_ms = Some(at_ms.max(since_ms));
         }
-        Ok(())
+        self.fold_all_up(id)
     }
 
     fn fold_running(&mut self, order: OrderId, at_ms: u64) -> Result<(), Refusal> {
         self.step(order, Move::Ready)?;
         let order = self.order_mut(order)?;
         order.running_since_ms = Some(at_ms);
+        order.course.pause = None;
         for lease in order.leases.values_mut().filter(|lease| lease.live()) {
             lease.charging_since_ms = Some(at_ms);
         }
@@ -611,7 +617,7 @@ impl State {
         let amount = refund.map_or(0, |transfer| transfer.amount);
         let unpaid = crate::order::unpaid(self, self.order(id)?);
         let order = self.order_mut(id)?;
-        order.refund_micro_usd = amount;
+        order.refund_micro_usd += amount;
         order.unpaid = unpaid;
         let (account, key) = (order.account, order.key);
         if let Some(key) = self.key_mut(account, key) {
@@ -743,6 +749,8 @@ impl NewLease {
             renter_fee_micro_usd: 0,
             held: Vec::new(),
             earlier: None,
+            released: None,
+            ailing: None,
         }
     }
 }

@@ -21,6 +21,8 @@ use ionet_domain::market::{
 };
 use ionet_domain::meter::{Receipt, Witness};
 use ionet_domain::money::{Asset, HOUR_MS, Rate};
+use ionet_domain::order::health::Ailment;
+use ionet_domain::order::size::{self, OrderChange};
 use ionet_domain::order::{CloseReason, WipeReceipt};
 use ionet_domain::payout::{epoch_start_ms, payout_id};
 use ionet_domain::{
@@ -149,6 +151,7 @@ impl<D: Disk> Script<D> {
         let second = self.running(2, true)?;
         self.lost_and_held(second)?;
         self.finished()?;
+        self.changed()?;
         self.payouts()?;
         self.now_ms += 25 * HOUR_MS;
         self.server(C::Retire)?;
@@ -420,6 +423,42 @@ impl<D: Disk> Script<D> {
         self.by_device(lease, C::ReportExit { lease, exit_code: 0 })?;
         self.server(C::Close { order, reason: CloseReason::Finished { exit_code: 0 } })?;
         self.remove(lease)?;
+        self.server(C::Settle { order })
+    }
+
+    /// Grown, shrunk, changed, paused and resumed.
+    fn changed(&mut self) -> Result<()> {
+        let order = self.running(1, false)?;
+        let broken = |refusal: ionet_domain::Refusal| LabError::Broken(refusal.to_string());
+        let found = self.state.order(order).map_err(broken)?;
+        let request = size::more_of(found, 2, self.now_ms).map_err(broken)?;
+        let id = QuoteId::from_parts(self.now_ms, self.unique());
+        let request = Request { duration_ms: request.duration_ms, ..request };
+        let quote = price::quote(&self.state, id, RENTER, &request, self.now_ms).map_err(broken)?;
+        let renter = Actor::Wallet(RENTER);
+        self.ask(renter, C::Grow { order, quote })?;
+        self.server(C::Replace { order })?;
+        self.ready(LeaseId { order, n: 1 })?;
+        self.ready(LeaseId { order, n: 2 })?;
+        self.meter(LeaseId { order, n: 2 }, 60_000, Witness::Heartbeats)?;
+        let ailment = Some(Ailment::Overloaded { foreign_cpu_percent: 80 });
+        self.server(C::ReportAiling { lease: LeaseId { order, n: 1 }, ailment })?;
+        self.ask(renter, C::ReplaceMember { order, slot: 1 })?;
+        self.remove(LeaseId { order, n: 1 })?;
+        self.ready(LeaseId { order, n: 3 })?;
+        self.ask(renter, C::Shrink { order, members: 2 })?;
+        self.remove(LeaseId { order, n: 2 })?;
+        let change = OrderChange { duration_ms: Some(HOUR_MS / 2), ..OrderChange::default() };
+        self.ask(renter, C::ChangeOrder { order, change })?;
+        self.ask(renter, C::Pause { order })?;
+        self.remove(LeaseId { order, n: 0 })?;
+        self.remove(LeaseId { order, n: 3 })?;
+        self.ask(renter, C::Resume { order })?;
+        self.server(C::Place { order })?;
+        self.server(C::Start { order })?;
+        self.ask(renter, C::Close { order, reason: CloseReason::Renter })?;
+        self.remove(LeaseId { order, n: 4 })?;
+        self.remove(LeaseId { order, n: 5 })?;
         self.server(C::Settle { order })
     }
 

@@ -25,6 +25,7 @@ use crate::handle::PublishedEvent;
 use crate::keys::Keys;
 use crate::reconcile::{self, Act, Todo};
 use crate::view::SharedView;
+use crate::vitals;
 
 /// How often telemetry is wanted from workers.
 pub const TELEMETRY_MS: u64 = 5_000;
@@ -32,6 +33,8 @@ pub const TELEMETRY_MS: u64 = 5_000;
 const MAX_ROUNDS: u32 = 12;
 /// How often all devices are looked at.
 const DEVICES_EVERY_MS: u64 = 1_000;
+/// How often members are judged.
+const JUDGE_EVERY_MS: u64 = 30_000;
 /// Unknown leases of one report that the journal is asked about.
 const MAX_FINDS: usize = 64;
 /// A payment without an answer is asked for again after this long, a failed one sooner. Asking again pays once.
@@ -109,6 +112,7 @@ pub struct Core {
     outputs: Vec<Output>,
     dirty: bool,
     devices_due_ms: u64,
+    judge_due_ms: u64,
 }
 
 impl Core {
@@ -128,7 +132,7 @@ impl Core {
 
     fn new(engine: Engine, keys: Keys) -> Self {
         let view = engine.view().clone();
-        Self { engine, view, keys, outputs: Vec::new(), dirty: true, devices_due_ms: 0 }
+        Self { engine, view, keys, outputs: Vec::new(), dirty: true, devices_due_ms: 0, judge_due_ms: 0 }
     }
 
     /// State and fleet.
@@ -219,6 +223,9 @@ impl Core {
                 false
             }
         };
+        if let CommandBody::ReplaceMember { order, .. } | CommandBody::Scale { order, .. } = &command.body {
+            self.view.write().fleet.tried.insert(*order, now_ms);
+        }
         if let CommandBody::Meter { receipt, .. } = &command.body {
             let mut view = self.view.write();
             let memory = view.fleet.meters.entry(receipt.lease).or_default();
@@ -378,6 +385,7 @@ impl Core {
     /// Lets the reconcilers look until nothing more follows.
     fn reconcile(&mut self, now_ms: u64) {
         self.dirty = false;
+        self.judge_members(now_ms);
         let look_at_devices = now_ms >= self.devices_due_ms;
         if look_at_devices {
             self.devices_due_ms = now_ms + DEVICES_EVERY_MS;
@@ -394,6 +402,18 @@ impl Core {
                 return self.dirty = false;
             }
         }
+    }
+
+    /// Looks now and then at how the members of all orders are.
+    fn judge_members(&mut self, now_ms: u64) {
+        if now_ms < self.judge_due_ms {
+            return;
+        }
+        self.judge_due_ms = now_ms + JUDGE_EVERY_MS;
+        let view = self.view.read();
+        let found = vitals::judge_all(&view.state, &view.fleet, now_ms);
+        drop(view);
+        self.view.write().fleet.found = found;
     }
 
     fn leases_to_tell(&self, now_ms: u64) -> Vec<Todo> {

@@ -320,7 +320,7 @@ fn deposit_number(event: &Event) -> u64 {
 /// Whether a lease is known to have ended, by the live state alone.
 pub(crate) fn known_ended(state: &State, lease: LeaseId) -> bool {
     let closing = |order: &ionet_domain::Order| order.stage >= ionet_domain::Stage::Closing;
-    state.lease(lease).is_ok_and(|(order, found)| closing(order) || found.ended())
+    state.lease(lease).is_ok_and(|(order, found)| closing(order) || found.ended() || found.released.is_some())
 }
 
 /// A command of the server's own.

@@ -17,6 +17,7 @@ use ionet_domain::{Address, DeviceId, EndpointId, LeaseId, OrderId, PayoutId, St
 use serde::{Deserialize, Serialize};
 
 use crate::links::{Links, LinksNow};
+use crate::vitals::Found;
 
 /// A device that was not heard for longer than this is silent.
 pub const SILENT_MS: u64 = 20_000;
@@ -114,6 +115,10 @@ pub struct Fleet {
     pub(crate) exits: BTreeMap<OrderId, u64>,
     /// When a payment under way is asked for again.
     pub(crate) payments: BTreeMap<PayoutId, u64>,
+    /// What members were last found to ail from.
+    pub(crate) found: BTreeMap<LeaseId, Found>,
+    /// When the size or a member of an order was last to be changed without its renter.
+    pub(crate) tried: BTreeMap<OrderId, u64>,
     /// When this server started to listen.
     pub(crate) started_ms: u64,
     /// The number of the last desired set that any device was told.
@@ -321,6 +326,7 @@ impl Fleet {
         self.meters.retain(|lease, _| live.contains(&lease.order));
         self.lists.retain(|order, _| live.contains(order));
         self.exits.retain(|order, _| live.contains(order));
+        self.tried.retain(|order, _| live.contains(order));
         self.overlay.retain(|order| live.contains(&order));
         let devices = &self.devices;
         self.unknown.retain(|lease, _| devices.values().any(|now| now.observed.contains_key(lease)));

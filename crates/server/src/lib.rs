@@ -19,6 +19,7 @@ pub mod reconcile;
 pub mod shell;
 pub mod verify;
 pub mod view;
+pub(crate) mod vitals;
 pub mod writer;
 
 pub use crate::core::{Core, CoreOptions, Input, Output, Ticket};

@@ -16,7 +16,7 @@ use serde_json::json;
 use tokio::io::AsyncReadExt;
 
 use crate::args::{ClusterCommand, CreateArgs};
-use crate::commands::{connect, egress, explain, journal, network, quote};
+use crate::commands::{connect, course, egress, explain, journal, network, quote};
 use crate::context::{Context, now_ms, random};
 use crate::error::{CliError, Result};
 use crate::out::{Out, Progress};
@@ -39,6 +39,12 @@ pub(crate) async fn cluster(context: &Context, command: &ClusterCommand) -> Resu
         ClusterCommand::Extend { cluster, added_ms, yes } => {
             extend(context, *cluster, *added_ms, *yes).await?;
         }
+        ClusterCommand::Grow(args) => course::grow(context, args).await?,
+        ClusterCommand::Shrink(args) => course::shrink(context, args).await?,
+        ClusterCommand::Replace(args) => course::replace(context, args).await?,
+        ClusterCommand::Pause(args) => course::pause(context, args).await?,
+        ClusterCommand::Resume(args) => course::resume(context, args).await?,
+        ClusterCommand::Set(args) => course::set(context, args).await?,
         ClusterCommand::Egress(args) => egress::egress(context, args).await?,
         ClusterCommand::Connect(args) => return connect::connect(context, args).await,
         ClusterCommand::Logs { cluster, member, follow } => logs(context, *cluster, *member, *follow).await?,
@@ -158,8 +164,10 @@ pub(crate) fn stage_line(view: &ClusterView) -> String {
     if view.stage == Stage::Closing && view.leases.iter().all(gone) {
         return format!("{} is closing: charges that only the supplier attests wait for objections", view.id);
     }
-    let live =
-        view.leases.iter().filter(|lease| matches!(lease.phase, LeasePhase::Placed | LeasePhase::Ready));
+    let is_live = |lease: &&LeaseView| {
+        lease.released.is_none() && matches!(lease.phase, LeasePhase::Placed | LeasePhase::Ready)
+    };
+    let live = view.leases.iter().filter(is_live);
     let members: Vec<_> = live.map(|lease| format!("member {} {}", lease.slot, lease_now(lease))).collect();
     match members.as_slice() {
         [] => view.waiting.as_ref().map_or_else(
@@ -253,6 +261,7 @@ pub(crate) fn show(out: Out, view: &ClusterView) {
     }
     out.line(quote::network_rules(view.quote.request.egress, &view.allow));
     view.quote.request.hiding.explained().for_each(|line| out.line(line));
+    out.lines(course::upkeep_lines(&view.quote.request.upkeep));
     let moments =
         [("ordered", Some(view.accepted_ms)), ("up", view.running_since_ms), ("closed", view.closed_ms)];
     for (name, at) in moments {
@@ -263,10 +272,12 @@ pub(crate) fn show(out: Out, view: &ClusterView) {
     if let (Some(ends), None) = (view.ends_ms, view.closed_ms) {
         out.line(format!("{:<8} {}", "ends", moment(ends)));
     }
+    out.lines(course::paused_line(view));
     if let Some(reason) = view.replaced {
         out.line(format!("replaced {}", words::replaced(reason)));
     }
     out.table(&["MEMBER", "PHASE", "CONTACT", "ADDRESS", "DEVICE", "START"], &[], lease_rows(view));
+    out.lines(course::proposals(view));
     egress::show_used(out, view);
     show_bill(out, &view.bill);
 }
@@ -275,14 +286,17 @@ fn lease_rows(view: &ClusterView) -> Vec<Vec<String>> {
     let row = |lease: &LeaseView| {
         let parts =
             lease.parts_ms.iter().map(|(name, ms)| format!("{name} {}", span(*ms))).collect::<Vec<_>>();
-        let (phase, device) = (phase_word(&lease.phase), lease.device.to_string());
+        let (phase, device) = (phase_word(lease), lease.device.to_string());
         vec![lease.slot.to_string(), phase, lease.contact.clone(), lease.ip.clone(), device, parts.join(", ")]
     };
     view.leases.iter().map(row).collect()
 }
 
-fn phase_word(phase: &LeasePhase) -> String {
-    match phase {
+fn phase_word(lease: &LeaseView) -> String {
+    match &lease.phase {
+        LeasePhase::Placed | LeasePhase::Ready | LeasePhase::Exited { .. } if lease.released.is_some() => {
+            "leaving".into()
+        }
         LeasePhase::Placed => "placed".into(),
         LeasePhase::Ready => "up".into(),
         LeasePhase::Exited { exit_code } => format!("exited {exit_code}"),

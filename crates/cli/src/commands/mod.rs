@@ -3,6 +3,7 @@
 pub(crate) mod account;
 pub(crate) mod cluster;
 pub(crate) mod connect;
+pub(crate) mod course;
 pub(crate) mod devices;
 pub(crate) mod doctor;
 pub(crate) mod egress;

@@ -207,6 +207,7 @@ async fn request(client: &Client) -> Result<Request> {
         buy: ionet_domain::market::Buy::default(),
         mega: false,
         simulated: false,
+        upkeep: ionet_domain::market::Upkeep::default(),
         asset: Asset::Iosd,
         ..Request::default()
     };

@@ -4,10 +4,10 @@ use ionet_api::rest::SignedQuote;
 use ionet_domain::device::Resources;
 use ionet_domain::market::price::{DecidedBy, Pricing};
 use ionet_domain::market::quote::ElsewhereCost;
-use ionet_domain::market::{Buy, Destination, Egress, GpuMinimum, Hiding, Priority, Quote, Request};
+use ionet_domain::market::{Buy, Destination, Egress, GpuMinimum, Hiding, Priority, Quote, Request, Upkeep};
 use ionet_domain::money::{Asset, HOUR_MS, decimal};
 
-use super::explain;
+use super::{course, explain};
 use crate::args::{QuoteArgs, RequestArgs};
 use crate::context::{Context, now_ms};
 use crate::error::Result;
@@ -46,6 +46,7 @@ pub(crate) fn request(args: &RequestArgs) -> Result<Request> {
         buy: buy(args),
         mega: args.mega,
         simulated: args.simulated,
+        upkeep: args.upkeep.applied(&Upkeep::default(), args.gpus),
         asset: Asset::Iosd,
         kind: args.kind,
         gpu_min: GpuMinimum {
@@ -124,6 +125,7 @@ pub(crate) fn show(out: Out, signed: &SignedQuote) {
     }
     out.line(network_rules(quote.request.egress, []));
     quote.request.hiding.explained().for_each(|line| out.line(line));
+    out.lines(course::upkeep_lines(&quote.request.upkeep));
     out.table(&["MEMBER", "CLASS", "DEVICE", "RATE", "COMPUTE"], &[3, 4], rows(quote));
     quote.pricing.iter().for_each(|how| pricing(out, how));
     lines(out, quote);

@@ -88,7 +88,7 @@ impl Demand {
             let (hour, want) = (order.accepted_ms / HOUR_MS, Want::of(&order.quote.request));
             if let Some(wants) = self.hours.get_mut(&hour) {
                 if let Some(count) = wants.get_mut(&want) {
-                    *count = count.saturating_sub(order.quote.request.members.into());
+                    *count = count.saturating_sub(order.accepted_members().into());
                 }
                 wants.retain(|_, count| *count > 0);
             }
@@ -104,7 +104,7 @@ impl Demand {
     fn count(&mut self, order: &Order) {
         let request = &order.quote.request;
         let hour = self.hours.entry(order.accepted_ms / HOUR_MS).or_default();
-        *hour.entry(Want::of(request)).or_default() += u64::from(request.members);
+        *hour.entry(Want::of(request)).or_default() += u64::from(order.accepted_members());
     }
 
     fn refresh(&mut self) -> bool {

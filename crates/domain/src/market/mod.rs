@@ -27,6 +27,7 @@ mod search;
 pub mod spot;
 pub mod standing;
 pub mod terms;
+pub mod upkeep;
 pub(crate) mod waiting;
 pub mod wishes;
 
@@ -39,4 +40,5 @@ pub use quote::{Quote, QuoteItem};
 pub use record::MarketRecord;
 pub use request::{EngineKind, Program, Request};
 pub use terms::{Country, Denials, DenyList};
+pub use upkeep::Upkeep;
 pub use wishes::{GpuMinimum, Isolation, Preference, WorkKind};

@@ -94,6 +94,8 @@ impl Desk {
             B::OrderFunded { order, .. }
             | B::OrderKept { order, .. }
             | B::OrderPlaced { order, .. }
+            | B::OrderPaused { order, .. }
+            | B::OrderResumed { order }
             | B::OrderClosing { order, .. }
             | B::OrderSettled { order, .. } => self.put(*order, orders.get(order)),
             B::OrderNoticed { order, notice } => {
@@ -116,14 +118,15 @@ impl Desk {
         };
         let funded = |order: &Order| order.stage == Stage::Funded;
         set(|desk| &mut desk.funded, &funded);
-        set(|desk| &mut desk.made_room_for, &|order| funded(order) && order.ways.room_until_ms.is_some());
+        let begins = |order: &Order| funded(order) && !order.resumes();
+        set(|desk| &mut desk.made_room_for, &|order| begins(order) && order.ways.room_until_ms.is_some());
         let runs = |order: &Order| (Stage::Placed..=Stage::Running).contains(&order.stage);
         set(|desk| &mut desk.spot, &|order| {
             runs(order) && spot::notice_ms(order.quote.request.buy).is_some()
         });
         let open = |order: &Order| order.stage < Stage::Settled && order.ways.notice.is_some();
         set(|desk| &mut desk.noticed, &open);
-        set(|desk| &mut desk.kept, &|order| funded(order) && !order.ways.kept.is_empty());
+        set(|desk| &mut desk.kept, &|order| begins(order) && !order.ways.kept.is_empty());
     }
 
     /// Orders whose windows are to come, with what is kept for them.
@@ -223,13 +226,13 @@ fn not_before_ms(state: &State, order: &Order, now_ms: u64) -> u64 {
 /// Whether an order waits for devices and its end of waiting is not over.
 pub fn waits(order: &Order, now_ms: u64) -> bool {
     let until_ms = order.quote.request.waits_until_ms();
-    order.stage == Stage::Funded && until_ms.is_some_and(|until_ms| now_ms < until_ms)
+    order.stage == Stage::Funded && !order.resumes() && until_ms.is_some_and(|until_ms| now_ms < until_ms)
 }
 
 /// Whether an order waited until its end.
 pub fn expired(order: &Order, now_ms: u64) -> bool {
     let until_ms = order.quote.request.waits_until_ms();
-    order.stage <= Stage::Funded && until_ms.is_some_and(|until_ms| until_ms <= now_ms)
+    order.stage <= Stage::Funded && !order.resumes() && until_ms.is_some_and(|until_ms| until_ms <= now_ms)
 }
 
 /// Orders whose waiting is over, with nothing found.
@@ -314,9 +317,10 @@ impl Asker {
         Self { order: None, class: class(request.priority, now_ms, now_ms), window }
     }
 
-    /// An order.
+    /// An order. Of one that was paused the time that it ran is no waiting.
     pub(crate) fn of(order: &Order, now_ms: u64) -> Self {
-        let class = class(order.quote.request.priority, since_ms(order), now_ms);
+        let since_ms = if order.course.pause.is_some() { now_ms } else { since_ms(order) };
+        let class = class(order.quote.request.priority, since_ms, now_ms);
         Self { order: Some(order.id), class, window: Window::of(&order.quote.request, now_ms) }
     }
 }

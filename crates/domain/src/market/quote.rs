@@ -39,9 +39,36 @@ pub struct QuoteItem {
     pub rate: Rate,
     /// What the whole time costs before fees, in micro-USD.
     pub compute_micro_usd: u64,
+    /// How much of the order's time was over when the member was added: it is not paid for that.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub from_ms: u64,
     /// Its place in the quote's `pricing`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pricing: Option<u32>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde asks")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
+impl QuoteItem {
+    /// How much time of an order of this duration is bought of the member, in milliseconds.
+    pub fn bought_ms(&self, duration_ms: u64) -> u64 {
+        duration_ms.saturating_sub(self.from_ms)
+    }
+}
+
+/// A member that the order had and gave up.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PastItem {
+    /// Which member it was.
+    pub slot: u32,
+    /// Its price.
+    pub rate: Rate,
+    /// The most time that it can be charged for, in milliseconds.
+    pub time_ms: u64,
 }
 
 /// What a quote's total is made of, in micro-USD: all but the discount are added, the discount is taken off.
@@ -52,7 +79,7 @@ pub struct Lines {
     pub compute_micro_usd: u64,
     /// Disk while the cluster runs.
     pub disk_micro_usd: u64,
-    /// Disk while the cluster is paused: nothing, as clusters do not pause yet.
+    /// Disk while the cluster is paused: nothing, as nothing is kept then.
     pub paused_disk_micro_usd: u64,
     /// Traffic out of the cluster: counted, and free at present.
     pub traffic_micro_usd: u64,
@@ -124,6 +151,9 @@ pub struct Quote {
     /// What becomes of an order that is not simply placed at the quoted price.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outlook: Option<Box<Outlook>>,
+    /// Of an order: members that it had and gave up; what they can cost is in the total.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub past: Vec<PastItem>,
 }
 
 /// How an order's chances stand at the moment of its quote; no promise.
@@ -332,7 +362,7 @@ pub(super) fn of_devices(
         let pricing = u32::try_from(place).ok();
         let class = found.class.clone();
         let (device, class) = (Some(*device), Some(class));
-        items.push(QuoteItem { device, class, rate, compute_micro_usd: 0, pricing });
+        items.push(QuoteItem { device, class, rate, compute_micro_usd: 0, from_ms: 0, pricing });
     }
     Ok(of_items(state, (id, account), request, (items, pricing), now_ms))
 }
@@ -365,6 +395,7 @@ pub(super) fn of_items(
         lines: Some(Box::default()),
         elsewhere: None,
         outlook: None,
+        past: Vec::new(),
     };
     quote.add_up();
     quote.elsewhere = elsewhere(state, &quote, now_ms).map(Box::new);
@@ -422,10 +453,12 @@ impl Quote {
     /// Sets the totals from items and duration: the one place where a quote is added up.
     pub fn add_up(&mut self) {
         for item in &mut self.items {
-            item.compute_micro_usd = item.rate.total_for(self.request.duration_ms);
+            item.compute_micro_usd = item.rate.total_for(item.bought_ms(self.request.duration_ms));
         }
-        self.compute_micro_usd = self.items.iter().map(|item| item.compute_micro_usd).sum();
-        self.fee_micro_usd = self.items.iter().map(|item| self.renter_fee.of(item.compute_micro_usd)).sum();
+        let past = self.past.iter().map(|item| item.rate.total_for(item.time_ms));
+        let costs: Vec<u64> = self.items.iter().map(|item| item.compute_micro_usd).chain(past).collect();
+        self.compute_micro_usd = costs.iter().sum();
+        self.fee_micro_usd = costs.into_iter().map(|cost| self.renter_fee.of(cost)).sum();
         self.total_micro_usd = self.compute_micro_usd + self.fee_micro_usd;
         if self.lines.is_some() {
             self.lines = Some(Box::new(self.split()));
@@ -433,7 +466,7 @@ impl Quote {
     }
 
     /// Whether it is within the renter's caps.
-    fn within_caps(&self) -> Result<(), Refusal> {
+    pub(crate) fn within_caps(&self) -> Result<(), Refusal> {
         match self.request.max_rate {
             Some(cap) if self.rate > cap => {
                 let (rate, cap) = (self.rate.0, cap.0);
@@ -454,12 +487,51 @@ impl Quote {
         }
     }
 
+    /// This quote with the members of another one, which are paid for when `from_ms` of the time is over.
+    #[must_use]
+    pub fn grown(&self, more: &Self, from_ms: u64) -> Self {
+        let mut grown = self.clone();
+        for item in &more.items {
+            let how = item.pricing.and_then(|place| more.pricing.get(place as usize));
+            let place = how.map(|how| place_of(&mut grown.pricing, how.clone()));
+            let pricing = place.and_then(|place| u32::try_from(place).ok());
+            grown.items.push(QuoteItem { from_ms, pricing, ..item.clone() });
+        }
+        grown.resized()
+    }
+
+    /// This quote with its first members only; the others were there until `until_ms` of the time was over.
+    #[must_use]
+    pub fn shrunk(&self, members: u32, until_ms: u64) -> Self {
+        let mut shrunk = self.clone();
+        let gone = shrunk.items.split_off(shrunk.items.len().min(members as usize));
+        let past = (members..).zip(gone).map(|(slot, item)| PastItem {
+            slot,
+            rate: item.rate,
+            time_ms: until_ms.saturating_sub(item.from_ms),
+        });
+        shrunk.past.extend(past.filter(|item| item.time_ms > 0));
+        shrunk.resized()
+    }
+
+    fn resized(mut self) -> Self {
+        self.request.members = u32::try_from(self.items.len()).unwrap_or(u32::MAX);
+        self.rate = Rate(self.items.iter().map(|item| item.rate.0).fold(0, u64::saturating_add));
+        if self.request.buy.floats() {
+            // What its members may cost together is its cap.
+            self.request.max_rate = Some(self.rate);
+        }
+        self.elsewhere = None;
+        self.add_up();
+        self
+    }
+
     /// The total in its parts; compute takes what rounding leaves.
     fn split(&self) -> Lines {
         let each = |part: fn(&Pricing) -> u64| -> u64 {
             let of = |item: &QuoteItem| {
                 let how = self.pricing.get(item.pricing? as usize)?;
-                Some(Rate(part(how)).total_for(self.request.duration_ms))
+                Some(Rate(part(how)).total_for(item.bought_ms(self.request.duration_ms)))
             };
             self.items.iter().filter_map(of).fold(0, u64::saturating_add)
         };

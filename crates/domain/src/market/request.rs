@@ -12,6 +12,7 @@ use crate::id::Address;
 use crate::market::buy::{Buy, Priority};
 use crate::market::egress::{Destination, Egress};
 use crate::market::hiding::Hiding;
+use crate::market::upkeep::Upkeep;
 use crate::market::wishes::{GpuMinimum, Isolation, Preference, WorkKind};
 use crate::money::{Asset, HOUR_MS, Rate};
 use crate::refusal::Refusal;
@@ -103,6 +104,9 @@ pub struct Request {
     /// Only simulated devices: for show, such a request is never accepted.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub simulated: bool,
+    /// What is done for the cluster while it lives: pauses, replacement of ailing members, scaling.
+    #[serde(default, skip_serializing_if = "Upkeep::is_none")]
+    pub upkeep: Upkeep,
     /// What is paid with.
     pub asset: Asset,
     /// What the work is; it completes `prefer`.
@@ -168,6 +172,7 @@ impl Default for Request {
             buy: Buy::default(),
             mega: false,
             simulated: false,
+            upkeep: Upkeep::default(),
             asset: Asset::Iosd,
             kind: WorkKind::default(),
             gpu_min: GpuMinimum::default(),
@@ -187,8 +192,8 @@ impl Default for Request {
 }
 
 /// Least and most of each field, in one place.
-const MAX_MEMBERS: u32 = 256;
-const MIN_DURATION_MS: u64 = 60_000;
+pub(crate) const MAX_MEMBERS: u32 = 256;
+pub(crate) const MIN_DURATION_MS: u64 = 60_000;
 const MAX_DURATION_MS: u64 = 366 * 24 * HOUR_MS;
 const MIN_MEMORY_BYTES: u64 = 16 << 20;
 const MIN_RAY_MEMORY_BYTES: u64 = 1 << 30;
@@ -242,6 +247,7 @@ impl Request {
         in_range("disk_bytes", self.per_member.disk_bytes, 0, 1 << 50)?;
         in_range("gpus", self.per_member.gpus.into(), 0, 64)?;
         self.per_member.check_share()?;
+        self.upkeep.check(self)?;
         in_range("duration_ms", self.duration_ms, MIN_DURATION_MS, MAX_DURATION_MS)?;
         self.check_wishes()?;
         if self.asset != Asset::Iosd {

@@ -36,6 +36,7 @@ pub(super) fn quote(
         class: class.clone(),
         rate: *rate,
         compute_micro_usd: 0,
+        from_ms: 0,
         pricing: None,
     };
     let items = caps.iter().map(item).collect();

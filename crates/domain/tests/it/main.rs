@@ -1,6 +1,7 @@
 //! The rules as a stranger would try them: through commands, with nothing but the state to look at.
 
 mod choice;
+mod course;
 mod explain;
 mod placement;
 mod pool;

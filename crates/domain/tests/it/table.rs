@@ -6,8 +6,17 @@ use ionet_domain::order::{Move, Stage, after};
 fn every_stage_and_move() {
     use Move as M;
     use Stage as S;
-    let stages =
-        [S::Accepted, S::Funded, S::Placed, S::Starting, S::Running, S::Closing, S::Settled, S::Paid];
+    let stages = [
+        S::Accepted,
+        S::Funded,
+        S::Placed,
+        S::Starting,
+        S::Running,
+        S::Paused,
+        S::Closing,
+        S::Settled,
+        S::Paid,
+    ];
     let moves = [
         M::Fund,
         M::Place,
@@ -17,20 +26,28 @@ fn every_stage_and_move() {
         M::Extend,
         M::Replace,
         M::Egress,
+        M::Grow,
+        M::Shrink,
+        M::Exchange,
+        M::Pause,
+        M::Resume,
+        M::PutOff,
+        M::Change,
         M::Close,
         M::Settle,
         M::Pay,
     ];
     // A row a stage, a letter a move in the order above; the letter is the stage after, '.' is refused.
     let expected = [
-        ("accepted", "F......AC.."),
-        ("funded", ".P.....FC.."),
-        ("placed", "..S...PPC.."),
-        ("starting", "...R..SSC.."),
-        ("running", "....RRRRC.."),
-        ("closing", "....C....s."),
-        ("settled", "..........p"),
-        ("paid", "..........."),
+        ("accepted", "F......A......AC.."),
+        ("funded", ".P..F..F.....WFC.."),
+        ("placed", "..S.P.PP......PC.."),
+        ("starting", "...RS.SS......SC.."),
+        ("running", "....RRRRRRRW..RC.."),
+        ("paused", "....WW.W....F.WC.."),
+        ("closing", "....C...........s."),
+        ("settled", ".................p"),
+        ("paid", ".................."),
     ];
     let letter = |stage: Option<Stage>| match stage {
         None => '.',
@@ -39,6 +56,7 @@ fn every_stage_and_move() {
         Some(S::Placed) => 'P',
         Some(S::Starting) => 'S',
         Some(S::Running) => 'R',
+        Some(S::Paused) => 'W',
         Some(S::Closing) => 'C',
         Some(S::Settled) => 's',
         Some(S::Paid) => 'p',

@@ -190,6 +190,7 @@ fn running(engine: &mut Engine, n: u64) -> Result<OrderId> {
         buy: ionet_domain::market::Buy::default(),
         mega: false,
         simulated: false,
+        upkeep: ionet_domain::market::Upkeep::default(),
         asset: Asset::Iosd,
         ..Request::default()
     };

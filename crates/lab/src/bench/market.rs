@@ -151,6 +151,7 @@ fn quote(request: &Request, account: Address, now_ms: u64, n: u128) -> Quote {
         lines: None,
         elsewhere: None,
         outlook: None,
+        past: Vec::new(),
     }
 }
 
@@ -173,6 +174,7 @@ pub(crate) fn request(per_member: Resources, models: Option<String>) -> Request 
         buy: ionet_domain::market::Buy::default(),
         mega: false,
         simulated: false,
+        upkeep: ionet_domain::market::Upkeep::default(),
         asset: Asset::Iosd,
         ..Request::default()
     }

@@ -60,7 +60,10 @@ impl World {
                 let busy = !healed && self.plan.may(FaultKind::OwnerRules);
                 let busy = busy && (at_ms / 150_000 + n as u64).is_multiple_of(5);
                 let foreign_cpu_percent = if busy { 90 } else { 10 };
-                let telemetry = Telemetry { foreign_cpu_percent, ..Telemetry::default() };
+                // Leases work hard for some minutes, then rest.
+                let own_percent = if (at_ms / 240_000 + n as u64).is_multiple_of(2) { 10 } else { 0 };
+                let cpu_percent = foreign_cpu_percent + own_percent;
+                let telemetry = Telemetry { cpu_percent, foreign_cpu_percent, ..Telemetry::default() };
                 device.inbox.push_back(agent::Input::Telemetry(telemetry));
             }
         }

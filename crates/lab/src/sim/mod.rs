@@ -5,6 +5,7 @@
 //! of the cloud itself is named in [`Promise`] and watched in `check`. Not here: sockets, processes, HTTP.
 
 mod check;
+mod course;
 mod device;
 mod device_acts;
 mod disk;

@@ -75,6 +75,10 @@ planted! {
     OtherPrice = "other_price" => [QuoteKept],
     /// An extension gives less time than it costs.
     ShortExtension = "short_extension" => [WithinQuote],
+    /// Shrinking gives nothing back.
+    KeepShrunk = "keep_shrunk" => [WithinQuote],
+    /// Members that were let go are charged on.
+    ChargeLeavers = "charge_leavers" => [LeaversFree],
     /// A deposit is credited with a unit too much.
     DepositTooHigh = "deposit_too_high" => [ChainOnce],
     /// A payment that was not answered is made again under another id.

@@ -40,6 +40,8 @@ promises! {
     ChargeReceipted = "charge_receipted",
     /// What is set aside is the quoted price, and no bill exceeds it.
     WithinQuote = "within_quote",
+    /// A member that is let go, by shrinking or by a pause, is charged for nothing after that.
+    LeaversFree = "leavers_free",
     /// A bill and its refund are what was set aside, and a settled order's account is empty.
     BillAddsUp = "bill_adds_up",
     /// An order is taken in at the price that was quoted, while the quote was good.

@@ -8,9 +8,10 @@ use ionet_domain::command::CommandBody;
 use ionet_domain::connectivity::REGION_TAG;
 use ionet_domain::device::{Resources, Tier};
 use ionet_domain::id::{QuoteId, TransferKind};
+use ionet_domain::market::upkeep::{Metric, Scale};
 use ionet_domain::market::{
-    Buy, Destination, Egress, EngineKind, Hiding, Isolation, Priority, Program, Quote, Request, WorkKind,
-    price,
+    Buy, Destination, Egress, EngineKind, Hiding, Isolation, Priority, Program, Quote, Request, Upkeep,
+    WorkKind, price,
 };
 use ionet_domain::money::{Asset, Rate};
 use ionet_domain::order::CloseReason;
@@ -112,7 +113,7 @@ impl World {
             return Ok(());
         }
         let may_order = self.renters[n].wished < self.plan.orders_each;
-        match self.renters[n].random.below(30) {
+        match self.renters[n].random.below(37) {
             0..12 if may_order => return self.order(n),
             12..14 => self.close(n),
             14..17 => self.extend(n),
@@ -123,6 +124,7 @@ impl World {
             24 | 25 if self.plan.load.varied => return self.question(n),
             26 | 27 if self.plan.load.varied => self.change_egress(n),
             28 if self.plan.load.varied => self.rate(n),
+            29.. if self.plan.load.varied => return self.change_course(n),
             23 if self.plan.may(FaultKind::RenterVanishes) && self.renters[n].random.chance(200_000) => {
                 self.trace.note(self.at_ms, || format!("renter {n} vanishes"));
                 self.renters[n].vanished = true;
@@ -317,6 +319,7 @@ impl World {
             buy: ionet_domain::market::Buy::default(),
             mega: false,
             simulated: false,
+            upkeep: Upkeep::default(),
             asset: Asset::Iosd,
             ..Request::default()
         };
@@ -332,6 +335,12 @@ impl World {
         }
         if !load.varied {
             return request;
+        }
+        request.upkeep.max_pause_ms = Some(load.extend_most_ms.max(60_000));
+        if random.chance(150_000) {
+            let (min, max) = (1, u32::try_from(random.between(1, load.members_most)).unwrap_or(1));
+            let scale = Scale { min, max, metric: Metric::Cpu, target_percent: 70, max_rate: None };
+            request.upkeep.scale = Some(scale);
         }
         request.per_member.cpu_millis = 500 * u32::try_from(random.between(1, 4)).unwrap_or(1);
         request.per_member.memory_bytes = GIB * random.between(1, 2);
@@ -366,7 +375,7 @@ impl World {
     }
 
     /// One of the renter's orders that the server still has, if any.
-    fn an_order(&mut self, n: usize) -> Option<OrderId> {
+    pub(super) fn an_order(&mut self, n: usize) -> Option<OrderId> {
         let orders = &self.check.shadow.orders;
         let live = |order: &&OrderId| orders.get(*order).is_some_and(|found| found.stage < Stage::Closing);
         let me = &mut self.renters[n];

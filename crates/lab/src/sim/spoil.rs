@@ -78,6 +78,13 @@ fn spoil(planted: Planted, event: &mut PublicBody, memory: &mut Memory) {
             }
         }
         (Planted::ShortExtension, PublicBody::OrderExtended { duration_ms, .. }) => *duration_ms = 1_000,
+        (Planted::KeepShrunk, PublicBody::OrderShrunk { refund, .. }) => *refund = None,
+        (
+            Planted::ChargeLeavers,
+            PublicBody::OrderShrunk { charged_until_ms, .. }
+            | PublicBody::MemberReleased { charged_until_ms, .. }
+            | PublicBody::OrderPaused { charged_until_ms, .. },
+        ) => *charged_until_ms += 10 * 60_000,
         (Planted::DepositTooHigh, PublicBody::Deposited { transfer, .. }) => transfer.amount += 1,
         (Planted::DoubleLease, PublicBody::OrderPlaced { leases, .. }) => {
             let again: Vec<_> =

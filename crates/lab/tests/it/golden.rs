@@ -7,7 +7,7 @@ use ionet_journal::FileDisk;
 use ionet_lab::golden;
 
 /// Every kind of event there is.
-const KINDS: [&str; 47] = [
+const KINDS: [&str; 54] = [
     "active",
     "charges_proven",
     "charges_voided",
@@ -34,19 +34,26 @@ const KINDS: [&str; 47] = [
     "lease_ready",
     "lease_removed",
     "loads_set",
+    "member_ailing",
+    "member_released",
     "order_accepted",
+    "order_changed",
     "order_closing",
     "order_egress_changed",
     "order_extended",
     "order_funded",
+    "order_grown",
     "order_kept",
     "order_noticed",
     "order_paid",
+    "order_paused",
     "order_placed",
     "order_rated",
     "order_repriced",
+    "order_resumed",
     "order_running",
     "order_settled",
+    "order_shrunk",
     "order_started",
     "payout_adopted",
     "payout_opened",

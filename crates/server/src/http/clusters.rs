@@ -190,7 +190,7 @@ fn grant_for(order: &Order, endpoint: EndpointId, now_ms: u64) -> Grant {
 }
 
 /// A cluster of the caller's; whether one of somebody else exists is nobody's business.
-fn own(view: &View, caller: Caller, order: OrderId) -> Result<&Order, Error> {
+pub(super) fn own(view: &View, caller: Caller, order: OrderId) -> Result<&Order, Error> {
     let found = view.state.order(order)?;
     if found.account == caller.account { Ok(found) } else { Err(Refusal::UnknownOrder { order }.into()) }
 }

@@ -112,12 +112,15 @@ pub(super) fn transfers(event: &PublicBody) -> Vec<Transfer> {
         | B::Sent { transfer }
         | B::OrderFunded { transfer, .. }
         | B::OrderExtended { transfer, .. }
+        | B::OrderGrown { transfer, .. }
         | B::PayoutPaid { transfer, .. } => vec![*transfer],
         B::LeaseMetered { charge, .. } => charge.transfers.clone(),
         B::ChargesProven { transfers, .. }
         | B::ChargesVoided { transfers, .. }
         | B::PayoutAdopted { transfers, .. } => transfers.clone(),
-        B::OrderSettled { refund, .. } => refund.iter().copied().collect(),
+        B::OrderSettled { refund, .. } | B::OrderShrunk { refund, .. } | B::OrderChanged { refund, .. } => {
+            refund.iter().copied().collect()
+        }
         B::PayoutOpened { content, .. } => vec![content.transfer],
         _ => Vec::new(),
     }

@@ -156,10 +156,26 @@ fn says(order: &Order, now_ms: u64) -> String {
             format!("{up} of {members} members have their devices, which prepare them")
         }
         (Stage::Running, _) => {
+            let ailing = order.members().into_values().filter_map(|(_, lease)| {
+                let ailing = lease.ailing.as_ref()?;
+                Some(format!(
+                    "; member {} ails: {} ('ionet cluster replace {} {}')",
+                    lease.slot, ailing.ailment, order.id, lease.slot
+                ))
+            });
             format!(
-                "{up} of {members} members run at {}, for {} minutes more",
+                "{up} of {members} members run at {}, for {} minutes more{}",
                 order.quote.rate,
-                minutes.unwrap_or(0)
+                minutes.unwrap_or(0),
+                ailing.collect::<String>()
+            )
+        }
+        (Stage::Paused, _) => {
+            let until_ms = order.course.pause.map_or(now_ms, |pause| pause.until_ms);
+            let hours = until_ms.saturating_sub(now_ms).div_ceil(3_600_000);
+            let left = order.left_ms(now_ms).div_ceil(60_000);
+            format!(
+                "it is paused with {left} minutes of its time left; it is closed in {hours} hours unless it is resumed"
             )
         }
         (_, Some(reason)) => format!("it ended: {}", reason.code()),

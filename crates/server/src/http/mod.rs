@@ -9,6 +9,7 @@ mod accounts;
 mod auth;
 mod caller;
 mod clusters;
+mod course;
 mod devices;
 mod error;
 mod extract;

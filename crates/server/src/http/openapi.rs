@@ -7,7 +7,7 @@ use utoipa::openapi::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::{Api, accounts, clusters, devices, journal, layers, market, network, schemas, terms};
+use super::{Api, accounts, clusters, course, devices, journal, layers, market, network, schemas, terms};
 
 #[derive(utoipa::OpenApi)]
 #[openapi(
@@ -48,7 +48,13 @@ pub(super) fn routes() -> OpenApiRouter<Api> {
         .routes(routes!(devices::check_device))
         .routes(routes!(clusters::quote))
         .routes(routes!(clusters::order))
-        .routes(routes!(clusters::cluster, clusters::close))
+        .routes(routes!(clusters::cluster, clusters::close, course::change))
+        .routes(routes!(course::quote_more))
+        .routes(routes!(course::grow))
+        .routes(routes!(course::shrink))
+        .routes(routes!(course::replace_member))
+        .routes(routes!(course::pause))
+        .routes(routes!(course::resume))
         .routes(routes!(clusters::cluster_network))
         .routes(routes!(clusters::extend))
         .routes(routes!(clusters::change_egress))

@@ -2,6 +2,7 @@
 //! described here. A test holds every description against the JSON of the type itself.
 
 mod terms;
+mod upkeep;
 
 use super::schemas_ways;
 use serde_json::{Map, Value, json};
@@ -138,6 +139,7 @@ fn mentions() -> Vec<(&'static str, &'static str, Value)> {
         ("ClusterView", "reason", maybe(&of("CloseReason"))),
         ("ClusterView", "quote", of("Quote")),
         ("ClusterView", "bill", of("Bill")),
+        ("ChangeRequest", "change", of("OrderChange")),
         ("TunnelGrant", "grant", of("Grant")),
         ("TunnelMember", "endpoint", of("MemberEndpoint")),
     ]
@@ -154,6 +156,7 @@ fn all() -> impl Iterator<Item = (String, Value)> {
         device_reasons(),
         devices(),
         orders(),
+        upkeep::all(),
         reports(),
         schemas_ways::all(),
     ];
@@ -171,7 +174,9 @@ fn words() -> Named {
         ("Tier", one_of(&["basic", "low", "medium", "high", "ultra"])),
         (
             "Stage",
-            one_of(&["accepted", "funded", "placed", "starting", "running", "closing", "settled", "paid"]),
+            one_of(&[
+                "accepted", "funded", "placed", "starting", "running", "paused", "closing", "settled", "paid",
+            ]),
         ),
         (
             "Refusal",
@@ -211,6 +216,7 @@ fn market() -> Named {
         ("class?", maybe(&of("HardwareClass"))),
         ("rate", count()),
         ("compute_micro_usd", count()),
+        ("from_ms?", count()),
         ("pricing?", maybe(&number())),
     ];
     let quote = [
@@ -232,6 +238,7 @@ fn market() -> Named {
         ("lines?", maybe(&of("QuoteLines"))),
         ("elsewhere?", maybe(&of("ElsewhereCost"))),
         ("outlook?", maybe(&of("Outlook"))),
+        ("past?", list(&of("PastItem"))),
     ];
     vec![
         ("Resources", object(&resources)),
@@ -514,6 +521,7 @@ fn orders() -> Named {
         ("no_capacity", &[]),
         ("expired", &[]),
         ("preempted", &[]),
+        ("pause_over", &[]),
         ("member_lost", &[("lease", text()), ("reason", text())]),
         ("start_failed", &reason),
         ("finished", &[("exit_code", number())]),
@@ -692,6 +700,7 @@ mod tests {
             class: Some(HardwareClass::Gpu("A".into())),
             rate: Rate(1),
             compute_micro_usd: 2,
+            from_ms: 3,
             pricing: Some(0),
         };
         Quote {
@@ -719,6 +728,7 @@ mod tests {
                 source: "s".into(),
             })),
             outlook: Some(Box::new(Outlook { now_rate: Some(Rate(1)), room_in_ms: Some(1) })),
+            past: vec![upkeep::tests::past()],
         }
     }
 
@@ -906,6 +916,7 @@ mod tests {
             CloseReason::NoCapacity,
             CloseReason::Expired,
             CloseReason::Preempted,
+            CloseReason::PauseOver,
             CloseReason::MemberLost { lease, reason: reason() },
             CloseReason::StartFailed { reason: reason() },
             CloseReason::Finished { exit_code: -1 },

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use ionet_api::Secret;
 use ionet_api::rest::{
-    ClusterNetwork, ClusterView, DeviceFilter, DeviceView, Holding, KeyView, LeaseView, LinkView,
+    AilingView, ClusterNetwork, ClusterView, DeviceFilter, DeviceView, Holding, KeyView, LeaseView, LinkView,
     NetworkMember, TunnelMember, Wallet,
 };
 use ionet_domain::connectivity;
@@ -14,7 +14,7 @@ use ionet_domain::device::{Contact, Device, DeviceStage, HardwareClass, Tier};
 use ionet_domain::ledger::Owner;
 use ionet_domain::market::queue::Waiting;
 use ionet_domain::order::{Lease, overlay_ip};
-use ionet_domain::{Address, Asset, DeviceId, LeaseId, Order, Refusal, State};
+use ionet_domain::{Address, Asset, DeviceId, LeaseId, Order, Refusal, Stage, State};
 
 use crate::fleet::Fleet;
 
@@ -176,6 +176,7 @@ pub(super) fn cluster(
         accepted_ms: order.accepted_ms,
         running_since_ms: order.running_since_ms,
         ends_ms: order.ends_ms(),
+        paused_until_ms: order.course.pause.filter(|_| order.stage == Stage::Paused).map(|it| it.until_ms),
         closed_ms: order.closed_ms,
         bill: order.bill(),
         allow: state.private.programs.get(&order.id).map(|program| program.allow.clone()).unwrap_or_default(),
@@ -201,6 +202,12 @@ fn lease_view(state: &State, fleet: &Fleet, order: &Order, n: u32, lease: &Lease
         rate: lease.rate,
         elapsed_ms: lease.elapsed_ms,
         egress: observed.and_then(|observed| observed.egress),
+        released: lease.released.map(|released| released.why),
+        ailing: lease.ailing.as_ref().filter(|_| lease.live()).map(|ailing| AilingView {
+            since_ms: ailing.since_ms,
+            code: ailing.ailment.code().into(),
+            says: ailing.ailment.to_string(),
+        }),
     }
 }
 

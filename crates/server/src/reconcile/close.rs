@@ -1,5 +1,6 @@
-//! Orders end when their time is over or every program ended; closed ones wait until each box is removed, with its
-//! last receipt metered first, or until the grace for silent devices is over.
+//! Orders end when their time is over, their pause was too long or every program ended. Boxes that are to go, of closed orders and
+//! of members that were let go, are removed with their last receipt metered first, or given up when the grace for silent
+//! devices is over.
 
 use ionet_api::worker::BoxPhase;
 use ionet_domain::command::CommandBody;
@@ -22,7 +23,15 @@ pub(super) fn step(view: &View, now_ms: u64) -> Vec<Todo> {
         }
         Some(command(CommandBody::Close { order: order.id, reason }))
     });
-    ends.chain(in_stage(view, Stage::Closing).flat_map(|order| removals(view, order, now_ms))).collect()
+    let paused = in_stage(view, Stage::Paused).filter(|order| pause_over(order, now_ms));
+    let given_up = |order: &Order| CommandBody::Close { order: order.id, reason: CloseReason::PauseOver };
+    let paused = paused.map(|order| command(given_up(order)));
+    let live = view.state.orders.values().filter(|order| order.stage <= Stage::Closing);
+    ends.chain(paused).chain(live.flat_map(|order| removals(view, order, now_ms))).collect()
+}
+
+fn pause_over(order: &Order, now_ms: u64) -> bool {
+    order.course.pause.is_some_and(|pause| pause.until_ms <= now_ms)
 }
 
 /// Why a running order is over, if it is.
@@ -45,7 +54,8 @@ fn lingers(view: &View, order: &Order, now_ms: u64) -> bool {
 }
 
 fn removals(view: &View, order: &Order, now_ms: u64) -> Vec<Todo> {
-    let open = order.leases.iter().filter(|(_, lease)| !lease.ended());
+    let goes = |lease: &Lease| order.stage == Stage::Closing || lease.released.is_some();
+    let open = order.leases.iter().filter(|(_, lease)| !lease.ended() && goes(lease));
     open.filter_map(|(n, lease)| {
         let id = lease_id(order, *n);
         let wipe = evidence(view, order, lease, id, now_ms)?;
@@ -66,7 +76,9 @@ fn evidence(
     id: LeaseId,
     now_ms: u64,
 ) -> Option<Option<WipeReceipt>> {
-    let given_up_ms = order.closed_ms.unwrap_or(now_ms) + view.state.params.removal_grace_ms;
+    let released_ms = lease.released.as_ref().map(|released| released.at_ms);
+    let asked_ms = released_ms.or(order.closed_ms).unwrap_or(now_ms);
+    let given_up_ms = asked_ms + view.state.params.removal_grace_ms;
     match view.fleet.observed(lease.device, id).map(|observed| &observed.phase) {
         Some(BoxPhase::Removed { wipe }) => return Some(Some(wipe.clone())),
         None if has_no_box(view, lease, id) => {

@@ -149,11 +149,13 @@ impl Wanted<'_> {
     }
 }
 
-/// For each device the leases that are known to have ended: those of closing orders, and whatever it still reports.
+/// For each device the leases that are known to have ended: those of closing orders, those that were let go, and whatever it
+/// still reports.
 fn ended(view: &View) -> BTreeMap<DeviceId, BTreeSet<LeaseId>> {
     let mut ended: BTreeMap<DeviceId, BTreeSet<LeaseId>> = BTreeMap::new();
-    for order in in_stage(view, Stage::Closing) {
-        for (n, lease) in order.leases.iter().filter(|(_, lease)| !lease.ended()) {
+    for order in view.state.orders.values().filter(|order| order.stage <= Stage::Closing) {
+        let goes = |lease: &Lease| order.stage == Stage::Closing || lease.released.is_some();
+        for (n, lease) in order.leases.iter().filter(|(_, lease)| !lease.ended() && goes(lease)) {
             ended.entry(lease.device).or_default().insert(lease_id(order, *n));
         }
     }

@@ -14,11 +14,11 @@ use crate::view::View;
 
 pub(super) fn step(view: &View, now_ms: u64) -> Vec<Todo> {
     let mut todos = Vec::new();
-    let metered = |order: &&Order| matches!(order.stage, Stage::Running | Stage::Closing);
+    let metered = |order: &&Order| (Stage::Funded..=Stage::Closing).contains(&order.stage);
     for order in view.state.orders.values().filter(metered) {
         for (n, lease) in &order.leases {
             let id = lease_id(order, *n);
-            if order.stage == Stage::Running && !lease.ended() {
+            if order.stage < Stage::Closing && lease.charging_since_ms.is_some() && !lease.ended() {
                 todos.extend(charge(view, order, id, lease, now_ms));
             }
             todos.extend(prove(view, order, id, lease, now_ms));
@@ -45,7 +45,7 @@ fn charge(view: &View, order: &Order, id: LeaseId, lease: &Lease, now_ms: u64) -
 
 /// The last charge of a lease, from its newest receipt.
 pub(super) fn final_charge(view: &View, order: &Order, id: LeaseId, lease: &Lease) -> Option<Todo> {
-    let metered = matches!(order.stage, Stage::Running | Stage::Closing) && lease.charging_since_ms.is_some();
+    let metered = order.stage <= Stage::Closing && lease.charging_since_ms.is_some();
     let receipt =
         newest(view, id, lease).filter(|receipt| metered && receipt.elapsed_ms > lease.elapsed_ms)?;
     Some(meter(view, order, id, lease, receipt))

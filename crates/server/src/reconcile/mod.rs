@@ -17,6 +17,7 @@ mod replace;
 mod retire;
 mod settle;
 mod term;
+mod upkeep;
 
 use ionet_api::worker::{MemberList, ToWorker};
 use ionet_domain::command::CommandBody;
@@ -82,7 +83,7 @@ pub fn leases(view: &View, now_ms: u64) -> Vec<Todo> {
 
 /// Everything else that devices, prices and waiting orders need now. Looks at all of them: ask about once a second.
 pub fn devices(view: &View, now_ms: u64) -> Vec<Todo> {
-    [contact::step, check::step, term::step, price::step, queue::step]
+    [contact::step, check::step, term::step, price::step, queue::step, upkeep::step]
         .into_iter()
         .flat_map(|step| step(view, now_ms))
         .collect()

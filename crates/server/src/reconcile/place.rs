@@ -7,7 +7,7 @@ use super::{Todo, command, in_stage};
 use crate::view::View;
 
 pub(super) fn step(view: &View, _now_ms: u64) -> Vec<Todo> {
-    let now = |order: &&Order| order.quote.request.waits_until_ms().is_none();
+    let now = |order: &&Order| order.resumes() || order.quote.request.waits_until_ms().is_none();
     in_stage(view, Stage::Funded)
         .filter(now)
         .map(|order| command(CommandBody::Place { order: order.id }))

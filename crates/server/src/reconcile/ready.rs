@@ -16,6 +16,7 @@ fn of_order(view: &View, order: &Order) -> Vec<Todo> {
     let mut todos: Vec<_> = order
         .leases
         .iter()
+        .filter(|(_, lease)| lease.live())
         .filter_map(|(n, lease)| {
             let id = lease_id(order, *n);
             let observed = view.fleet.observed(lease.device, id)?;

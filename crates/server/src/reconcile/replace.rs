@@ -1,4 +1,4 @@
-//! A lost member is put on another device; the others keep running.
+//! A lost member is put on another device, and one that was added on its first; the others keep running.
 //!
 //! Losing contact is not losing the lease: only a device that says so loses a box, and one that fell silent before
 //! anything of it was paid for.

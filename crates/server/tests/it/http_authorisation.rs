@@ -3,14 +3,16 @@
 use std::collections::BTreeSet;
 
 use ionet_api::rest::{
-    DenyOrder, EgressRequest, EnrolRequest, ExtendRequest, FeedRequest, OperatorRequest, OrderRequest,
-    RateRequest, SendRequest, TunnelGrantRequest,
+    ChangeRequest, DenyOrder, EgressRequest, EnrolRequest, ExtendRequest, FeedRequest, GrowRequest,
+    MoreRequest, NamedRequest, OperatorRequest, OrderRequest, RateRequest, ReplaceRequest, SendRequest,
+    ShrinkRequest, SignedQuote, TunnelGrantRequest,
 };
 use ionet_domain::account::Scope;
 use ionet_domain::device::DeviceChange;
 use ionet_domain::id::TransferKind;
 use ionet_domain::market::competitors::PricePoint;
 use ionet_domain::market::{Egress, Feed};
+use ionet_domain::order::size::OrderChange;
 use ionet_domain::{Asset, CommandId, DeviceId, EndpointId, OrderId, Rate};
 use serde_json::{Value, json};
 
@@ -25,6 +27,8 @@ struct Scene {
     /// Holds nothing.
     spare: DeviceId,
     next: OrderRequest,
+    /// The price of another member of the cluster.
+    more: SignedQuote,
     key: String,
 }
 
@@ -76,9 +80,16 @@ const TABLE: &[Line] = &[
     ("post", "/v1/clusters", |scene| json_of(&scene.next), [401, 403, 403, 200]),
     ("get", "/v1/clusters/{cluster}", none, [401, 404, 403, 200]),
     ("get", "/v1/clusters/{cluster}/network", none, [401, 404, 403, 200]),
+    ("post", "/v1/clusters/{cluster}/quote", |_| json_of(MoreRequest { members: 1 }), [401, 404, 403, 200]),
+    ("post", "/v1/clusters/{cluster}/grow", grow, [401, 404, 403, 200]),
+    ("post", "/v1/clusters/{cluster}/shrink", shrink, [401, 404, 403, 200]),
+    ("patch", "/v1/clusters/{cluster}", shorter, [401, 404, 403, 200]),
     ("post", "/v1/clusters/{cluster}/extend", extend, [401, 404, 403, 200]),
     ("post", "/v1/clusters/{cluster}/egress", egress, [401, 404, 403, 200]),
     ("post", "/v1/clusters/{cluster}/tunnels", tunnel, [401, 404, 403, 200]),
+    ("post", "/v1/clusters/{cluster}/replace", replace, [401, 404, 403, 422]),
+    ("post", "/v1/clusters/{cluster}/resume", named, [401, 404, 403, 409]),
+    ("post", "/v1/clusters/{cluster}/pause", named, [401, 404, 403, 200]),
     ("post", "/v1/clusters/{cluster}/rate", rate, [401, 404, 403, 409]),
     ("get", "/v1/country", none, [401, 200, 403, 200]),
     ("put", "/v1/country", |_| json!({ "country": "DE" }), [401, 200, 403, 200]),
@@ -109,6 +120,32 @@ fn change(_: &Scene) -> Value {
 fn extend(scene: &Scene) -> Value {
     let id = CommandId::from_bits(scene.network.order_id().bits());
     json_of(ExtendRequest { id, added_ms: 60_000 })
+}
+
+fn command_id(scene: &Scene) -> CommandId {
+    CommandId::from_bits(scene.network.order_id().bits())
+}
+
+fn grow(scene: &Scene) -> Value {
+    json_of(GrowRequest { id: command_id(scene), quote: scene.more.clone() })
+}
+
+fn shrink(scene: &Scene) -> Value {
+    json_of(ShrinkRequest { id: command_id(scene), members: 1 })
+}
+
+/// There is no such member.
+fn replace(scene: &Scene) -> Value {
+    json_of(ReplaceRequest { id: command_id(scene), member: 9 })
+}
+
+fn named(scene: &Scene) -> Value {
+    json_of(NamedRequest { id: command_id(scene) })
+}
+
+fn shorter(scene: &Scene) -> Value {
+    let change = OrderChange { duration_ms: Some(50 * 60_000), ..OrderChange::default() };
+    json_of(ChangeRequest { id: command_id(scene), change })
 }
 
 fn egress(scene: &Scene) -> Value {
@@ -153,6 +190,7 @@ async fn scene() -> (Scene, [Option<String>; 4]) {
     let cluster = network.running_cluster(&owner).await;
     let spare = network.pool(&owner, address, 12).await;
     let next = order(network.order_id(), owner.quote(&request()).await.expect("quote"));
+    let more = owner.quote_more(cluster, 1).await.expect("a price for more");
     let key = owner.make_key(&new_key(&[Scope::Read], 0)).await.expect("key").id.to_string();
     let (_, without_scope) = network.with_key(&owner, &[], 0).await;
     let network_name = network.handle().network();
@@ -164,7 +202,7 @@ async fn scene() -> (Scene, [Option<String>; 4]) {
     let (device, spare_device) = (worker.device, spare.device);
     // The stand-ins live as long as the test's process: their links must stay up.
     std::mem::forget((worker, spare));
-    (Scene { network, cluster, device, spare: spare_device, next, key }, tokens)
+    (Scene { network, cluster, device, spare: spare_device, next, more, key }, tokens)
 }
 
 async fn status(scene: &Scene, line: &Line, token: Option<&String>) -> u16 {

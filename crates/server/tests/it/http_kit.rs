@@ -202,6 +202,7 @@ pub(crate) fn request() -> Request {
         buy: ionet_domain::market::Buy::default(),
         mega: false,
         simulated: false,
+        upkeep: ionet_domain::market::Upkeep::default(),
         asset: Asset::Iosd,
         ..Request::default()
     }

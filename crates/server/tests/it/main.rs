@@ -1,5 +1,6 @@
 //! The server from outside: the core against workers, disks and chains in memory, and the shell against real ones.
 
+mod course;
 mod crash;
 mod http_authorisation;
 mod http_bad_input;

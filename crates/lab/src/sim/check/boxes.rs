@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ionet_domain::order::{LeasePhase, NewLease};
-use ionet_domain::{DeviceId, LeaseId, PublicBody, State};
+use ionet_domain::{DeviceId, LeaseId, OrderId, PublicBody, State};
 
 use super::Facts;
 use crate::Result;
@@ -60,12 +60,25 @@ impl Boxes {
                 let leases = state.orders.get(order).into_iter().flat_map(|order| order.leases.keys());
                 self.ended.extend(leases.map(|n| LeaseId { order: *order, n: *n }));
             }
-            PublicBody::LeaseLost { lease, .. } | PublicBody::LeaseRemoved { lease, .. } => {
+            PublicBody::OrderShrunk { order, members, .. } => self.note_released(state, *order, *members),
+            PublicBody::OrderPaused { order, .. } => self.note_released(state, *order, 0),
+            PublicBody::LeaseLost { lease, .. }
+            | PublicBody::LeaseRemoved { lease, .. }
+            | PublicBody::MemberReleased { lease, .. } => {
                 self.ended.insert(*lease);
             }
             PublicBody::LeaseExited { lease, .. } => _ = self.exited.insert(*lease),
             _ => {}
         }
+    }
+}
+
+impl Boxes {
+    /// Members from this slot on go.
+    fn note_released(&mut self, state: &State, id: OrderId, members: u32) {
+        let leases = state.orders.get(&id).into_iter().flat_map(|order| &order.leases);
+        let going = leases.filter(|(_, lease)| lease.live() && lease.slot >= members);
+        self.ended.extend(going.map(|(n, _)| LeaseId { order: id, n: *n }));
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ionet_domain::device::Resources;
-use ionet_domain::order::{LeasePhase, Order};
+use ionet_domain::order::{Lease, LeasePhase, Order};
 use ionet_domain::{LeaseId, Stage, State};
 
 use crate::Result;
@@ -47,7 +47,8 @@ impl World {
             }
         }
         for order in self.check.shadow.orders.values().filter(|order| order.stage == Stage::Running) {
-            for (n, lease) in order.leases.iter().filter(|(_, lease)| lease.phase == LeasePhase::Ready) {
+            let up = |lease: &Lease| lease.live() && lease.phase == LeasePhase::Ready;
+            for (n, lease) in order.leases.iter().filter(|(_, lease)| up(lease)) {
                 let id = LeaseId { order: order.id, n: *n };
                 let device = self.by_device.get(&lease.device).map(|at| &self.devices[*at]);
                 let missing =
@@ -99,7 +100,7 @@ impl World {
             // After a restore the books may not know a lease at all: it is left alone until its paid time is over.
             let unknown = !check.restored && check.boxes.ended.contains(lease);
             let found = check.shadow.lease(*lease);
-            if found.map_or(unknown, |(order, lease)| order.stage >= Stage::Closing || lease.ended()) {
+            if found.map_or(unknown, |(order, lease)| order.stage >= Stage::Closing || !lease.live()) {
                 wrong.push((*lease, Promise::BoxHasLease));
             }
         }

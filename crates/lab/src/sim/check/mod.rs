@@ -82,6 +82,7 @@ impl Checker {
         boxes::given_up(&self.shadow, &event.public, facts)?;
         money::charged(&self.shadow, event, &self.boxes)?;
         self.money.accepted(event)?;
+        money::released(&self.shadow, event)?;
         money::came_in(&event.public, facts.chain)?;
         if facts.calm {
             self.calm(event)?;
@@ -102,9 +103,11 @@ impl Checker {
             }
             PublicBody::OrderRepriced { order, .. } => money::within_item(&self.shadow, *order),
             PublicBody::OrderSettled { order, .. } => money::settled(&self.shadow, *order),
-            PublicBody::OrderFunded { order, .. } | PublicBody::OrderExtended { order, .. } => {
-                money::set_aside(&self.shadow, *order)
-            }
+            PublicBody::OrderFunded { order, .. }
+            | PublicBody::OrderExtended { order, .. }
+            | PublicBody::OrderGrown { order, .. }
+            | PublicBody::OrderShrunk { order, .. }
+            | PublicBody::OrderChanged { order, .. } => money::set_aside(&self.shadow, *order),
             _ => Ok(()),
         }
     }
@@ -122,7 +125,8 @@ impl Checker {
                 late(format!("contact to {device} was lost"))
             }
             PublicBody::OrderRunning { order } => {
-                let took_ms = state.order(*order).map_or(0, |order| event.at_ms - order.accepted_ms);
+                let first = state.order(*order).ok().filter(|order| order.course.pauses == 0);
+                let took_ms = first.map_or(0, |order| event.at_ms - order.accepted_ms);
                 must(took_ms <= CALM_START_MS, Promise::Calm, || format!("{order} took {took_ms} ms to run"))
             }
             PublicBody::OrderSettled { order: id, .. } => {
@@ -133,8 +137,9 @@ impl Checker {
                 let by_time = order.reason == Some(CloseReason::Time);
                 let ran_on = |n: &u32| by_time && !self.boxes.exited.contains(&LeaseId { order: *id, n: *n });
                 let short = order.leases.iter().filter(|(n, _)| ran_on(n)).find(|(_, lease)| {
+                    let until_ms = lease.released.map_or(closed_ms, |released| released.charged_until_ms);
                     let ran_ms =
-                        lease.charging_since_ms.map_or(0, |since_ms| closed_ms.saturating_sub(since_ms));
+                        lease.charging_since_ms.map_or(0, |since_ms| until_ms.saturating_sub(since_ms));
                     lease.elapsed_ms + CALM_UNCHARGED_MS < ran_ms
                 });
                 must(short.is_none(), Promise::Calm, || format!("{id} was charged too little: {short:?}"))

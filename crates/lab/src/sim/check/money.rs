@@ -6,6 +6,7 @@ use ionet_chain::{Chain, MemChain};
 use ionet_domain::ledger::{Owner, Step, Transfer};
 use ionet_domain::market::Quote;
 use ionet_domain::meter::{Charge, Receipt};
+use ionet_domain::order::size::GrowReason;
 use ionet_domain::order::{Lease, Order};
 use ionet_domain::{Event, OrderId, PayoutId, PublicBody, State, id::QuoteId};
 
@@ -23,9 +24,13 @@ pub(in crate::sim) struct Money {
 }
 
 impl Money {
-    /// An order is taken in at the quoted price, in time.
+    /// An order is taken in, and grows, at the quoted price, in time.
     pub(super) fn accepted(&self, event: &Event) -> Result<()> {
-        let PublicBody::OrderAccepted { order, quote, .. } = &event.public else { return Ok(()) };
+        let (PublicBody::OrderAccepted { order, quote, .. }
+        | PublicBody::OrderGrown { order, quote, reason: GrowReason::Renter, .. }) = &event.public
+        else {
+            return Ok(());
+        };
         let given = self.quotes.get(&quote.id);
         must(given.is_none_or(|given| event.at_ms < given.expires_ms), Promise::QuoteKept, || {
             format!("{order} was taken in under a quote that had expired")
@@ -106,10 +111,26 @@ fn inexact(order: &Order, lease: &Lease, receipt: &Receipt, charge: &Charge) -> 
     (wrong.is_some() || strange).then(|| format!("{:?} instead of {expected:?}", charge.transfers))
 }
 
-/// What was set aside is exactly the quoted price, extensions included.
+/// A member that is let go is charged for nothing after that; what was charged before the clock was put back stays.
+pub(super) fn released(state: &State, event: &Event) -> Result<()> {
+    let (order, charged_until_ms) = match &event.public {
+        PublicBody::OrderShrunk { order, charged_until_ms, .. }
+        | PublicBody::OrderPaused { order, charged_until_ms, .. } => (order, charged_until_ms),
+        PublicBody::MemberReleased { lease, charged_until_ms } => (&lease.order, charged_until_ms),
+        _ => return Ok(()),
+    };
+    let leases = state.orders.get(order).into_iter().flat_map(|order| order.leases.values());
+    let charged = leases.filter_map(|lease| Some(lease.charging_since_ms? + lease.elapsed_ms));
+    let most_ms = charged.fold(event.at_ms, u64::max);
+    must(*charged_until_ms <= most_ms, Promise::LeaversFree, || {
+        format!("members of {order} go at {} and are charged until {charged_until_ms}", event.at_ms)
+    })
+}
+
+/// What was set aside and did not come back is exactly the quoted price, extensions and added members included.
 pub(super) fn set_aside(state: &State, id: OrderId) -> Result<()> {
     let Ok(order) = state.order(id) else { return Ok(()) };
-    let (escrow, quoted) = (order.escrow_micro_usd, order.quote.total_micro_usd);
+    let (escrow, quoted) = (order.escrow_micro_usd - order.refund_micro_usd, order.quote.total_micro_usd);
     must(escrow == quoted, Promise::WithinQuote, || {
         format!("{id} has {escrow} set aside and is quoted {quoted}")
     })

@@ -8,6 +8,8 @@ use ionet_domain::device::{Contact, Device, DeviceStage, HardwareClass};
 use ionet_domain::market::place::Shortfall;
 use ionet_domain::market::spot::{self, Notice, NoticeReason};
 use ionet_domain::market::{Egress, Isolation, Request};
+use ionet_domain::order::pause::PauseReason;
+use ionet_domain::order::size::ShrinkReason;
 use ionet_domain::order::{self, CloseReason, LeasePhase, Order};
 use ionet_domain::{Command, DeviceId, Event, OrderId, PublicBody, Refusal, State};
 
@@ -20,6 +22,7 @@ pub(super) fn closing(state: &State, event: &Event) -> Result<()> {
     if let PublicBody::OrderPlaced { reason: Some(reason), .. } = &event.public {
         replace_code_is_true(*reason)?;
     }
+    not_placed(state, event)?;
     if let PublicBody::OrderNoticed { order: id, notice } = &event.public {
         return noticed(state, *id, notice, event.at_ms);
     }
@@ -47,6 +50,23 @@ fn noticed(state: &State, id: OrderId, notice: &Notice, at_ms: u64) -> Result<()
     })
 }
 
+/// Nobody shrinks or stays paused for want of devices that are there.
+fn not_placed(state: &State, event: &Event) -> Result<()> {
+    let (order, tried) = match &event.public {
+        PublicBody::OrderShrunk { order, reason: ShrinkReason::NoPlace, .. } => {
+            let Ok(found) = state.order(*order) else { return Ok(()) };
+            (order, order::replace(state, found, event.at_ms))
+        }
+        PublicBody::OrderPaused { order, reason: PauseReason::NoPlace, .. } => {
+            let Ok(found) = state.order(*order) else { return Ok(()) };
+            (order, order::place(state, found, event.at_ms))
+        }
+        _ => return Ok(()),
+    };
+    let none = matches!(tried, Err(Refusal::NoCapacity(_) | Refusal::OverPriceCap { .. }));
+    must(none, Promise::ReasonsTrue, || format!("{order} found no place and that is not so"))
+}
+
 fn holds(state: &State, found: &Order, reason: &CloseReason, at_ms: u64) -> bool {
     let lost_as = |wanted: &str| {
         let phases = found.leases.values().map(|lease| &lease.phase);
@@ -55,6 +75,7 @@ fn holds(state: &State, found: &Order, reason: &CloseReason, at_ms: u64) -> bool
     match reason {
         CloseReason::Renter | CloseReason::Operator { .. } => true,
         CloseReason::Time => found.ends_ms().is_some_and(|ends_ms| ends_ms <= at_ms),
+        CloseReason::PauseOver => found.course.pause.is_some_and(|pause| pause.until_ms <= at_ms),
         CloseReason::Expired => {
             let until_ms = found.quote.request.waits_until_ms();
             found.leases.is_empty() && until_ms.is_some_and(|until_ms| until_ms <= at_ms)
