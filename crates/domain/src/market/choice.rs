@@ -306,7 +306,7 @@ impl<'a, F: Fn(&Request, usize, Rate) -> Vec<Seat>> Choice<'a, F> {
         }
     }
 
-    /// Where groups are gathered around: the members that are there, or a few candidates of different regions.
+    /// Where groups are gathered around: the members that are there, or a few candidates of different regions and nearest relays.
     fn seeds<'b>(&self, pool: &'b [Candidate<'a>]) -> Vec<Reach<'b>>
     where
         'a: 'b,
@@ -317,9 +317,9 @@ impl<'a, F: Fn(&Request, usize, Rate) -> Vec<Seat>> Choice<'a, F> {
             return beside;
         }
         let mut seeds: Vec<usize> = Vec::new();
-        let mut regions: BTreeMap<Option<&str>, usize> = BTreeMap::new();
+        let mut places: BTreeMap<(Option<&str>, Option<&str>), usize> = BTreeMap::new();
         for (at, one) in pool.iter().enumerate() {
-            let seen = regions.entry(one.region).or_insert(0);
+            let seen = places.entry((one.region, one.reach.nearest())).or_insert(0);
             *seen += 1;
             let again = seeds.iter().any(|seed| pool[*seed].seat.device == one.seat.device);
             if *seen <= 2 && !again && seeds.len() < SEEDS {

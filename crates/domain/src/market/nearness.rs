@@ -46,6 +46,11 @@ impl<'a> Reach<'a> {
         Self { rtts_us, mbit_s: 0 }
     }
 
+    /// The relay that answers it soonest, if one was measured.
+    pub(crate) fn nearest(&self) -> Option<&'a str> {
+        self.rtts_us.iter().min_by_key(|(relay, rtt_us)| (*rtt_us, *relay)).map(|(relay, _)| *relay)
+    }
+
     /// The estimated round trip between two; `None` where no relay measured both.
     pub fn between_us(&self, other: &Self) -> Option<u32> {
         let (mut mine, mut theirs) = (self.rtts_us.iter().peekable(), other.rtts_us.iter().peekable());

@@ -85,7 +85,8 @@ mod tests {
         fn it_settles(min in 1..20u32, more in 0..40u32, target in 10..96u8, members in 1..60u32, load in 0..6_000u64) {
             let scale = scale(min, min + more, target);
             let mut now = members.clamp(scale.min, scale.max);
-            for _ in 0..12 {
+            // One more in a step at least.
+            for _ in 0..64 {
                 let busy = u32::try_from((load / u64::from(now)).min(100)).unwrap();
                 now = wanted(&scale, now, busy);
                 prop_assert!((scale.min..=scale.max).contains(&now));

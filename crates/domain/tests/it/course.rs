@@ -27,10 +27,15 @@ fn found(world: &World, order: OrderId) -> &Order {
 
 /// A world with `devices` machines of two members each, and an order of `members` that runs.
 fn running(devices: u32, members: u32) -> (World, OrderId) {
+    running_at(devices, members, 7)
+}
+
+/// The same where each machine asks so much more than the one before.
+fn running_at(devices: u32, members: u32, step: u64) -> (World, OrderId) {
     let mut world = World::new();
     world.fund(RENTER, RICH);
     for n in 0..devices {
-        world.device(if n % 2 == 0 { SUPPLIER } else { OTHER }, 100_000 + u64::from(n) * 7);
+        world.device(if n % 2 == 0 { SUPPLIER } else { OTHER }, 100_000 + u64::from(n) * step);
     }
     let order = world.running(&request(members));
     (world, order)
@@ -362,7 +367,7 @@ proptest! {
 
 #[test]
 fn a_member_that_ails_is_replaced_when_its_renter_says_or_allowed_it() {
-    let (mut world, order) = running(3, 2);
+    let (mut world, order) = running_at(3, 2, 0);
     world.now_ms += 10 * MINUTE_MS;
     let ail = CommandBody::ReportAiling {
         lease: lease(order, 1),

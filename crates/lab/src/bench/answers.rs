@@ -93,8 +93,8 @@ fn one(devices: usize, size: &Size) -> Result<Outcome> {
         for wish in impossible(&mut random) {
             let mut relaxations = 0;
             explained.push(timed(|| {
-                relaxations =
-                    explain::request(state, &wish, now_ms).map_or(0, |found| found.relaxations.len());
+                relaxations = explain::request(state, account, &wish, now_ms)
+                    .map_or(0, |found| found.relaxations.len());
             }));
             black_box(relaxations);
         }
