@@ -60,10 +60,6 @@ pub struct Command {
 /// What can be asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[expect(missing_docs, reason = "each variant says what its fields are for")]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "orders are the largest and the most, and none is kept for long"
-)]
 pub enum CommandBody {
     /// Found the network: the first command of every journal.
     Found { params: Params },

@@ -563,10 +563,13 @@ impl Decision<'_> {
             Ok(leases) => only(PublicBody::OrderPlaced { order, leases, reason: None }),
             Err(
                 short @ (Refusal::NoCapacity(_) | Refusal::OverPriceCap { .. } | Refusal::NoChange { .. }),
-            ) => match found.resumes() {
-                true => self.no_place(found),
-                false => self.make_room(found, short),
-            },
+            ) => {
+                if found.resumes() {
+                    self.no_place(found)
+                } else {
+                    self.make_room(found, short)
+                }
+            }
             Err(other) => Err(other),
         }
     }

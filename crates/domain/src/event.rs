@@ -85,10 +85,6 @@ fn json<T: Serialize>(body: &T) -> Vec<u8> {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 #[expect(missing_docs, reason = "each variant says what its fields are for")]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "orders are the largest and the most, and none is kept for long"
-)]
 pub enum PublicBody {
     /// The network was founded with these parameters.
     Founded { params: Params },
@@ -268,16 +264,17 @@ fn with_devices(order: OrderId, devices: impl Iterator<Item = DeviceId>) -> Vec<
     std::iter::once(order.to_string()).chain(devices.map(|device| device.to_string())).collect()
 }
 
+/// The accounts whose money moves.
+fn touched(transfer: &Transfer) -> impl Iterator<Item = String> + use<> {
+    [transfer.debit, transfer.credit].into_iter().filter_map(|key| match key.owner {
+        Owner::Wallet(a) | Owner::Earned(a) => Some(a.to_string()),
+        _ => None,
+    })
+}
+
 impl PublicBody {
     /// The things that this is part of the history of, as the subject index names them.
     pub fn subjects(&self) -> Vec<String> {
-        let lease = |id: &LeaseId| vec![id.order.to_string(), id.to_string()];
-        let touched = |t: &Transfer| {
-            [t.debit, t.credit].into_iter().filter_map(|key| match key.owner {
-                Owner::Wallet(a) | Owner::Earned(a) => Some(a.to_string()),
-                _ => None,
-            })
-        };
         match self {
             Self::Founded { .. } | Self::TermBegun { .. } | Self::DenyListSet { .. } => {
                 vec!["network".into()]
@@ -304,6 +301,24 @@ impl PublicBody {
             | Self::DeviceChanged { device, .. }
             | Self::DeviceTermsSet { device }
             | Self::DeviceArchived { device } => vec![device.to_string()],
+            Self::PayoutOpened { payout, content } => vec![payout.to_string(), content.account.to_string()],
+            Self::PayoutPaid { payout, transfer, .. } => {
+                std::iter::once(payout.to_string()).chain(touched(transfer)).collect()
+            }
+            Self::PayoutAdopted { payout, account, transfers, .. } => {
+                let lost = transfers.iter().any(|transfer| transfer.debit.owner == Owner::Losses);
+                let losses = lost.then(|| "losses".to_owned());
+                [payout.to_string(), account.to_string()].into_iter().chain(losses).collect()
+            }
+            Self::Retired { orders, .. } => orders.iter().map(ToString::to_string).collect(),
+            _ => self.subjects_of_order(),
+        }
+    }
+
+    /// The same of what happens to one order or one of its leases.
+    fn subjects_of_order(&self) -> Vec<String> {
+        let lease = |id: &LeaseId| vec![id.order.to_string(), id.to_string()];
+        match self {
             Self::OrderAccepted { order, account, .. } => vec![order.to_string(), account.to_string()],
             Self::OrderKept { order, seats } => with_devices(*order, seats.iter().map(|seat| seat.device)),
             Self::OrderNoticed { order, notice } => notice.subjects(*order),
@@ -340,16 +355,7 @@ impl PublicBody {
             Self::LeaseMetered { receipt, charge, .. } => {
                 lease(&receipt.lease).into_iter().chain(charge.transfers.iter().flat_map(touched)).collect()
             }
-            Self::PayoutOpened { payout, content } => vec![payout.to_string(), content.account.to_string()],
-            Self::PayoutPaid { payout, transfer, .. } => {
-                std::iter::once(payout.to_string()).chain(touched(transfer)).collect()
-            }
-            Self::PayoutAdopted { payout, account, transfers, .. } => {
-                let lost = transfers.iter().any(|transfer| transfer.debit.owner == Owner::Losses);
-                let losses = lost.then(|| "losses".to_owned());
-                [payout.to_string(), account.to_string()].into_iter().chain(losses).collect()
-            }
-            Self::Retired { orders, .. } => orders.iter().map(ToString::to_string).collect(),
+            _ => Vec::new(),
         }
     }
 
