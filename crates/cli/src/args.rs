@@ -92,7 +92,7 @@ pub(crate) enum Command {
     #[command(after_help = "Examples:
   ionet quote -n 4 --cpus 2 --memory 8GiB --for 1d
   ionet quote --gpus 1 --gpu-model 'NVIDIA A100-SXM4-80GB'")]
-    Quote(QuoteArgs),
+    Quote(Box<QuoteArgs>),
     /// What hardware costs: asks, market, last trades, history, prices elsewhere
     #[command(after_help = "Examples:
   ionet prices

@@ -83,7 +83,7 @@ async fn dispatch(cli: Cli) -> Result<u8> {
         Command::Journal(command) => commands::journal::journal(&context, &command).await,
         Command::Relay(args) => commands::relay::relay(&context, &args).await,
         Command::Up(args) => commands::up::up(&context, &args).await,
-        Command::Quickstart(args) => commands::quickstart::quickstart(&context, &args).await,
+        Command::Quickstart(args) => Box::pin(commands::quickstart::quickstart(&context, &args)).await,
         Command::Server(args) => commands::server::server(&context, &args).await,
         Command::Worker(command) => return commands::worker::worker(&context, &command).await,
         Command::Support(args) => commands::support::support(&context, &args).await,

@@ -10,8 +10,8 @@ use ionet_domain::device::{Resources, Tier};
 use ionet_domain::id::{QuoteId, TransferKind};
 use ionet_domain::market::upkeep::{Metric, Scale};
 use ionet_domain::market::{
-    Buy, Destination, Egress, EngineKind, Hiding, Isolation, Priority, Program, Quote, Request, Upkeep,
-    WorkKind, price,
+    Buy, Destination, Egress, EngineKind, Hiding, Isolation, Priority, Program, Quote, Request, WorkKind,
+    price,
 };
 use ionet_domain::money::{Asset, Rate};
 use ionet_domain::order::CloseReason;
@@ -307,20 +307,8 @@ impl World {
                 ..Resources::default()
             },
             duration_ms: random.between(load.duration_ms.0, load.duration_ms.1),
-            gpu_model: None,
-            network: None,
-            tags: BTreeSet::new(),
-            tier: None,
             spread: true,
             egress: Egress::On,
-            hiding: Hiding::default(),
-            max_rate: None,
-            priority: ionet_domain::market::Priority::Normal,
-            buy: ionet_domain::market::Buy::default(),
-            mega: false,
-            simulated: false,
-            upkeep: Upkeep::default(),
-            asset: Asset::Iosd,
             ..Request::default()
         };
         if load.scripted {
