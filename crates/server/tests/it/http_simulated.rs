@@ -40,11 +40,12 @@ fn simulated_devices_are_shown_quoted_and_explained_and_never_ordered() {
 
         let explained = client.explain_device(devices[0].id).await.expect("explained");
         assert!(explained.explanation.closed[0].contains("simulated"));
-        let explained =
-            client.explain(&Request { members: 256, spread: true, ..wanted }).await.expect("explained");
-        assert!(
-            explained.explanation.nearest.iter().all(|miss| devices.iter().any(|one| one.id == miss.device))
-        );
+        let mut wanted = Request { members: 256, ..wanted };
+        wanted.per_member.gpus = 9;
+        let nearest = client.explain(&wanted).await.expect("explained").explanation.nearest;
+        let short: Vec<_> =
+            nearest.iter().map(|miss| devices.iter().find(|one| one.id == miss.device)).collect();
+        assert!(!short.is_empty() && short.iter().all(|one| one.is_some_and(|one| one.offered.gpus == 8)));
         network.stop().await;
     });
 }
