@@ -3,8 +3,8 @@
 use ionet_api::rest::DeviceFilter;
 use ionet_domain::command::CommandBody;
 use ionet_domain::market::Request;
-use ionet_domain::simulated::fleet;
 use ionet_domain::{Actor, Command, Params};
+use ionet_server::simulated::fleet;
 use ionet_server::{Server, ServerConfig};
 
 use crate::http_kit::{Network, order, request, run, wallet};
