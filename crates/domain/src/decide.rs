@@ -320,7 +320,9 @@ impl Decision<'_> {
         }
         enrolment.check()?;
         if enrolment.simulated {
-            simulated::allowed(self.state)?;
+            return Err(
+                self.not_allowed("enrol a simulated device", "the server itself ('ionet up --simulate')")
+            );
         }
         let mut others = self.state.devices.values().filter(|d| d.stage != DeviceStage::Archived);
         if self.state.devices.contains_key(&enrolment.device) {

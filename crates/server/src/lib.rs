@@ -17,6 +17,7 @@ pub mod keys;
 pub mod links;
 pub mod reconcile;
 pub mod shell;
+pub mod simulated;
 pub mod verify;
 pub mod view;
 pub(crate) mod vitals;

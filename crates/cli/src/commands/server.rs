@@ -6,8 +6,10 @@ use std::path::Path;
 use ionet_domain::command::CommandBody;
 use ionet_domain::device::{Device, DeviceStage};
 use ionet_domain::money::Asset;
-use ionet_domain::{Actor, Address, Command, Params, simulated};
+use ionet_domain::simulated::MOST_AT_ONCE;
+use ionet_domain::{Actor, Address, Command, Params};
 use ionet_net::RelayInfo;
+use ionet_server::simulated::fleet;
 use ionet_server::{LocalFunds, Server, ServerConfig, ServerError};
 use serde_json::{Value, json};
 
@@ -160,8 +162,8 @@ impl LocalServer {
         let count = || handle.read(|view| view.state.devices.values().filter(is_here).count());
         let mut here = count();
         while here < wanted as usize {
-            let more = (wanted as usize - here).min(simulated::MOST_AT_ONCE);
-            let devices = simulated::fleet(here as u64, more, now_ms());
+            let more = (wanted as usize - here).min(MOST_AT_ONCE);
+            let devices = fleet(here as u64, more, now_ms());
             let body = CommandBody::Simulate { devices };
             handle.submit(Command { id: None, actor: Actor::Server, body }).await?;
             here += more;

@@ -504,8 +504,17 @@ impl Kind {
             _ if wanted.is_share() => 1,
             gpus => Rank::try_from(gpus + 1).unwrap_or(Rank::MAX),
         };
-        let open = self.standings.get(&Standing { simulated, ..Standing::default() }).into_iter();
+        let open = self.open(simulated).into_iter();
         open.flat_map(move |stand| stand.ranks.range(least..)).map(|(_, shelves)| shelves.iter())
+    }
+
+    /// The numbers of the traits of all devices that take leases now.
+    pub(crate) fn open_traits(&self, simulated: bool) -> impl Iterator<Item = u32> {
+        self.open(simulated).into_iter().flat_map(|stand| stand.traits.keys().copied())
+    }
+
+    fn open(&self, simulated: bool) -> Option<&Stand> {
+        self.standings.get(&Standing { simulated, ..Standing::default() })
     }
 
     fn remove(&mut self, standing: Standing, waiting: Waiting, device: &Device) -> Option<u32> {

@@ -398,10 +398,17 @@ struct Pool<'a> {
     judge: Judge<'a>,
     /// Those that miss at most two conditions, all of which a renter can change.
     sets: BTreeMap<BTreeSet<Condition>, Vec<(DeviceId, &'a Device)>>,
-    nearest: Vec<(usize, Rate, DeviceId, &'a Device)>,
+    nearest: Vec<(Near, &'a Device)>,
 }
 
-type Near<'a> = (usize, Rate, DeviceId, &'a Device);
+/// How near a device is: fewer conditions missed, then fewer GPUs short, then cheaper, then older.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Near {
+    missed: usize,
+    gpus_short: u32,
+    rate: Rate,
+    id: DeviceId,
+}
 
 /// Devices of a set of unmet conditions that are remembered.
 #[derive(Default)]
@@ -473,6 +480,7 @@ impl<'a> Pool<'a> {
                 looked_at += alike.spots.len();
                 let of_shape = missed_room(&alike, None, wanted.per_member);
                 let rate = alike.ask.rate(alike.class, wanted.per_member, wanted.duration_ms);
+                let gpus_short = wanted.per_member.gpus.saturating_sub(alike.shape.whole_gpus());
                 for (id, spot) in alike.spots.iter().take(most_looked_at) {
                     let of_traits = match known.get(spot.traits as usize) {
                         Some(known) if any_supplier => *known,
@@ -481,7 +489,7 @@ impl<'a> Pool<'a> {
                     let missed = of_traits | of_shape | missed_room(&alike, Some(spot), wanted.per_member);
                     let count = missed.count_ones() as usize;
                     if missed != 0 && pool.is_near(count) {
-                        pool.note_near(count, rate, id, &state.devices);
+                        pool.note_near(Near { missed: count, gpus_short, rate, id }, &state.devices);
                     }
                     if count > 2 || missed & !relaxable != 0 {
                         continue;
@@ -501,28 +509,28 @@ impl<'a> Pool<'a> {
 
     /// Whether a device that misses so many conditions may be among the nearest.
     fn is_near(&self, missed: usize) -> bool {
-        self.nearest.len() < NEAREST || self.nearest.last().is_some_and(|worst| missed <= worst.0)
+        self.nearest.len() < NEAREST || self.nearest.last().is_some_and(|(worst, _)| missed <= worst.missed)
     }
 
-    /// Keeps the few with the fewest misses, the cheaper and then the older first.
-    fn note_near(&mut self, missed: usize, rate: Rate, id: DeviceId, devices: &'a Devices) {
+    /// Keeps the few that are nearest.
+    fn note_near(&mut self, near: Near, devices: &'a Devices) {
         let full = self.nearest.last().filter(|_| self.nearest.len() >= NEAREST);
-        if full.is_some_and(|worst| (worst.0, worst.1, worst.2) < (missed, rate, id)) {
+        if full.is_some_and(|(worst, _)| *worst < near) {
             return;
         }
-        let Some(device) = devices.get(&id) else { return };
-        let at = self.nearest.partition_point(|known| (known.0, known.1, known.2) <= (missed, rate, id));
-        self.nearest.insert(at, (missed, rate, id, device));
+        let Some(device) = devices.get(&near.id) else { return };
+        let at = self.nearest.partition_point(|(known, _)| *known <= near);
+        self.nearest.insert(at, (near, device));
         self.nearest.truncate(NEAREST);
     }
 
-    fn near_miss(&self, (_, least_rate, id, device): Near<'_>) -> NearMiss {
-        let missed = misses(&self.judge, id, device);
-        let words = |one: &Condition| in_words(&self.judge, *one, id, device);
+    fn near_miss(&self, (near, device): (Near, &Device)) -> NearMiss {
+        let missed = misses(&self.judge, near.id, device);
+        let words = |one: &Condition| in_words(&self.judge, *one, near.id, device);
         NearMiss {
-            device: id,
+            device: near.id,
             class: device.class.clone(),
-            least_rate,
+            least_rate: near.rate,
             misses: missed.iter().map(words).collect(),
         }
     }

@@ -363,10 +363,15 @@ impl<'a> Shelves<'a> {
             percent: duration_factor_percent(search.request.duration_ms).into(),
         };
         let can = |class: &HardwareClass| wanted.gpus == 0 || *class != HardwareClass::Cpu;
+        let simulated = search.request.simulated;
         for (class, kind) in
             search.book.kinds().filter(|(class, _)| class_allowed(search.request, class) && can(class))
         {
-            for row in kind.rows(wanted, search.request.simulated) {
+            // What no device of a class meets is told by its traits, without a look at the shelves.
+            if !kind.open_traits(simulated).any(|traits| search.knows(traits)) {
+                continue;
+            }
+            for row in kind.rows(wanted, simulated) {
                 shelves.add(class, Box::new(row));
             }
         }

@@ -2,13 +2,22 @@
 
 use ionet_domain::command::{Actor, CommandBody};
 use ionet_domain::market::{Request, board, explain};
-use ionet_domain::simulated::{Simulated, fleet};
+use ionet_domain::simulated::Simulated;
 use ionet_domain::{Params, Refusal};
 
-use super::world::{RENTER, START_MS, SUPPLIER, World, request};
+use super::world::{RENTER, SUPPLIER, World, good_measures, request};
+
+fn fleet(world: &mut World, count: usize) -> Vec<Simulated> {
+    let mut one = |_| {
+        let mut enrolment = world.enrolment(SUPPLIER, 900);
+        enrolment.simulated = true;
+        Simulated { enrolment, measured: good_measures() }
+    };
+    (0..count).map(&mut one).collect()
+}
 
 fn show(world: &mut World, count: usize) -> Vec<Simulated> {
-    let devices = fleet(0, count, world.now_ms);
+    let devices = fleet(world, count);
     world.must(Actor::Server, CommandBody::Simulate { devices: devices.clone() });
     devices
 }
@@ -21,14 +30,14 @@ fn simulated() -> Request {
 fn they_are_only_where_the_network_was_founded_for_them() {
     let mut world = World::new();
     world.state.params = Params { simulated_devices: false, ..world.state.params.clone() };
-    let devices = fleet(0, 1, START_MS);
+    let devices = fleet(&mut world, 1);
     let body = CommandBody::Simulate { devices };
     assert_eq!(world.refused(Actor::Server, body.clone()), "unsupported");
     let mut marked = world.enrolment(SUPPLIER, 1000);
     marked.simulated = true;
-    let enrol = CommandBody::Enrol { enrolment: marked, machine_name: "box".into() };
-    assert_eq!(world.refused(Actor::Wallet(SUPPLIER), enrol), "unsupported");
     world.state.params.simulated_devices = true;
+    let enrol = CommandBody::Enrol { enrolment: marked, machine_name: "box".into() };
+    assert_eq!(world.refused(Actor::Wallet(SUPPLIER), enrol), "not_allowed");
     assert_eq!(world.refused(Actor::Wallet(RENTER), body.clone()), "not_allowed");
     world.must(Actor::Server, body);
 }
@@ -36,7 +45,7 @@ fn they_are_only_where_the_network_was_founded_for_them() {
 #[test]
 fn one_that_is_not_marked_is_no_simulated_device() {
     let mut world = World::new();
-    let mut devices = fleet(0, 1, START_MS);
+    let mut devices = fleet(&mut world, 1);
     devices[0].enrolment.simulated = false;
     assert_eq!(world.refused(Actor::Server, CommandBody::Simulate { devices }), "out_of_range");
 }
@@ -76,14 +85,10 @@ fn the_board_and_the_record_keep_them_apart() {
         classes.iter().filter(|class| class.simulated == simulated).map(|class| class.devices).sum()
     };
     assert_eq!((of(true), of(false)), (200, 1));
-    let found = explain::request(
-        &world.state,
-        RENTER,
-        &Request { members: 250, spread: true, ..simulated() },
-        world.now_ms,
-    )
-    .unwrap();
-    assert!(!found.fits);
+    let mut large = simulated();
+    large.per_member.cpu_millis = 64_000;
+    let found = explain::request(&world.state, RENTER, &large, world.now_ms).unwrap();
+    assert!(!found.fits && !found.nearest.is_empty());
     let near = |device| world.state.device(device).unwrap().enrolment.simulated;
     assert!(found.nearest.iter().all(|miss| near(miss.device)));
     assert_eq!(devices.len(), 200);

@@ -32,7 +32,8 @@ fn the_internet_is_reached_and_nothing_near_is() {
         let answer = world.connect(near, 80);
         assert!(is_forbidden(&answer), "{near}: {answer:?}");
     }
-    assert!(is_forbidden(&world.connect(FAR, 25)));
+    let mail = world.connect(FAR, 25);
+    assert!(is_forbidden(&mail), "{mail:?}");
     // The box's own mapped is the box's own.
     assert_eq!(world.connect("127.0.0.1", 80).unwrap_err().kind(), ErrorKind::ConnectionRefused);
     // What the other end says is what the box hears.
@@ -40,7 +41,9 @@ fn the_internet_is_reached_and_nothing_near_is() {
     world.host.ip("route add unreachable 198.51.100.0/24");
     assert_eq!(world.connect("198.51.100.1", 80).unwrap_err().kind(), ErrorKind::HostUnreachable);
     let usage = world.egress.usage();
-    assert_eq!((usage.sent_bytes, usage.received_bytes, usage.refused), (10, 10, 8), "{usage:?}");
+    assert_eq!((usage.sent_bytes, usage.received_bytes), (10, 10), "{usage:?}");
+    // A "no" that comes while the kernel still holds the socket is not heard: it asks again.
+    assert!(usage.refused >= 8, "{usage:?}");
     eventually("all are closed", || world.egress.usage().open == 0);
 }
 
@@ -67,7 +70,8 @@ fn off_means_nothing_and_a_list_what_it_says() {
     assert!(is_forbidden(&world.connect(FAR, 80)));
     assert_eq!(ask(&world, "pypi.org").0, 5, "refused");
     let usage = world.egress.usage();
-    assert_eq!((usage.sent_bytes, usage.received_bytes, usage.refused), (0, 0, 2));
+    assert_eq!((usage.sent_bytes, usage.received_bytes), (0, 0), "{usage:?}");
+    assert!(usage.refused >= 2, "{usage:?}");
     world.egress.set_rules(rules(Mode::Listed, &["*.example.org:80", "203.0.113.10"]));
     eventually("the rules are taken", || world.connect(OTHER, 80).is_ok());
     assert!(is_forbidden(&world.connect(FAR, 80)), "nobody asked for its name");

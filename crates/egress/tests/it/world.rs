@@ -4,7 +4,7 @@
 //! 203.0.113.9 and `2001:db8::9` stand for servers far away, 169.254.169.254 for a cloud's metadata.
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
@@ -140,10 +140,17 @@ impl World {
         Some(Self { host, net, inside, egress, resolv_conf })
     }
 
-    /// Connects from the box.
+    /// Connects from the box. Of one "no" in a few thousand the kernel says that it came, but not yet which: then again.
     pub(crate) fn connect(&self, to: &str, port: u16) -> std::io::Result<TcpStream> {
         let to = SocketAddr::new(to.parse().unwrap(), port);
-        self.inside.within(move || TcpStream::connect_timeout(&to, WAIT))
+        self.inside.within(move || {
+            loop {
+                match TcpStream::connect_timeout(&to, WAIT) {
+                    Err(error) if error.raw_os_error().is_none() && error.kind() != ErrorKind::TimedOut => {}
+                    answer => break answer,
+                }
+            }
+        })
     }
 
     /// A connection that answers.

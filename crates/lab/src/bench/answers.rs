@@ -1,5 +1,5 @@
-//! How long the market takes to answer, from ten thousand devices to a million: a quote, a reason for a no, the reason why
-//! a device gets no work, and the board behind `ionet prices`.
+//! How long the market takes to answer, from ten thousand devices to a million: a quote, a place where next to nobody has what is
+//! asked for, a reason for a no, the reason why a device gets no work, and the board behind `ionet prices`.
 //!
 //! The same market as in `place`, with the product's table of prices. The reasons asked for are of different kinds, none of
 //! which can be had: too large, nowhere, too many, and what was hired away. Not here: placement alone (`place`).
@@ -8,9 +8,10 @@ use std::collections::BTreeSet;
 use std::hint::black_box;
 use std::time::Instant;
 
-use ionet_domain::device::Tier;
+use ionet_domain::device::{DeviceChange, Resources, Tier};
+use ionet_domain::event::PublicBody;
 use ionet_domain::id::{Address, QuoteId};
-use ionet_domain::market::{Request, board, explain, explain_device, price};
+use ionet_domain::market::{Request, board, explain, explain_device, place, price};
 use ionet_domain::{DeviceId, Params, State};
 
 use super::place::{filled, wish};
@@ -18,6 +19,9 @@ use super::plot::{Plot, Series};
 use super::{Figure, Report, Target, percentile, sorted};
 use crate::random::Random;
 use crate::{LabError, Result};
+
+/// The tag of one device alone.
+const RARE: &str = "rare";
 
 /// What to run.
 #[derive(Debug, Clone)]
@@ -34,6 +38,8 @@ pub struct Size {
 struct Outcome {
     devices: usize,
     quote: Vec<f64>,
+    nowhere: Vec<f64>,
+    rare: Vec<f64>,
     explain: Vec<f64>,
     device: Vec<f64>,
     board: Vec<f64>,
@@ -49,6 +55,10 @@ pub fn run(size: &Size) -> Result<Report> {
         figures.extend([
             Figure::new(name("quote_p50"), percentile(&outcome.quote, 50), "us").target(Target::Below(100.0)),
             Figure::new(name("quote_p99"), percentile(&outcome.quote, 99), "us"),
+            // Placement as the writer does it, without reasons.
+            Figure::new(name("place_nowhere_p50"), percentile(&outcome.nowhere, 50), "us"),
+            Figure::new(name("place_rare_p50"), percentile(&outcome.rare, 50), "us"),
+            Figure::new(name("place_rare_max"), percentile(&outcome.rare, 100), "us"),
             Figure::new(name("explain_p50"), ms(&outcome.explain, 50), "ms").target(Target::Below(50.0)),
             Figure::new(name("explain_max"), ms(&outcome.explain, 100), "ms").target(Target::Below(50.0)),
             Figure::new(name("explain_device_p50"), ms(&outcome.device, 50), "ms")
@@ -80,7 +90,13 @@ pub fn run(size: &Size) -> Result<Report> {
 
 fn one(devices: usize, size: &Size) -> Result<Outcome> {
     let mut random = Random::new(11);
-    let market = filled(devices, Params { gpu_shares: true, ..Params::default() }, &mut random)?;
+    let mut market = filled(devices, Params { gpu_shares: true, ..Params::default() }, &mut random)?;
+    let youngest = market.state.devices.keys().next_back().copied();
+    if let Some(device) = youngest {
+        let tags = Some(BTreeSet::from([RARE.to_owned()]));
+        let change = DeviceChange { tags, ..DeviceChange::default() };
+        market.happen(PublicBody::DeviceChanged { device, change })?;
+    }
     let (state, now_ms) = (&market.state, market.now_ms);
     let (id, account) = (QuoteId::from_bits(0), Address([0; 32]));
     let quote = |_| {
@@ -88,6 +104,15 @@ fn one(devices: usize, size: &Size) -> Result<Outcome> {
         timed(|| drop(black_box(price::quote(state, id, account, &wish, now_ms))))
     };
     let quote = sorted((0..size.quotes).map(quote).collect());
+    // Any device would do but for a tag: of nobody, and of one device alone.
+    let tagged = |tag: &str| {
+        let mut any = wish(&mut Random::new(5));
+        (any.gpu_model, any.members, any.tags) = (None, 1, BTreeSet::from([tag.to_owned()]));
+        any.per_member = Resources { cpu_millis: 1000, memory_bytes: 1 << 30, ..Resources::default() };
+        let find = |_| timed(|| drop(black_box(place::find(state, &any, &place::Limits::default(), now_ms))));
+        sorted((0..size.explanations * 4).map(find).collect())
+    };
+    let (nowhere, rare) = (tagged("nowhere"), tagged(RARE));
     let mut explained = Vec::new();
     for _ in 0..size.explanations {
         for wish in impossible(&mut random) {
@@ -109,7 +134,7 @@ fn one(devices: usize, size: &Size) -> Result<Outcome> {
         (0..size.explanations * 4).map(|_| timed(|| drop(black_box(board::prices(state, None, now_ms)))));
     check(state, now_ms)?;
     let (explain, board) = (sorted(explained), sorted(board.collect()));
-    Ok(Outcome { devices, quote, explain, device, board })
+    Ok(Outcome { devices, quote, nowhere, rare, explain, device, board })
 }
 
 /// The board counts every device.

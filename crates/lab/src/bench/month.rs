@@ -402,7 +402,7 @@ impl Month {
         ids.into_iter().try_for_each(|device| self.look_back(device))
     }
 
-    /// By class, what a GPU on offer earned an hour in the last three days; at first most of the reference.
+    /// By class, what a GPU on offer earned an hour in the last three days.
     fn earned_of_late(&self) -> Vec<u64> {
         let of = |class: usize| {
             let own = self.devices.values().filter(|supplier| supplier.class == class);

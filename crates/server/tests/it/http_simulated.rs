@@ -3,8 +3,8 @@
 use ionet_api::rest::DeviceFilter;
 use ionet_domain::command::CommandBody;
 use ionet_domain::market::Request;
-use ionet_domain::simulated::fleet;
 use ionet_domain::{Actor, Command, Params};
+use ionet_server::simulated::fleet;
 use ionet_server::{Server, ServerConfig};
 
 use crate::http_kit::{Network, order, request, run, wallet};
@@ -40,11 +40,12 @@ fn simulated_devices_are_shown_quoted_and_explained_and_never_ordered() {
 
         let explained = client.explain_device(devices[0].id).await.expect("explained");
         assert!(explained.explanation.closed[0].contains("simulated"));
-        let explained =
-            client.explain(&Request { members: 256, spread: true, ..wanted }).await.expect("explained");
-        assert!(
-            explained.explanation.nearest.iter().all(|miss| devices.iter().any(|one| one.id == miss.device))
-        );
+        let mut wanted = Request { members: 256, ..wanted };
+        wanted.per_member.gpus = 9;
+        let nearest = client.explain(&wanted).await.expect("explained").explanation.nearest;
+        let short: Vec<_> =
+            nearest.iter().map(|miss| devices.iter().find(|one| one.id == miss.device)).collect();
+        assert!(!short.is_empty() && short.iter().all(|one| one.is_some_and(|one| one.offered.gpus == 8)));
         network.stop().await;
     });
 }
