@@ -177,8 +177,14 @@ pub enum PublicBody {
     MemberReleased { lease: LeaseId, charged_until_ms: u64 },
     /// It waits for a place to run again.
     OrderResumed { order: OrderId },
-    /// Its renter changed it; what it will not use went back.
-    OrderChanged { order: OrderId, change: OrderChange, refund: Option<Transfer> },
+    /// Its renter changed it; what it will not use went back, and what it may cost more was set aside.
+    OrderChanged {
+        order: OrderId,
+        change: OrderChange,
+        refund: Option<Transfer>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        escrow: Option<Transfer>,
+    },
     /// What its boxes may reach outside was changed; the list is private.
     OrderEgressChanged { order: OrderId, egress: Egress },
     /// A period was charged.
@@ -330,10 +336,12 @@ impl PublicBody {
             | Self::OrderGrown { order, transfer, .. } => {
                 std::iter::once(order.to_string()).chain(touched(transfer)).collect()
             }
-            Self::OrderSettled { order, refund, .. }
-            | Self::OrderShrunk { order, refund, .. }
-            | Self::OrderChanged { order, refund, .. } => {
+            Self::OrderSettled { order, refund, .. } | Self::OrderShrunk { order, refund, .. } => {
                 std::iter::once(order.to_string()).chain(refund.iter().flat_map(touched)).collect()
+            }
+            Self::OrderChanged { order, refund, escrow, .. } => {
+                let moved = refund.iter().chain(escrow).flat_map(touched);
+                std::iter::once(order.to_string()).chain(moved).collect()
             }
             Self::OrderStarted { order }
             | Self::OrderRunning { order }

@@ -443,6 +443,7 @@ impl<D: Disk> Script<D> {
         self.meter(LeaseId { order, n: 2 }, 60_000, Witness::Heartbeats)?;
         let ailment = Some(Ailment::Overloaded { foreign_cpu_percent: 80 });
         self.server(C::ReportAiling { lease: LeaseId { order, n: 1 }, ailment })?;
+        self.device(OTHER, 1_000)?;
         self.ask(renter, C::ReplaceMember { order, slot: 1 })?;
         self.remove(LeaseId { order, n: 1 })?;
         self.ready(LeaseId { order, n: 3 })?;

@@ -1,11 +1,12 @@
 //! Words for what is done for a cluster while it lives, and for what changes it.
 
 use clap::Args;
-use ionet_domain::market::Upkeep;
 use ionet_domain::market::upkeep::{Metric, ReplaceMode, Scale};
+use ionet_domain::market::{Priority, Upkeep};
 use ionet_domain::{OrderId, Rate};
 
 use super::parse_rate;
+use super::request::{Droppable, WantArgs, parse_priority};
 use crate::units;
 
 /// What is aimed at where only the bounds are said, in percent.
@@ -110,6 +111,14 @@ pub(crate) struct SetArgs {
     /// The most that all members together may cost an hour before fees, in dollars; 0 for no cap
     #[arg(long, value_name = "USD", value_parser = parse_rate)]
     pub(crate) max_price: Option<Rate>,
+    /// How urgent it is against others that wait: low, normal or high
+    #[arg(long, value_name = "CLASS", value_parser = parse_priority)]
+    pub(crate) priority: Option<Priority>,
+    #[command(flatten)]
+    pub(crate) wants: WantArgs,
+    /// A condition on its devices that does not matter any more, by the name of its option; may be given again
+    #[arg(long, value_name = "OPTION")]
+    pub(crate) drop: Vec<Droppable>,
     #[command(flatten)]
     pub(crate) upkeep: UpkeepArgs,
     /// Scale no more

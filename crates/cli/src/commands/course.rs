@@ -1,7 +1,9 @@
 //! What changes a cluster that lives: more and fewer members, a pause, another duration, cap or upkeep.
 
+use std::cmp::Ordering;
+
 use ionet_api::rest::{ChangeRequest, ClusterView, GrowRequest, ReplaceRequest, ShrinkRequest};
-use ionet_domain::market::{EngineKind, Upkeep};
+use ionet_domain::market::{EngineKind, Upkeep, Wants};
 use ionet_domain::order::size::OrderChange;
 use ionet_domain::order::{LeasePhase, Stage};
 use ionet_domain::{CommandId, OrderId};
@@ -173,15 +175,22 @@ pub(crate) async fn set(context: &Context, args: &SetArgs) -> Result {
     if args.no_scale {
         upkeep.scale = None;
     }
+    let known = Wants::from(request);
+    let wants = args.wants.applied(&known, &args.drop);
     let change = OrderChange {
         duration_ms: args.duration_ms,
         max_rate: args.max_price,
         upkeep: Some(upkeep).filter(|upkeep| *upkeep != request.upkeep),
+        priority: args.priority,
+        wants: Some(Box::new(wants)).filter(|wants| **wants != known),
     };
-    let changed = change.applied(&before.quote);
-    let back = before.quote.total_micro_usd.saturating_sub(changed.total_micro_usd);
-    let back = if back > 0 { format!("; {} comes back", usd(back)) } else { String::new() };
-    out.confirm(&format!("change {id}{back}?"), args.yes)?;
+    let (was, is) = (before.quote.total_micro_usd, change.applied(&before.quote).total_micro_usd);
+    let money = match is.cmp(&was) {
+        Ordering::Less => format!("; {} comes back", usd(was - is)),
+        Ordering::Equal => String::new(),
+        Ordering::Greater => format!("; {} more is set aside", usd(is - was)),
+    };
+    out.confirm(&format!("change {id}{money}?"), args.yes)?;
     let view = client.change_cluster(id, &ChangeRequest { id: name()?, change }).await?;
     answer(out, &view);
     Ok(())

@@ -4,7 +4,7 @@ use ionet_api::rest::SignedQuote;
 use ionet_domain::device::Resources;
 use ionet_domain::market::price::{DecidedBy, Pricing};
 use ionet_domain::market::quote::ElsewhereCost;
-use ionet_domain::market::{Buy, Destination, Egress, GpuMinimum, Hiding, Priority, Quote, Request, Upkeep};
+use ionet_domain::market::{Buy, Destination, Egress, Hiding, Priority, Quote, Request, Upkeep, Wants};
 use ionet_domain::money::{Asset, HOUR_MS, decimal};
 
 use super::{course, explain};
@@ -30,11 +30,6 @@ pub(crate) fn request(args: &RequestArgs) -> Result<Request> {
             gpu_share_millis: None,
         },
         duration_ms: args.hours.map_or(args.duration_ms, |hours| hours * HOUR_MS),
-        gpu_model: args.gpu_model.clone(),
-        network: args.network.clone(),
-        tags: args.tag.iter().cloned().collect(),
-        tier: args.tier,
-        spread: args.spread,
         egress: mode(args.egress, &args.allow_egress),
         hiding: Hiding {
             private: args.private,
@@ -49,23 +44,10 @@ pub(crate) fn request(args: &RequestArgs) -> Result<Request> {
         upkeep: args.upkeep.applied(&Upkeep::default(), args.gpus),
         asset: Asset::Iosd,
         kind: args.kind,
-        gpu_min: GpuMinimum {
-            memory_bytes: args.gpu_memory.unwrap_or(0),
-            bandwidth_gb_s: args.gpu_bandwidth.unwrap_or(0),
-            fp16_gflops: args.gpu_tflops.unwrap_or(0).saturating_mul(1000),
-        },
-        cpu_model: args.cpu_model.clone(),
-        max_per_device: args.per_device,
-        regions: args.region.iter().cloned().collect(),
-        not_regions: args.not_region.iter().cloned().collect(),
-        near: args.near.clone(),
-        isolation: args.isolation,
-        min_reliability_percent: args.min_reliability,
         max_total_micro_usd: args.max_total,
-        prefer: args.prefer,
-        suppliers: args.supplier.iter().copied().collect(),
-        not_suppliers: args.not_supplier.iter().copied().collect(),
+        ..Request::default()
     };
+    let request = args.wants.applied(&Wants::default(), &[]).of(&request);
     request.check()?;
     Ok(request)
 }

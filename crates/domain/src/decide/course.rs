@@ -47,8 +47,8 @@ impl Decision<'_> {
 
     fn change(&self, order: OrderId, change: &OrderChange) -> Result<Vec<Happened>, Refusal> {
         let found = self.renter_of(order, "change a cluster")?;
-        let refund = size::change(self.state, found, change, self.now_ms)?;
-        only(PublicBody::OrderChanged { order, change: change.clone(), refund })
+        let size::Moved { refund, escrow } = size::change(self.state, found, change, self.now_ms)?;
+        only(PublicBody::OrderChanged { order, change: change.clone(), refund, escrow })
     }
 
     /// By its renter at any time, and by the server where it is due.

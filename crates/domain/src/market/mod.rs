@@ -29,6 +29,7 @@ pub mod standing;
 pub mod terms;
 pub mod upkeep;
 pub(crate) mod waiting;
+pub mod wants;
 pub mod wishes;
 
 pub use buy::{Buy, Priority};
@@ -41,4 +42,5 @@ pub use record::MarketRecord;
 pub use request::{EngineKind, Program, Request};
 pub use terms::{Country, Denials, DenyList};
 pub use upkeep::Upkeep;
+pub use wants::Wants;
 pub use wishes::{GpuMinimum, Isolation, Preference, WorkKind};

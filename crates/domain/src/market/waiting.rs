@@ -103,6 +103,19 @@ fn shared(request: &Request) -> Vec<Rate> {
     (0..members).map(|member| Rate(each + u64::from(member >= members - more))).collect()
 }
 
+/// Sets the items of a quote whose price floats by its request: a higher cap gives each more, a lower one is shared anew.
+pub(crate) fn recap(quote: &mut Quote) {
+    let (before, cap) = (quote.rate.0, quote.request.max_rate.unwrap_or_default().0);
+    let class = only_class(&quote.request);
+    let raise = Request { max_rate: Some(Rate(cap.saturating_sub(before))), ..quote.request.clone() };
+    let (lower, shares) = (cap < before, shared(if cap < before { &quote.request } else { &raise }));
+    for (item, share) in quote.items.iter_mut().zip(shares) {
+        item.class.clone_from(&class);
+        item.rate = if lower { share } else { Rate(item.rate.0.saturating_add(share.0)) };
+    }
+    quote.rate = together_of(quote.items.iter().map(|item| item.rate));
+}
+
 fn only_class(request: &Request) -> Option<HardwareClass> {
     match &request.gpu_model {
         Some(model) if !model.contains('|') => Some(HardwareClass::Gpu(model.clone())),

@@ -11,7 +11,7 @@ use crate::ledger::Transfer;
 use crate::market::place;
 use crate::market::quote::QUOTE_LIFE_MS;
 use crate::market::request::MIN_DURATION_MS;
-use crate::market::{Buy, Quote, Request, Upkeep, queue};
+use crate::market::{Buy, Priority, Quote, Request, Upkeep, Wants, queue, waiting};
 use crate::money::Rate;
 use crate::refusal::Refusal;
 use crate::state::State;
@@ -57,6 +57,12 @@ pub struct OrderChange {
     /// What is done for it while it lives.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub upkeep: Option<Upkeep>,
+    /// How urgent it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub priority: Option<Priority>,
+    /// What its devices must be, all of it anew: for those that it gets from now on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub wants: Option<Box<Wants>>,
 }
 
 /// A growth as it was decided.
@@ -183,27 +189,33 @@ pub fn shrink(state: &State, order: &Order, members: u32, now_ms: u64) -> Result
     Ok(Less { until_ms, charged_until_ms, refund })
 }
 
-/// Whether an order may be changed so, and what comes back.
+/// What moves with a change.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Moved {
+    /// What comes back now.
+    pub refund: Option<Transfer>,
+    /// What is set aside now: for a higher cap of an order whose price floats.
+    pub escrow: Option<Transfer>,
+}
+
+/// Whether an order may be changed so, and what moves with it.
 ///
 /// # Errors
-/// `WrongStage` once it closes, `NoChange` if nothing would change, `OutOfRange` where the result makes no sense.
-pub fn change(
-    state: &State,
-    order: &Order,
-    change: &OrderChange,
-    now_ms: u64,
-) -> Result<Option<Transfer>, Refusal> {
+/// `WrongStage` once it closes, `NoChange` if nothing would change, `OutOfRange` where the result makes no sense, and those of
+/// the money.
+pub fn change(state: &State, order: &Order, change: &OrderChange, now_ms: u64) -> Result<Moved, Refusal> {
     order.may(Move::Change)?;
     let changed = change.applied(&order.quote);
     if changed.request == order.quote.request {
         return Err(Refusal::NoChange { what: order.id.to_string() });
     }
     changed.request.check()?;
-    if order.quote.request.buy.floats() && changed.request.max_rate != order.quote.request.max_rate {
+    check_cap(order, changed.request.max_rate)?;
+    if change.wants.is_some() && !order.ways.kept.is_empty() {
         return Err(Refusal::Unsupported {
-            what: "another cap for an order whose price floats".into(),
-            reason: "what it may cost at most was set aside with its cap".into(),
-            available: "ending it and ordering anew with the other cap; what was not used comes back".into(),
+            what: "other requirements for an order whose devices are kept".into(),
+            reason: "they were chosen when it was placed".into(),
+            available: "ending it and reserving anew; all of it comes back".into(),
         });
     }
     let (before_ms, after_ms) = (order.quote.request.duration_ms, changed.request.duration_ms);
@@ -215,9 +227,34 @@ pub fn change(
         return Err(Refusal::out_of_range("duration_ms", after_ms, limit));
     }
     changed.within_caps()?;
-    let refund = give_back(order, order.quote.total_micro_usd.saturating_sub(changed.total_micro_usd));
-    state.ledger.check(refund.as_slice())?;
-    Ok(refund)
+    let (before, after) = (order.quote.total_micro_usd, changed.total_micro_usd);
+    let refund = give_back(order, before.saturating_sub(after));
+    let more = after.saturating_sub(before);
+    let escrow =
+        (more > 0).then(|| escrow(order.id, order.escrows, order.account, changed.request.asset, more));
+    state.ledger.check(refund.or(escrow).as_slice())?;
+    if let Some(key) = order.key.filter(|_| more > 0) {
+        state.key(order.account, key)?.affords(more)?;
+    }
+    Ok(Moved { refund, escrow })
+}
+
+/// Where an order's price floats, what was set aside is its cap: it has one, and a lower one only before it ran.
+fn check_cap(order: &Order, cap: Option<Rate>) -> Result<(), Refusal> {
+    let before = order.quote.request.max_rate.unwrap_or_default();
+    let buy = order.quote.request.buy;
+    let least = if order.leases.is_empty() { u64::from(order.quote.request.members) } else { before.0 };
+    match cap {
+        _ if !buy.floats() => Ok(()),
+        Some(cap) if cap.0 >= least => Ok(()),
+        cap => {
+            let limit = format!(
+                "at least {least} micro-USD an hour for an order that is {}, and less only before it runs; it may be ended and what it did not use comes back",
+                buy.name()
+            );
+            Err(Refusal::out_of_range("max_rate", cap.unwrap_or_default().0, limit))
+        }
+    }
 }
 
 impl OrderChange {
@@ -232,6 +269,13 @@ impl OrderChange {
         }
         if let Some(upkeep) = &self.upkeep {
             request.upkeep = upkeep.clone();
+        }
+        request.priority = self.priority.unwrap_or(request.priority);
+        if let Some(wants) = &self.wants {
+            *request = wants.of(request);
+        }
+        if request.buy.floats() {
+            waiting::recap(&mut changed);
         }
         changed.add_up();
         changed

@@ -61,8 +61,11 @@ impl State {
                 // Who was given notice made room by his pause.
                 self.order_mut(*order)?.ways.notice = None;
             }
-            B::OrderChanged { order, change, refund } => {
-                self.step(*order, Move::Change)?;
+            B::OrderChanged { order, change, refund, escrow } => {
+                match escrow {
+                    Some(transfer) => self.fold_escrow(*order, Move::Change, transfer)?,
+                    None => self.step(*order, Move::Change)?,
+                }
                 self.fold_given_back(*order, refund.as_ref())?;
                 let order = self.order_mut(*order)?;
                 order.quote = change.applied(&order.quote);

@@ -3,7 +3,7 @@
 use ionet_domain::command::{Actor, CommandBody};
 use ionet_domain::ledger::Owner;
 use ionet_domain::market::upkeep::{Metric, ReplaceMode, Scale};
-use ionet_domain::market::{Quote, Request, Upkeep, place, price};
+use ionet_domain::market::{Buy, Quote, Request, Upkeep, place, price, spot};
 use ionet_domain::meter::Witness;
 use ionet_domain::money::{Asset, HOUR_MS, Rate};
 use ionet_domain::order::health::{self, Ailment};
@@ -277,6 +277,80 @@ fn a_quote_for_more_is_for_this_order_and_this_time_only() {
     assert_eq!(ask(&mut world, CommandBody::Grow { order, quote }).unwrap_err().code(), "quote_expired");
     world.now_ms += 59 * MINUTE_MS - 30_000;
     assert_eq!(more(&world, order, 1).unwrap_err().code(), "out_of_range", "too little time is left");
+}
+
+/// Pays for an order and lets the line place it.
+fn bought(world: &mut World, wanted: &Request) -> OrderId {
+    let order = world.order(wanted).unwrap();
+    world.now_ms = wanted.buy.begins_ms().unwrap_or(0).max(world.now_ms) + 1;
+    world.must(Actor::Server, CommandBody::Place { order });
+    up(world, order);
+    order
+}
+
+/// Starts what has its devices.
+fn up(world: &mut World, order: OrderId) {
+    world.must(Actor::Server, CommandBody::Start { order });
+    all_up(world, order);
+    world.must(Actor::Server, CommandBody::MarkRunning { order });
+}
+
+#[test]
+fn however_it_was_bought_it_grows_pauses_and_resumes() {
+    for way in ["on demand", "standing", "spot", "reserved", "flexible"] {
+        let mut world = World::new();
+        world.fund(RENTER, RICH);
+        for n in 0..4 {
+            world.device(SUPPLIER, 100_000 + n);
+        }
+        let now_ms = world.now_ms;
+        let (buy, cap) = match way {
+            "standing" => (Buy::Standing { expires_ms: now_ms + HOUR_MS }, true),
+            "spot" => (Buy::Spot { notice_ms: 60_000, expires_ms: Some(now_ms + HOUR_MS) }, true),
+            "reserved" => (Buy::Reserved { starts_ms: now_ms + HOUR_MS }, false),
+            "flexible" => (Buy::Flexible { deadline_ms: now_ms + 3 * HOUR_MS }, true),
+            _ => (Buy::default(), false),
+        };
+        let max_rate = cap.then_some(Rate(1_000_000));
+        let order = bought(&mut world, &Request { buy, max_rate, ..request(2) });
+        world.now_ms += 10 * MINUTE_MS;
+        grow(&mut world, order, 1).unwrap();
+        money_is_right(&world, order);
+        world.must(Actor::Server, CommandBody::Replace { order });
+        all_up(&mut world, order);
+        ask(&mut world, CommandBody::Pause { order }).unwrap();
+        all_gone(&mut world, order);
+        // Longer than it would have waited at first.
+        world.now_ms += 5 * HOUR_MS;
+        ask(&mut world, CommandBody::Resume { order }).unwrap_or_else(|refusal| panic!("{way}: {refusal}"));
+        world.must(Actor::Server, CommandBody::Place { order });
+        up(&mut world, order);
+        let its = found(&world, order);
+        assert_eq!((its.members().len(), its.left_ms(world.now_ms)), (3, 50 * MINUTE_MS), "{way}");
+        let within = |lease: &Lease| lease.rate <= its.quote.items[lease.slot as usize].rate;
+        assert!(its.leases.values().all(within), "{way}");
+        money_is_right(&world, order);
+    }
+}
+
+#[test]
+fn who_pauses_under_notice_makes_the_room_and_is_not_ended() {
+    let mut world = World::new();
+    world.fund(RENTER, RICH);
+    world.device(SUPPLIER, 100_000);
+    let buy = Buy::Spot { notice_ms: 60_000, expires_ms: None };
+    let spot = bought(&mut world, &Request { buy, max_rate: Some(Rate(1_000_000)), ..request(2) });
+    let other = world.order(&request(2)).unwrap();
+    world.must(Actor::Server, CommandBody::Place { order: other });
+    assert!(found(&world, spot).ways.notice.is_some());
+    ask(&mut world, CommandBody::Pause { order: spot }).unwrap();
+    all_gone(&mut world, spot);
+    world.now_ms += 2 * MINUTE_MS;
+    assert_eq!(spot::over(&world.state, world.now_ms), []);
+    world.must(Actor::Server, CommandBody::Place { order: other });
+    assert_eq!(found(&world, other).stage, Stage::Placed);
+    assert_eq!(ask(&mut world, CommandBody::Resume { order: spot }).unwrap_err().code(), "no_capacity");
+    money_is_right(&world, spot);
 }
 
 /// What a renter, the devices and the clock do, by a number each.

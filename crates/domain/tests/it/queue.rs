@@ -1,11 +1,14 @@
 //! Orders that wait: the line, its fairness, who holds, expiry, and the price of the moment.
 
+use std::collections::BTreeSet;
+
 use ionet_domain::command::{Actor, CommandBody};
 use ionet_domain::device::Tier;
 use ionet_domain::market::queue::{self, HOLD_AFTER_MS};
-use ionet_domain::market::{Buy, Priority, Request};
+use ionet_domain::market::{Buy, Priority, Request, Wants};
 use ionet_domain::money::{HOUR_MS, Rate};
 use ionet_domain::order::CloseReason;
+use ionet_domain::order::size::OrderChange;
 use ionet_domain::{LeaseId, OrderId, Stage};
 use proptest::prelude::*;
 
@@ -536,4 +539,92 @@ fn mega_takes_all_that_matches_within_its_cap() {
     assert_eq!(world.quote(&mega(None)).unwrap_err().code(), "no_capacity");
     let waiting = standing(mega(Some(Rate(900_000))), 900_000, HOUR_MS, START_MS);
     assert_eq!(world.quote(&waiting).unwrap_err().code(), "out_of_range");
+}
+
+fn change(world: &mut World, order: OrderId, change: OrderChange) -> Result<(), &'static str> {
+    let body = CommandBody::ChangeOrder { order, change };
+    world.ask(Actor::Wallet(RENTER), body).map(|_| ()).map_err(|refusal| refusal.code())
+}
+
+#[test]
+fn who_waits_may_ask_for_more_or_less_and_pay_more_or_less() {
+    let mut world = World::new();
+    world.fund(RENTER, 10_000_000);
+    world.device(SUPPLIER, 300_000);
+    let wanted = Request { gpu_model: None, ..standing(request(2), 400_000, 8 * HOUR_MS, world.now_ms) };
+    let order = world.order(&Request { regions: ["eu".into()].into(), ..wanted }).unwrap();
+    let set_aside = |world: &World| {
+        let found = world.state.order(order).unwrap();
+        assert_eq!(world.wallet(RENTER), 10_000_000 - found.quote.total_micro_usd);
+        found.quote.rate.0
+    };
+    tick(&mut world);
+    assert_eq!((stage(&world, order), set_aside(&world)), (Stage::Funded, 400_000));
+    let cap = |rate| OrderChange { max_rate: Some(Rate(rate)), ..OrderChange::default() };
+    for (wrong, code) in [
+        (cap(0), "out_of_range"),
+        (cap(1), "out_of_range"),
+        (cap(400_000), "no_change"),
+        (cap(1 << 40), "insufficient_funds"),
+    ] {
+        assert_eq!(change(&mut world, order, wrong).unwrap_err(), code);
+    }
+    change(&mut world, order, cap(300_001)).unwrap();
+    assert_eq!(set_aside(&world), 300_001);
+    change(&mut world, order, cap(700_002)).unwrap();
+    assert_eq!(set_aside(&world), 700_002);
+    tick(&mut world);
+    assert_eq!(stage(&world, order), Stage::Funded, "no device is there by measurement");
+    let anywhere =
+        Wants { regions: BTreeSet::new(), ..Wants::from(&world.state.order(order).unwrap().quote.request) };
+    let wants = OrderChange { wants: Some(Box::new(anywhere)), ..OrderChange::default() };
+    change(&mut world, order, wants.clone()).unwrap();
+    assert_eq!(change(&mut world, order, wants), Err("no_change"));
+    let urgent = OrderChange { priority: Some(Priority::High), ..OrderChange::default() };
+    change(&mut world, order, urgent).unwrap();
+    tick(&mut world);
+    assert_eq!(stage(&world, order), Stage::Placed);
+    let leases: Vec<_> =
+        world.state.order(order).unwrap().leases.values().map(|lease| lease.rate.0).collect();
+    assert_eq!(leases, [300_000, 300_000]);
+    run(&mut world, order);
+    assert_eq!(change(&mut world, order, cap(700_001)), Err("out_of_range"), "what ran may have cost more");
+    change(&mut world, order, cap(800_000)).unwrap();
+    assert_eq!(set_aside(&world), 800_000);
+    end(&mut world, order);
+    assert_eq!(world.wallet(RENTER), 10_000_000, "no time passed");
+}
+
+proptest! {
+    /// Whatever is changed of an order that waits or runs, what is set aside is what it may cost, and all comes back that it did
+    /// not cost.
+    #[test]
+    fn changes_keep_the_money(steps in prop::collection::vec((0u8..6, 1u64..20), 1..20)) {
+        let mut world = World::new();
+        world.fund(RENTER, 10_000_000);
+        let wanted = standing(request(2), 400_000, 8 * HOUR_MS, world.now_ms);
+        let order = world.order(&wanted).unwrap();
+        for (what, size) in steps {
+            let one = OrderChange::default();
+            match what {
+                0 => _ = change(&mut world, order, OrderChange { max_rate: Some(Rate(size * 50_000)), ..one }),
+                1 => _ = change(&mut world, order, OrderChange { duration_ms: Some(size * 200_000), ..one }),
+                2 => {
+                    let wants = Wants { max_per_device: u32::try_from(size % 3).ok(), ..Wants::default() };
+                    _ = change(&mut world, order, OrderChange { wants: Some(Box::new(wants)), ..one });
+                }
+                3 => _ = world.device(SUPPLIER, size * 20_000),
+                4 => tick(&mut world),
+                _ => world.now_ms += size * 1_000,
+            }
+            if stage(&world, order) == Stage::Placed {
+                run(&mut world, order);
+            }
+            let found = world.state.order(order).unwrap();
+            prop_assert_eq!(found.escrow_micro_usd - found.refund_micro_usd, found.quote.total_micro_usd);
+            let items = found.quote.items.iter().map(|item| item.rate).collect::<Vec<_>>();
+            prop_assert_eq!(Some(Rate(items.iter().map(|rate| rate.0).sum())), found.quote.request.max_rate);
+            prop_assert!(found.leases.values().all(|lease| lease.rate <= items[lease.slot as usize]));
+        }
+    }
 }

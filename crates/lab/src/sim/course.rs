@@ -1,6 +1,7 @@
 //! Renters change orders that live: they grow, shrink, pause, resume and change them.
 
 use ionet_domain::command::CommandBody;
+use ionet_domain::market::{Priority, Wants};
 use ionet_domain::money::Rate;
 use ionet_domain::order::size::{OrderChange, more_of};
 use ionet_domain::{OrderId, Stage};
@@ -52,7 +53,16 @@ impl World {
     fn some_change(&mut self, n: usize) -> OrderChange {
         let most_ms = self.plan.load.duration_ms.1;
         let random = &mut self.renters[n].random;
-        match random.below(3) {
+        match random.below(5) {
+            3 => {
+                let class = usize::try_from(random.below(3)).unwrap_or(0);
+                OrderChange { priority: Priority::ALL.get(class).copied(), ..OrderChange::default() }
+            }
+            4 => {
+                let most = u32::try_from(random.between(1, 3)).ok();
+                let wants = Some(Box::new(Wants { max_per_device: most, ..Wants::default() }));
+                OrderChange { wants, ..OrderChange::default() }
+            }
             0 => OrderChange { duration_ms: Some(random.between(1, most_ms)), ..OrderChange::default() },
             1 => OrderChange { max_rate: Some(Rate(random.between(0, 1_000_000))), ..OrderChange::default() },
             _ => OrderChange::default(),

@@ -104,7 +104,7 @@ planted! {
     /// An agent that starts again has forgotten what it started.
     StartTwice = "start_twice" => [OneBox],
     /// What is meant for one device is told to another.
-    Misdirect = "misdirect" => [OneBox],
+    Misdirect = "misdirect" => [OneBox, NewestWish],
     /// A device goes on reporting boxes that are dead, and is believed.
     DeadBoxes = "dead_boxes" => [LeaseHasBox],
     /// An agent takes older wishes for the newest.

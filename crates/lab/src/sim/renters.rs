@@ -113,7 +113,7 @@ impl World {
             return Ok(());
         }
         let may_order = self.renters[n].wished < self.plan.orders_each;
-        match self.renters[n].random.below(37) {
+        match self.renters[n].random.below(35) {
             0..12 if may_order => return self.order(n),
             12..14 => self.close(n),
             14..17 => self.extend(n),
@@ -122,9 +122,9 @@ impl World {
             20 | 21 if self.plan.load.varied => self.mistake(n),
             22 if self.plan.load.varied && !self.calm() => self.by_hand(n),
             24 | 25 if self.plan.load.varied => return self.question(n),
-            26 | 27 if self.plan.load.varied => self.change_egress(n),
+            26 | 27 | 34 if self.plan.load.varied => self.change_egress(n),
             28 if self.plan.load.varied => self.rate(n),
-            29.. if self.plan.load.varied => return self.change_course(n),
+            29..34 if self.plan.load.varied => return self.change_course(n),
             23 if self.plan.may(FaultKind::RenterVanishes) && self.renters[n].random.chance(200_000) => {
                 self.trace.note(self.at_ms, || format!("renter {n} vanishes"));
                 self.renters[n].vanished = true;

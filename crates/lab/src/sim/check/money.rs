@@ -136,11 +136,12 @@ pub(super) fn set_aside(state: &State, id: OrderId) -> Result<()> {
     })
 }
 
-/// No lease costs more than its item of the quote, which is its share of a bid or a cap; asked when its rate was set.
+/// No member costs more than its item of the quote, which is its share of a bid or a cap; asked when its rate was set.
 pub(super) fn within_item(state: &State, id: OrderId) -> Result<()> {
     let Ok(order) = state.order(id) else { return Ok(()) };
     let most = |lease: &Lease| order.quote.items.get(lease.slot as usize).map(|item| item.rate);
-    let over = order.leases.iter().find(|(_, lease)| most(lease).is_none_or(|most| lease.rate > most));
+    let mut live = order.leases.iter().filter(|(_, lease)| lease.live());
+    let over = live.find(|(_, lease)| most(lease).is_none_or(|most| lease.rate > most));
     must(over.is_none(), Promise::WithinQuote, || format!("{id} costs more than was quoted: {over:?}"))
 }
 

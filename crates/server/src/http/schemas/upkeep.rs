@@ -19,6 +19,8 @@ pub(super) fn all() -> Named {
         ("duration_ms?", maybe(&count())),
         ("max_rate?", maybe(&count())),
         ("upkeep?", maybe(&of("Upkeep"))),
+        ("priority?", maybe(&of("Priority"))),
+        ("wants?", maybe(&of("Wants"))),
     ];
     vec![
         ("Scale", object(&scale)),
@@ -31,9 +33,9 @@ pub(super) fn all() -> Named {
 #[cfg(test)]
 pub(super) mod tests {
     use ionet_domain::Rate;
-    use ionet_domain::market::Upkeep;
     use ionet_domain::market::quote::PastItem;
     use ionet_domain::market::upkeep::{Metric, ReplaceMode, Scale};
+    use ionet_domain::market::{Priority, Upkeep, Wants};
     use ionet_domain::order::size::OrderChange;
 
     use super::super::tests::Check;
@@ -55,6 +57,9 @@ pub(super) mod tests {
         check.full("Scale", upkeep().scale.unwrap());
         check.full("PastItem", past());
         let (duration_ms, max_rate) = (Some(1), Some(Rate(1)));
-        check.full("OrderChange", OrderChange { duration_ms, max_rate, upkeep: Some(upkeep()) });
+        let wants = Some(Box::new(Wants::from(&super::super::terms::tests::request())));
+        check.full("Wants", wants.clone().unwrap());
+        let (upkeep, priority) = (Some(upkeep()), Some(Priority::High));
+        check.full("OrderChange", OrderChange { duration_ms, max_rate, upkeep, priority, wants });
     }
 }
