@@ -588,7 +588,7 @@ pub(crate) enum ClusterCommand {
     Pause(PauseArgs),
     /// Run a paused cluster again, at the same rates
     Resume(PauseArgs),
-    /// Change a cluster that waits or runs: a shorter time, another price cap, scaling
+    /// Change a cluster that waits or runs: its time, price cap, urgency, what its devices must be, scaling
     #[command(after_help = "Examples:
   ionet cluster set clu_... --for 90m                                 end sooner, and get the rest back
   ionet cluster set clu_... --scale 2..8 --scale-at 70")]
