@@ -96,7 +96,8 @@ impl World {
     pub(super) fn reread(&mut self) -> Result<()> {
         let disk = self.server.disk.clone();
         let Self { check, devices, chain, false_hardware, plan, .. } = self;
-        let running = |lease| devices.iter().any(|device| device.running(lease));
+        let running =
+            |id, lease| devices.iter().any(|device| device.enrolment.device == id && device.running(lease));
         let calm = plan.faults.len() <= 1 && plan.scenario == super::Scenario::Calm;
         let facts = Facts { running: &running, chain, false_hardware, calm };
         let mut seq = 0;
@@ -225,7 +226,8 @@ impl World {
         self.spoil_published(&mut events);
         let calm = self.calm();
         let Self { check, devices, at_ms, trace, summary, chain, false_hardware, .. } = self;
-        let running = |lease| devices.iter().any(|device| device.running(lease));
+        let running =
+            |id, lease| devices.iter().any(|device| device.enrolment.device == id && device.running(lease));
         let facts = Facts { running: &running, chain, false_hardware, calm };
         for published in events {
             trace.note(*at_ms, || format!("journal: {} {:?}", published.seq, published.event.public));

@@ -82,11 +82,13 @@ impl Boxes {
     }
 }
 
-/// Paid work that runs is not given up.
+/// Paid work that runs is not given up. After a restore another device may still have a box of a time that was lost.
 pub(super) fn given_up(state: &State, event: &PublicBody, facts: &Facts<'_>) -> Result<()> {
     let PublicBody::LeaseLost { lease, reason } = event else { return Ok(()) };
-    let ready = state.lease(*lease).is_ok_and(|(_, lease)| lease.phase == LeasePhase::Ready);
-    if ready && (facts.running)(*lease) {
+    let runs = state
+        .lease(*lease)
+        .is_ok_and(|(_, found)| found.phase == LeasePhase::Ready && (facts.running)(found.device, *lease));
+    if runs {
         return broken(
             Promise::WorkKept,
             format!("paid work of {lease} was given up while it ran: {reason}"),

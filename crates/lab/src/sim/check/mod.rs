@@ -34,7 +34,8 @@ const CALM_UNCHARGED_MS: u64 = 12_000;
 
 /// What is true in the world when an event became durable.
 pub(super) struct Facts<'a> {
-    pub(super) running: &'a dyn Fn(LeaseId) -> bool,
+    /// Whether a box of this lease runs on this device.
+    pub(super) running: &'a dyn Fn(DeviceId, LeaseId) -> bool,
     pub(super) chain: &'a MemChain,
     /// Devices that are not what they claim.
     pub(super) false_hardware: &'a BTreeSet<DeviceId>,
