@@ -426,11 +426,13 @@ pub fn explain(state: &State, order: &Order, now_ms: u64) -> Option<Waiting> {
 /// What an order waits for where there is hardware enough: its price, or somebody who holds it.
 fn reason(state: &State, order: &Order, now_ms: u64) -> Option<String> {
     let request = &order.quote.request;
-    let caps: Vec<_> = order.quote.items.iter().map(|item| item.rate).collect();
+    let mut caps: Vec<_> = order.quote.items.iter().map(|item| item.rate).collect();
+    caps.sort_unstable();
     let mut limits = quote::of(order.account);
-    let needed = waiting::cap_needed(&waiting::uncapped(state, request, &limits, now_ms)?);
+    let at_any_price = waiting::uncapped(state, request, &limits, now_ms)?;
     let fits = |limits: &Limits| waiting::seats(state, request, &caps, limits, now_ms).is_some();
     if !fits(&limits) {
+        let needed = waiting::cap_needed(&at_any_price, &caps)?;
         return Some(format!("it waits for its price: {needed} now, the cap is {}", order.quote.rate));
     }
     hold_back(state, &Asker::of(order, now_ms), &mut limits, now_ms);

@@ -112,7 +112,7 @@ pub(in crate::sim) fn refusal_is_true(
     now_ms: u64,
 ) -> Result<()> {
     let quote = match &command.body {
-        CommandBody::PlaceOrder { quote, .. } => Some(quote),
+        CommandBody::PlaceOrder { quote, .. } | CommandBody::Grow { quote, .. } => Some(quote),
         _ => None,
     };
     let account = command.actor.account();
