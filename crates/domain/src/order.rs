@@ -320,7 +320,7 @@ pub struct Lease {
     pub released: Option<Released>,
     /// What it ails from, if it does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub ailing: Option<Ailing>,
+    pub ailing: Option<Box<Ailing>>,
 }
 
 impl Lease {

@@ -229,15 +229,23 @@ pub(crate) struct Spot {
 /// device that is in use keeps its place, so that what is begun is filled; one that becomes free goes to the end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Waiting {
-    unreliable_percent: u8,
-    since_ms: u64,
-    pub(crate) id: DeviceId,
+    /// Unreliable percent above the time that it waits since: there is one of these for each device.
+    turn: u64,
+    /// Big-endian, for the order.
+    id: [u8; 16],
 }
 
 impl Waiting {
+    const TIME_BITS: u32 = 56;
+
     pub(crate) fn of(id: DeviceId, known: Known<'_>) -> Self {
-        let (unreliable_percent, since_ms) = (known.unreliable_percent(id), known.waits_since_ms(id));
-        Self { unreliable_percent, since_ms, id }
+        let since_ms = known.waits_since_ms(id).min((1 << Self::TIME_BITS) - 1);
+        let turn = u64::from(known.unreliable_percent(id)) << Self::TIME_BITS | since_ms;
+        Self { turn, id: id.bits().to_be_bytes() }
+    }
+
+    pub(crate) fn id(self) -> DeviceId {
+        DeviceId::from_bits(u128::from_be_bytes(self.id))
     }
 }
 
@@ -267,7 +275,7 @@ impl<'a> Iterator for SpotsIter<'a> {
 
 impl Spots {
     pub(crate) fn iter(&self) -> impl Iterator<Item = (DeviceId, &Spot)> {
-        self.queue().map(|(waiting, spot)| (waiting.id, spot))
+        self.queue().map(|(waiting, spot)| (waiting.id(), spot))
     }
 
     pub(crate) fn queue(&self) -> SpotsIter<'_> {
@@ -381,8 +389,8 @@ impl Stand {
         let Resources { memory_bytes: memory_offered_bytes, disk_bytes: disk_offered_bytes, .. } =
             device.enrolment.offered;
         let spot = Spot { memory_bytes, disk_bytes, memory_offered_bytes, disk_offered_bytes, traits };
-        let (devices, last) = self.traits.entry(traits).or_insert((0, waiting.id));
-        (*devices, *last) = (*devices + 1, waiting.id);
+        let (devices, last) = self.traits.entry(traits).or_insert((0, waiting.id()));
+        (*devices, *last) = (*devices + 1, waiting.id());
         let shelves = self.ranks.entry(rank(&shape)).or_default();
         match shelves.entry(Ask::of(device)).or_default().entry(shape) {
             Slot::Occupied(mut spots) => spots.get_mut().insert(waiting, spot),

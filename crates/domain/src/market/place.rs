@@ -376,7 +376,7 @@ impl<'a> Sieve<'a> {
         }
         let mut willing = vec![false; book.numbers()];
         for crowd in book.crowds() {
-            let mut some = false;
+            let (mut some, mut all) = (false, true);
             for (traits, devices) in crowd.traits() {
                 let like = crowd.like(traits, book, &state.devices, self.known);
                 let missed =
@@ -385,15 +385,30 @@ impl<'a> Sieve<'a> {
                 if let Some(missed) = missed {
                     *self.removed.entry(missed).or_insert(0) += devices;
                 }
-                some |= is_willing;
+                (some, all) = (some || is_willing, all && is_willing);
                 if let Some(known) = willing.get_mut(traits as usize) {
                     *known = is_willing;
                 }
             }
             if some {
-                crowd.alike().for_each(|alike| self.sift_alike(&alike, &willing, &alone));
+                // Of one mind, and none looked at by itself: then the shape alone may say it of all.
+                let as_one = all && alone.is_empty();
+                crowd.alike().for_each(|alike| {
+                    if !as_one || !self.sift_shape(&alike) {
+                        self.sift_alike(&alike, &willing, &alone);
+                    }
+                });
             }
         }
+    }
+
+    /// Counts all devices of one shape as too small, if that is so whatever memory and disk they have.
+    fn sift_shape(&mut self, alike: &Alike<'_>) -> bool {
+        let small = too_small(alike.shape.offered(), (u64::MAX, u64::MAX), self.request.per_member);
+        if let Some((size, offered)) = small {
+            self.count_small(size, offered, u32::try_from(alike.spots.len()).unwrap_or(u32::MAX));
+        }
+        small.is_some()
     }
 
     /// Counts devices of one shape for which nothing but size and price is in question, if their traits are willing.

@@ -200,7 +200,7 @@ impl<'a> Search<'a> {
         rooms: &mut BTreeMap<DeviceId, Begun>,
         level: &mut Level<'a>,
     ) -> Seat {
-        let (device, wanted, share_of) = (best.waiting.id, self.request.per_member, best.share_of);
+        let (device, wanted, share_of) = (best.waiting.id(), self.request.per_member, best.share_of);
         let found = self.state.devices.get(&device);
         let begun = rooms.entry(device).or_insert_with(|| {
             let gpus = found.map(|found| self.limits.room(device, found).1).unwrap_or_default();
@@ -229,13 +229,14 @@ impl<'a> Search<'a> {
     fn next_of(&self, spots: &mut SpotsIter<'a>) -> Option<(Waiting, &'a Spot)> {
         let wanted = self.request.per_member;
         let any_supplier = self.request.suppliers.is_empty() && self.request.not_suppliers.is_empty();
-        spots.find(|(Waiting { id, .. }, spot)| {
+        spots.find(|(waiting, spot)| {
+            let id = waiting.id();
             spot.memory_bytes >= wanted.memory_bytes
                 && spot.disk_bytes >= wanted.disk_bytes
                 && self.knows(spot.traits)
-                && !self.limits.avoid.contains(id)
-                && !self.limits.apart(*id)
-                && (any_supplier || self.is_supplied_as_wanted(*id))
+                && !self.limits.avoid.contains(&id)
+                && !self.limits.apart(id)
+                && (any_supplier || self.is_supplied_as_wanted(id))
         })
     }
 

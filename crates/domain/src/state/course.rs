@@ -47,7 +47,7 @@ impl State {
             }
             B::MemberAiling { lease, ailment } => {
                 let since_ms = event.at_ms;
-                let ailing = ailment.clone().map(|ailment| Ailing { since_ms, ailment });
+                let ailing = ailment.clone().map(|ailment| Box::new(Ailing { since_ms, ailment }));
                 self.lease_mut(*lease)?.ailing = ailing;
             }
             B::MemberReleased { lease, charged_until_ms } => {
