@@ -5,8 +5,8 @@ use ionet_domain::market::upkeep::{Metric, ReplaceMode, Scale};
 use ionet_domain::market::{Priority, Upkeep};
 use ionet_domain::{OrderId, Rate};
 
-use super::parse_rate;
 use super::request::{Droppable, WantArgs, parse_priority};
+use super::{parse_rate, parse_usd};
 use crate::units;
 
 /// What is aimed at where only the bounds are said, in percent.
@@ -111,6 +111,9 @@ pub(crate) struct SetArgs {
     /// The most that all members together may cost an hour before fees, in dollars; 0 for no cap
     #[arg(long, value_name = "USD", value_parser = parse_rate)]
     pub(crate) max_price: Option<Rate>,
+    /// The most that it may cost in all, fee included, in dollars; 0 for no cap
+    #[arg(long, value_name = "USD", value_parser = parse_usd)]
+    pub(crate) max_total: Option<u64>,
     /// How urgent it is against others that wait: low, normal or high
     #[arg(long, value_name = "CLASS", value_parser = parse_priority)]
     pub(crate) priority: Option<Priority>,

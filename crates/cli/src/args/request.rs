@@ -66,6 +66,9 @@ pub(crate) struct RequestArgs {
     /// The most that it may cost in all, fee included, in dollars
     #[arg(long, value_name = "USD", value_parser = parse_usd)]
     pub(crate) max_total: Option<u64>,
+    /// Open-ended: for as long as this pays, fee included, in dollars; end it when you are done, and the rest comes back
+    #[arg(long, value_name = "USD", value_parser = parse_usd, conflicts_with_all = ["duration_ms", "hours", "max_total", "starts_ms", "deadline_ms"])]
+    pub(crate) budget: Option<u64>,
     /// How urgent it is against others that wait: low, normal or high, which counts double in your fair share
     #[arg(long, default_value = "normal", value_name = "CLASS", value_parser = parse_priority, hide_default_value = true)]
     pub(crate) priority: Priority,

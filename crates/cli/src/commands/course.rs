@@ -180,6 +180,7 @@ pub(crate) async fn set(context: &Context, args: &SetArgs) -> Result {
     let change = OrderChange {
         duration_ms: args.duration_ms,
         max_rate: args.max_price,
+        max_total_micro_usd: args.max_total,
         upkeep: Some(upkeep).filter(|upkeep| *upkeep != request.upkeep),
         priority: args.priority,
         wants: Some(Box::new(wants)).filter(|wants| **wants != known),

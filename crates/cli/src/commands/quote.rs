@@ -44,7 +44,8 @@ pub(crate) fn request(args: &RequestArgs) -> Result<Request> {
         upkeep: args.upkeep.applied(&Upkeep::default(), args.gpus),
         asset: Asset::Iosd,
         kind: args.kind,
-        max_total_micro_usd: args.max_total,
+        max_total_micro_usd: args.max_total.or(args.budget),
+        open_ended: args.budget.is_some(),
         ..Request::default()
     };
     let request = args.wants.applied(&Wants::default(), &[]).of(&request);
@@ -101,6 +102,13 @@ pub(crate) fn show(out: Out, signed: &SignedQuote) {
     out.line(wishes(&quote.request));
     if let Some(line) = way(&quote.request) {
         out.line(line);
+    }
+    if let Some(budget) = quote.request.max_total_micro_usd.filter(|_| quote.request.open_ended) {
+        out.line(format!(
+            "open-ended: {} is how long {} lasts",
+            span(quote.request.duration_ms),
+            usd(budget)
+        ));
     }
     if quote.request.simulated {
         out.line("SIMULATED: these devices are for show; this quote cannot be ordered");

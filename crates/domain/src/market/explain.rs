@@ -17,7 +17,7 @@ use super::hardware;
 use super::place::Shortfall;
 use super::price::member_rate;
 use super::quote::{Quote, quote, quote_if_any};
-use super::request::Request;
+use super::request::{MIN_DURATION_MS, Request};
 use super::standing::STEPS_PERCENT;
 use super::terms::Asker;
 use super::wishes::{GpuMinimum, Isolation};
@@ -645,7 +645,11 @@ impl Search<'_> {
             return false;
         }
         self.tries -= 1;
-        let uncapped = Request { max_rate: None, max_total_micro_usd: None, ..relaxed.clone() };
+        let open_ended = relaxed.open_ended;
+        let uncapped =
+            Request { max_rate: None, max_total_micro_usd: None, open_ended: false, ..relaxed.clone() };
+        let uncapped =
+            if open_ended { Request { duration_ms: MIN_DURATION_MS, ..uncapped } } else { uncapped };
         let Some(quote) = quote_if_any(self.state, self.account, &uncapped, self.now_ms) else {
             return false;
         };
@@ -662,6 +666,8 @@ impl Search<'_> {
         if changed.is_empty() || changed.len() > 2 {
             return false;
         }
+        let lasting = |request| quote_if_any(self.state, self.account, request, self.now_ms);
+        let Some(quote) = (if open_ended { lasting(&request) } else { Some(quote) }) else { return false };
         let relaxation = Relaxation {
             changes: changed.iter().map(|one| change(*one, self.wanted, &request)).collect(),
             rate: quote.rate,

@@ -2,6 +2,7 @@
 
 pub mod board;
 pub(crate) mod book;
+mod budget;
 pub mod buy;
 pub mod capacity;
 mod choice;

@@ -5,6 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::budget;
 use super::buy::Buy;
 use super::choice::{premium_ppm, with_premium};
 use super::competitors;
@@ -177,7 +178,20 @@ pub fn quote(
     now_ms: u64,
 ) -> Result<Quote, Refusal> {
     check(state, request, now_ms)?;
-    let request = &request.completed();
+    let request = request.completed();
+    let request =
+        if request.open_ended { budget::lasting(state, account, &request, now_ms)? } else { request };
+    of_time(state, id, account, &request, now_ms)
+}
+
+/// The quote of a checked and completed request for its time.
+pub(super) fn of_time(
+    state: &State,
+    id: QuoteId,
+    account: Address,
+    request: &Request,
+    now_ms: u64,
+) -> Result<Quote, Refusal> {
     if request.buy.floats() {
         return waiting::quote(state, id, account, request, now_ms);
     }
@@ -205,7 +219,7 @@ pub fn quote(
 /// The same without reasons.
 pub(super) fn quote_if_any(state: &State, account: Address, request: &Request, now_ms: u64) -> Option<Quote> {
     let unnamed = (QuoteId::from_bits(0), account);
-    if request.buy != Buy::default() || request.mega {
+    if request.buy != Buy::default() || request.mega || request.open_ended {
         return quote(state, unnamed.0, unnamed.1, request, now_ms).ok();
     }
     check(state, request, now_ms).ok()?;

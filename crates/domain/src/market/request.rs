@@ -98,6 +98,9 @@ pub struct Request {
     /// How it is bought.
     #[serde(default, skip_serializing_if = "Buy::is_on_demand")]
     pub buy: Buy,
+    /// For as long as `max_total_micro_usd` pays; a quote says how long that is, in `duration_ms`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub open_ended: bool,
     /// Everything that matches, `members` at most; a quote says how many that are.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub mega: bool,
@@ -170,6 +173,7 @@ impl Default for Request {
             max_rate: None,
             priority: Priority::default(),
             buy: Buy::default(),
+            open_ended: false,
             mega: false,
             simulated: false,
             upkeep: Upkeep::default(),
@@ -194,7 +198,7 @@ impl Default for Request {
 /// Least and most of each field, in one place.
 pub(crate) const MAX_MEMBERS: u32 = 256;
 pub(crate) const MIN_DURATION_MS: u64 = 60_000;
-const MAX_DURATION_MS: u64 = 366 * 24 * HOUR_MS;
+pub(crate) const MAX_DURATION_MS: u64 = 366 * 24 * HOUR_MS;
 const MIN_MEMORY_BYTES: u64 = 16 << 20;
 const MIN_RAY_MEMORY_BYTES: u64 = 1 << 30;
 
@@ -241,6 +245,14 @@ impl Request {
         if self.mega && self.buy != Buy::default() {
             let limit = "on demand: who takes all that matches takes what there is now";
             return Err(Refusal::out_of_range("mega", self.buy.name(), limit));
+        }
+        if self.open_ended && self.max_total_micro_usd.is_none() {
+            let limit = "the budget of an open-ended order (--budget)";
+            return Err(Refusal::out_of_range("max_total_micro_usd", "missing", limit));
+        }
+        if self.open_ended && matches!(self.buy, Buy::Reserved { .. } | Buy::Flexible { .. }) {
+            let limit = "on demand, standing or spot: a window has its length";
+            return Err(Refusal::out_of_range("open_ended", self.buy.name(), limit));
         }
         in_range("cpu_millis", self.per_member.cpu_millis.into(), 100, 1_024_000)?;
         in_range("memory_bytes", self.per_member.memory_bytes, least_memory, 64 << 40)?;

@@ -50,6 +50,7 @@ pub(super) fn quote(
     if request.waits_until_ms().is_none() {
         now_or_never(state, request, &caps, &limits, now_ms)?;
     }
+    quote.within_total_cap()?;
     Ok(quote)
 }
 

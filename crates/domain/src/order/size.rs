@@ -54,6 +54,9 @@ pub struct OrderChange {
     /// The most that all members together may cost an hour; 0 for no cap.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_rate: Option<Rate>,
+    /// The most that it may cost in all, fee included, in micro-USD; 0 for no cap.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_total_micro_usd: Option<u64>,
     /// What is done for it while it lives.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub upkeep: Option<Upkeep>,
@@ -93,7 +96,8 @@ pub fn more_of(order: &Order, members: u32, now_ms: u64) -> Result<Request, Refu
     let grown = Request { members: request.members.saturating_add(members), ..request.clone() };
     grown.check()?;
     let max_rate = request.max_rate.filter(|_| !request.buy.floats());
-    let more = Request { members, duration_ms: left_ms, max_rate, buy: Buy::default(), mega: false, ..grown };
+    let (buy, open_ended) = (Buy::default(), false);
+    let more = Request { members, duration_ms: left_ms, max_rate, buy, open_ended, mega: false, ..grown };
     Ok(more.completed())
 }
 
@@ -266,6 +270,9 @@ impl OrderChange {
         request.duration_ms = self.duration_ms.unwrap_or(request.duration_ms);
         if let Some(cap) = self.max_rate {
             request.max_rate = Some(cap).filter(|cap| cap.0 > 0);
+        }
+        if let Some(cap) = self.max_total_micro_usd {
+            request.max_total_micro_usd = Some(cap).filter(|cap| *cap > 0);
         }
         if let Some(upkeep) = &self.upkeep {
             request.upkeep = upkeep.clone();

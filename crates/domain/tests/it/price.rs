@@ -6,8 +6,9 @@ use ionet_domain::command::{Actor, CommandBody};
 use ionet_domain::device::{Alternative, DeviceChange, Tier};
 use ionet_domain::market::competitors::{Feed, PricePoint};
 use ionet_domain::market::price::{DecidedBy, Pricer, duration_factor_percent};
-use ionet_domain::market::{PriceParams, Quote, Request};
+use ionet_domain::market::{Buy, PriceParams, Quote, Request, explain};
 use ionet_domain::money::{HOUR_MS, Rate};
+use ionet_domain::order::size::OrderChange;
 use ionet_domain::{Address, DeviceId, Params};
 use proptest::prelude::*;
 
@@ -301,4 +302,74 @@ fn a_class_without_a_reference_goes_by_the_ask_and_says_so() {
     let how = &quote.pricing[0];
     assert_eq!((quote.rate, how.decided_by, &how.reference), (Rate(100_000), DecidedBy::Ask, &None));
     assert!(how.factors.is_empty() && quote.elsewhere.is_none());
+}
+
+#[test]
+fn a_budget_lasts_as_long_as_it_pays() {
+    let mut world = World::new();
+    world.fund(RENTER, 100_000_000);
+    world.gpu_device(1_000_000, A100, 8, Tier::Ultra);
+    let open =
+        |budget| Request { open_ended: true, max_total_micro_usd: Some(budget), ..gpu_request(2, 1, A100) };
+    let expires_ms = world.now_ms + HOUR_MS;
+    let of = |buy, wanted: Request| Request { buy, max_rate: Some(Rate(3_000_000)), ..wanted };
+    for wanted in [
+        open(1_000_000),
+        open(20_000_000),
+        // Long enough for a discount, which makes it longer still.
+        open(200_000_000),
+        of(Buy::Standing { expires_ms }, open(5_000_000)),
+        of(Buy::Spot { notice_ms: 120_000, expires_ms: None }, open(5_000_000)),
+    ] {
+        let quote = world.quote(&wanted).unwrap();
+        let budget = wanted.max_total_micro_usd.unwrap();
+        let least = budget - quote.rate.0 / 1000;
+        assert!((least..=budget).contains(&quote.total_micro_usd), "{wanted:?}: {}", quote.total_micro_usd);
+        assert_eq!(world.quote(&quote.request).unwrap().total_micro_usd, quote.total_micro_usd);
+    }
+    let month = world.quote(&open(200_000_000)).unwrap().request.duration_ms;
+    assert!(month > 10 * world.quote(&open(20_000_000)).unwrap().request.duration_ms);
+    for (wrong, code) in [
+        (open(10), "over_total_cap"),
+        (Request { max_total_micro_usd: None, ..open(1) }, "out_of_range"),
+        (of(Buy::Flexible { deadline_ms: expires_ms }, open(1_000_000)), "out_of_range"),
+        (
+            of(Buy::Standing { expires_ms }, Request { open_ended: false, ..open(1_000_000) }),
+            "over_total_cap",
+        ),
+    ] {
+        assert_eq!(world.quote(&wrong).unwrap_err().code(), code, "{wrong:?}");
+    }
+    let order = world.running(&open(1_000_000));
+    let extend = CommandBody::Extend { order, added_ms: HOUR_MS };
+    assert_eq!(world.refused(Actor::Wallet(RENTER), extend.clone()), "over_total_cap");
+    let change = OrderChange { max_total_micro_usd: Some(5_000_000), ..OrderChange::default() };
+    world.must(Actor::Wallet(RENTER), CommandBody::ChangeOrder { order, change });
+    world.must(Actor::Wallet(RENTER), extend);
+    let none = OrderChange { max_total_micro_usd: Some(0), ..OrderChange::default() };
+    let none = CommandBody::ChangeOrder { order, change: none };
+    assert_eq!(world.refused(Actor::Wallet(RENTER), none), "out_of_range");
+}
+
+proptest! {
+    /// An open-ended quote never costs more than its budget, and what explains a refusal of one is true.
+    #[test]
+    fn budgets_are_kept(asks in prop::collection::vec(1_000u64..2_000_000, 1..5), members in 1u32..7, budget in 1u64..1 << 36) {
+        let mut world = World::new();
+        for ask in asks {
+            world.device(SUPPLIER, ask);
+        }
+        let wanted = Request { open_ended: true, max_total_micro_usd: Some(budget), ..request(members) };
+        match world.quote(&wanted) {
+            Ok(quote) => prop_assert!(quote.total_micro_usd <= budget),
+            Err(_) => {
+                let found = explain::request(&world.state, RENTER, &wanted, world.now_ms).unwrap();
+                prop_assert!(!found.fits);
+                for relaxed in found.relaxations {
+                    let quote = world.quote(&relaxed.request);
+                    prop_assert_eq!(quote.map(|quote| quote.total_micro_usd), Ok(relaxed.total_micro_usd));
+                }
+            }
+        }
+    }
 }

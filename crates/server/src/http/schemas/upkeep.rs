@@ -18,6 +18,7 @@ pub(super) fn all() -> Named {
     let change = [
         ("duration_ms?", maybe(&count())),
         ("max_rate?", maybe(&count())),
+        ("max_total_micro_usd?", maybe(&count())),
         ("upkeep?", maybe(&of("Upkeep"))),
         ("priority?", maybe(&of("Priority"))),
         ("wants?", maybe(&of("Wants"))),
@@ -60,6 +61,8 @@ pub(super) mod tests {
         let wants = Some(Box::new(Wants::from(&super::super::terms::tests::request())));
         check.full("Wants", wants.clone().unwrap());
         let (upkeep, priority) = (Some(upkeep()), Some(Priority::High));
-        check.full("OrderChange", OrderChange { duration_ms, max_rate, upkeep, priority, wants });
+        let max_total_micro_usd = Some(1);
+        let change = OrderChange { duration_ms, max_rate, max_total_micro_usd, upkeep, priority, wants };
+        check.full("OrderChange", change);
     }
 }
