@@ -59,6 +59,7 @@ crate::id::serde_as_text!(EngineKind);
 /// Everything that price and placement look at.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a wish of its own, by its name on the wire")]
 pub struct Request {
     /// What runs in the boxes.
     pub engine: EngineKind,

@@ -360,15 +360,14 @@ proptest! {
             world.device(SUPPLIER, ask);
         }
         let wanted = Request { open_ended: true, max_total_micro_usd: Some(budget), ..request(members) };
-        match world.quote(&wanted) {
-            Ok(quote) => prop_assert!(quote.total_micro_usd <= budget),
-            Err(_) => {
-                let found = explain::request(&world.state, RENTER, &wanted, world.now_ms).unwrap();
-                prop_assert!(!found.fits);
-                for relaxed in found.relaxations {
-                    let quote = world.quote(&relaxed.request);
-                    prop_assert_eq!(quote.map(|quote| quote.total_micro_usd), Ok(relaxed.total_micro_usd));
-                }
+        if let Ok(quote) = world.quote(&wanted) {
+            prop_assert!(quote.total_micro_usd <= budget);
+        } else {
+            let found = explain::request(&world.state, RENTER, &wanted, world.now_ms).unwrap();
+            prop_assert!(!found.fits);
+            for relaxed in found.relaxations {
+                let quote = world.quote(&relaxed.request);
+                prop_assert_eq!(quote.map(|quote| quote.total_micro_usd), Ok(relaxed.total_micro_usd));
             }
         }
     }
