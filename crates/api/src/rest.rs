@@ -16,6 +16,7 @@ use ionet_domain::money::{Asset, Rate};
 use ionet_domain::order::course::ReleaseReason;
 use ionet_domain::order::size::OrderChange;
 use ionet_domain::order::{Bill, CloseReason, LeasePhase, ReplaceReason, Stage};
+use ionet_domain::tunnel::Services;
 use ionet_domain::{Address, CommandId, DeviceId, EndpointId, KeyId, LeaseId, OrderId, Refusal, TransferId};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -784,6 +785,10 @@ pub struct TunnelGrantRequest {
     /// The client's endpoint key.
     #[schema(value_type = String)]
     pub endpoint: EndpointId,
+    /// To which services; all that the caller may open, if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Vec<String>>)]
+    pub services: Option<Services>,
 }
 
 /// Leave to open tunnels, and where to.

@@ -8,7 +8,8 @@ use std::fmt;
 use ed25519_dalek::{Signature, Signer, SigningKey, Verifier, VerifyingKey};
 use ionet_domain::connectivity::Bandwidth;
 use ionet_domain::market::{Feed, Quote};
-use ionet_domain::{Address, EndpointId, OrderId};
+use ionet_domain::tunnel::Services;
+use ionet_domain::{Address, EndpointId, KeyId, OrderId};
 use serde::{Deserialize, Serialize};
 
 /// Why a statement is not believed.
@@ -156,7 +157,16 @@ pub struct Grant {
     pub cluster: OrderId,
     /// For which client.
     pub endpoint: EndpointId,
-    /// Until when, in milliseconds since 1970.
+    /// On whose word.
+    pub account: Address,
+    /// By which of the account's keys, if by one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<KeyId>,
+    /// To what.
+    pub services: Services,
+    /// When it was given, in milliseconds since 1970: leave that was taken back later is void.
+    pub issued_ms: u64,
+    /// Until when it opens tunnels, in milliseconds since 1970.
     pub not_after_ms: u64,
 }
 

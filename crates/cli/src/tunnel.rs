@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use ionet_api::rest::{TunnelGrant, TunnelGrantRequest, TunnelMember};
 use ionet_domain::order::LeasePhase;
+use ionet_domain::tunnel::Service;
 use ionet_domain::{EndpointId, LeaseId, OrderId};
 use ionet_net::tunnel::{self, LocalForward, TunnelRequest, TunnelStream};
 use ionet_net::{NetError, Node, NodeAddr, NodeConfig, RelayInfo};
@@ -18,8 +19,6 @@ use tokio::sync::Mutex;
 use crate::context::{Context, Session, now_ms};
 use crate::error::{CliError, Result};
 
-/// The port that stands for a member's output.
-const LOG_PORT: u16 = 0;
 /// Leave is not renewed more often than this.
 const RENEW_AFTER_MS: u64 = 60_000;
 
@@ -46,7 +45,8 @@ struct Leave {
 impl Leave {
     /// Asks the server for leave.
     async fn ask(session: &Session, cluster: OrderId, node: EndpointId) -> Result<Self> {
-        let grant = session.client.grant(cluster, &TunnelGrantRequest { endpoint: node }).await?;
+        let grant =
+            session.client.grant(cluster, &TunnelGrantRequest { endpoint: node, services: None }).await?;
         let asked_ms = now_ms();
         let half_ms = grant.grant.not_after_ms.saturating_sub(asked_ms) / 2;
         let relays = relays(session)?.into_iter().map(|relay| relay.url).collect();
@@ -64,11 +64,14 @@ impl Leave {
         })
     }
 
-    fn request(&self, slot: u32, port: u16, follow: bool) -> Result<(NodeAddr, TunnelRequest)> {
+    fn request(&self, slot: u32, service: Service, follow: bool) -> Result<(NodeAddr, TunnelRequest)> {
         let member = self.member(slot)?;
         let auth = json!({ "grant": self.grant.grant, "signature": self.grant.signature, "follow": follow });
-        let request =
-            TunnelRequest { cluster: member.lease.to_string(), port, auth: auth.to_string().into_bytes() };
+        let request = TunnelRequest {
+            cluster: member.lease.to_string(),
+            service: service.to_string(),
+            auth: auth.to_string().into_bytes(),
+        };
         let mut addr: NodeAddr = read(&member.endpoint.addr, "address")?;
         if addr.relays.is_empty() {
             // A member that has just begun is not at home on a relay yet, but will be on one of these: behind a router
@@ -90,13 +93,13 @@ impl Inner {
     }
 
     /// The way to a member's port; `again` when the one given before led nowhere.
-    async fn route(&self, slot: u32, port: u16, again: bool) -> Result<(NodeAddr, TunnelRequest)> {
+    async fn route(&self, slot: u32, service: Service, again: bool) -> Result<(NodeAddr, TunnelRequest)> {
         let mut leave = self.leave.lock().await;
         if now_ms() >= leave.renew_ms || (again && self.moved(&leave, slot).await?) {
             let session = self.context.session().await?;
             *leave = Leave::ask(&session, self.cluster, self.endpoint()).await?;
         }
-        leave.request(slot, port, true)
+        leave.request(slot, service, true)
     }
 
     /// Whether another lease fills the slot than the one that leave was given for.
@@ -126,7 +129,7 @@ impl Tunnels {
             let inner = Arc::clone(&self.0);
             move |again| {
                 let inner = Arc::clone(&inner);
-                async move { inner.route(slot, port, again).await.map_err(no_way) }
+                async move { inner.route(slot, Service::Tcp(port), again).await.map_err(no_way) }
             }
         };
         match tunnel::forward_local(&self.0.node, local_port, route()).await {
@@ -139,7 +142,7 @@ impl Tunnels {
 
     /// Whether something listens on `port` of a member.
     pub(crate) async fn answers(&self, slot: u32, port: u16) -> bool {
-        match self.0.route(slot, port, false).await {
+        match self.0.route(slot, Service::Tcp(port), false).await {
             Ok((addr, request)) => tunnel::open(&self.0.node, &addr, &request).await.is_ok(),
             Err(_) => false,
         }
@@ -147,7 +150,7 @@ impl Tunnels {
 
     /// A stream of a member's output: what there is, or with `follow` until the member ends.
     pub(crate) async fn logs(&self, slot: u32, follow: bool) -> Result<TunnelStream> {
-        let (addr, request) = self.0.leave.lock().await.request(slot, LOG_PORT, follow)?;
+        let (addr, request) = self.0.leave.lock().await.request(slot, Service::Log, follow)?;
         Ok(tunnel::open(&self.0.node, &addr, &request).await?)
     }
 

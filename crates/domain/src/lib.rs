@@ -25,6 +25,7 @@ pub mod payout;
 pub mod refusal;
 pub mod simulated;
 pub mod state;
+pub mod tunnel;
 
 pub use command::{Actor, Command};
 pub use decide::decide;

@@ -51,8 +51,8 @@ const RESET: VarInt = VarInt::from_u32(1);
 pub struct TunnelRequest {
     /// Cluster or lease, as text.
     pub cluster: String,
-    /// Port of the service.
-    pub port: u16,
+    /// Which of its services, in the words of whoever serves.
+    pub service: String,
     /// What proves the right to it; checked by the handler, never printed.
     #[serde(with = "crate::relay::base64")]
     pub auth: Vec<u8>,
@@ -60,9 +60,27 @@ pub struct TunnelRequest {
 
 impl fmt::Debug for TunnelRequest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "TunnelRequest({} port {})", self.cluster, self.port)
+        write!(f, "TunnelRequest({} {})", self.cluster, self.service)
     }
 }
+
+/// What a handler opened.
+#[derive(Debug)]
+pub struct Opening<S> {
+    /// The service itself.
+    pub service: S,
+    /// What the client is to know of it before the first byte.
+    pub note: Option<String>,
+}
+
+impl<S> From<S> for Opening<S> {
+    fn from(service: S) -> Self {
+        Self { service, note: None }
+    }
+}
+
+/// The handler's note, or why it said no.
+type Answer = Result<Option<String>, Refused>;
 
 /// Why a handler said no.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,11 +96,17 @@ pub struct Refused {
 pub struct TunnelStream {
     send: SendStream,
     receive: RecvStream,
+    note: Option<String>,
     /// Keeps the connection open while the stream lives.
     _pooled: Option<Arc<Pooled>>,
 }
 
 impl TunnelStream {
+    /// What the other side told of the service.
+    pub fn note(&self) -> Option<&str> {
+        self.note.as_deref()
+    }
+
     /// Breaks both directions, so that the other side sees a reset.
     pub fn reset(mut self) {
         let _ = self.send.reset(RESET);
@@ -181,8 +205,8 @@ pub async fn open(node: &Node, addr: &NodeAddr, request: &TunnelRequest) -> Resu
         Ok(Err(error)) => return Err(explain_end(&pooled.connection, error)),
         Err(_) => return Err(NetError::closed("the other side does not answer")),
     };
-    match decode::<Result<(), Refused>>(&answer)? {
-        Ok(()) => Ok(TunnelStream { send, receive, _pooled: Some(pooled) }),
+    match decode::<Answer>(&answer)? {
+        Ok(note) => Ok(TunnelStream { send, receive, note, _pooled: Some(pooled) }),
         Err(Refused { code, message }) => Err(NetError::Refused { code, message }),
     }
 }
@@ -206,7 +230,7 @@ pub struct TunnelServer {
 pub fn serve<H, F, S>(node: &Node, admit: Admit, handler: H) -> TunnelServer
 where
     H: Fn(EndpointId, TunnelRequest) -> F + Send + Sync + 'static,
-    F: Future<Output = Result<S, Refused>> + Send + 'static,
+    F: Future<Output = Result<Opening<S>, Refused>> + Send + 'static,
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let handler = Arc::new(handler);
@@ -223,7 +247,7 @@ where
 async fn serve_connection<H, F, S>(connection: Connection, handler: Arc<H>, place: OwnedSemaphorePermit)
 where
     H: Fn(EndpointId, TunnelRequest) -> F + Send + Sync + 'static,
-    F: Future<Output = Result<S, Refused>> + Send + 'static,
+    F: Future<Output = Result<Opening<S>, Refused>> + Send + 'static,
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let peer = EndpointId::from(connection.remote_id());
@@ -245,7 +269,7 @@ where
         let Ok((send, receive)) = accepted else { return };
         let (handler, said_yes) = (handler.clone(), said_yes.clone());
         tokio::spawn(async move {
-            let stream = TunnelStream { send, receive, _pooled: None };
+            let stream = TunnelStream { send, receive, note: None, _pooled: None };
             if let Err(error) = serve_stream(stream, peer, &*handler, &said_yes).await {
                 tracing::debug!(%peer, %error, "a tunnel ended early");
             }
@@ -261,17 +285,23 @@ async fn serve_stream<H, F, S>(
 ) -> Result<(), NetError>
 where
     H: Fn(EndpointId, TunnelRequest) -> F,
-    F: Future<Output = Result<S, Refused>>,
+    F: Future<Output = Result<Opening<S>, Refused>>,
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let header = timeout(HEADER_WAIT, read_frame(&mut stream.receive, HEADER_LIMIT_BYTES))
         .await
         .map_err(|_| NetError::closed("no request came"))??;
     let result = handler(peer, decode(&header)?).await;
-    let answer = result.as_ref().map(|_| said_yes.notify_one()).map_err(Clone::clone);
+    let answer: Answer = match &result {
+        Ok(opening) => {
+            said_yes.notify_one();
+            Ok(opening.note.clone())
+        }
+        Err(refused) => Err(refused.clone()),
+    };
     write_frame(&mut stream.send, &encode(&answer)?, HEADER_LIMIT_BYTES).await?;
-    if let Ok(mut service) = result {
-        pump(stream, &mut service).await.map_err(NetError::closed)?;
+    if let Ok(mut opening) = result {
+        pump(stream, &mut opening.service).await.map_err(NetError::closed)?;
     }
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! The way into a cluster's services: who may open a tunnel, and to where in the box.
 //!
 //! Always holds: a stream is opened only under the server's signature for this network, cluster and client key, and
-//! before its expiry; the check needs no server. Port 0 is the box's output. Not here: the streams themselves
+//! before its expiry; the check needs no server. Not here: the streams themselves
 //! (`ionet-net`), the box's namespace (`ionet-runtime`).
 
 use std::net::Ipv4Addr;
@@ -10,18 +10,16 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ionet_api::sign::{self, Grant};
+use ionet_domain::tunnel::{NoService, Service};
 use ionet_domain::{Address, LeaseId};
 use ionet_net::EndpointId;
-use ionet_net::tunnel::{Refused, TunnelRequest};
+use ionet_net::tunnel::{Opening, Refused, TunnelRequest};
 use ionet_runtime::holder::Connector;
 use serde::{Deserialize, Serialize};
 use tokio::fs::File;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, DuplexStream};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
-
-/// The port that stands for the box's output.
-pub const LOG_PORT: u16 = 0;
 
 const CONNECT_WAIT: Duration = Duration::from_secs(10);
 const FOLLOW_EVERY: Duration = Duration::from_millis(200);
@@ -82,8 +80,8 @@ fn refused(code: &str, message: impl Into<String>) -> Refused {
 }
 
 /// What a tunnel leads to.
-pub(crate) trait Service: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Service for T {}
+pub(crate) trait AnyService: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> AnyService for T {}
 
 /// One lease's services.
 #[derive(Clone)]
@@ -106,7 +104,7 @@ impl Door {
         self,
         peer: EndpointId,
         request: TunnelRequest,
-    ) -> Result<Box<dyn Service>, Refused> {
+    ) -> Result<Opening<Box<dyn AnyService>>, Refused> {
         let auth: TunnelAuth = serde_json::from_slice(&request.auth)
             .map_err(|error| refused("bad_grant", format!("the proof cannot be read: {error}")))?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -115,10 +113,21 @@ impl Door {
         if request.cluster != self.lease.order.to_string() && request.cluster != self.lease.to_string() {
             return Err(refused("no_such_lease", format!("{} is not here", request.cluster)));
         }
-        match request.port {
-            LOG_PORT => Ok(Box::new(self.log(auth.follow))),
-            port => Ok(Box::new(self.connect(port).await?)),
+        let service: Service = request
+            .service
+            .parse()
+            .map_err(|error: NoService| refused("no_such_service", error.to_string()))?;
+        if !auth.grant.services.include(service) {
+            let message =
+                format!("the grant is for {}, not for {service}; ask for one that is", auth.grant.services);
+            return Err(refused("not_granted", message));
         }
+        let service: Box<dyn AnyService> = match service {
+            Service::Log => Box::new(self.log(auth.follow)),
+            Service::Tcp(port) => Box::new(self.connect(port).await?),
+            other => return Err(refused("no_such_service", format!("{other} is not served here"))),
+        };
+        Ok(service.into())
     }
 
     async fn connect(&self, port: u16) -> Result<TcpStream, Refused> {

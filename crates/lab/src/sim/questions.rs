@@ -16,6 +16,7 @@ use ionet_domain::market::egress::Net;
 use ionet_domain::market::{Destination, Egress, EngineKind, Hiding, Request};
 use ionet_domain::money::{Asset, HOUR_MS, Rate};
 use ionet_domain::order::{CloseReason, ReplaceReason};
+use ionet_domain::tunnel::Services;
 use ionet_domain::{CommandId, EndpointId, LeaseId, OrderId, PayoutId, Refusal, Stage, TransferId};
 use ionet_worker::tunnels::TunnelAuth;
 use serde::Serialize;
@@ -185,6 +186,10 @@ impl World {
         let grant = Grant {
             cluster: order.id,
             endpoint: EndpointId(client.0),
+            account,
+            key: None,
+            services: Services::All,
+            issued_ms: server_ms,
             not_after_ms: order.ends_ms().map_or(until_ms, |ends_ms| ends_ms.min(until_ms)),
         };
         let (network, key) = (&self.plan.params.network, &self.server.keys.signing);

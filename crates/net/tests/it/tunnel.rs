@@ -4,7 +4,9 @@ use data_encoding::HEXLOWER;
 use ionet_net::{
     NetError, Node, NodeAddr,
     relay::admit_all,
-    tunnel::{LocalForward, Refused, TunnelRequest, TunnelServer, TunnelStream, forward_local, open, serve},
+    tunnel::{
+        LocalForward, Opening, Refused, TunnelRequest, TunnelServer, TunnelStream, forward_local, open, serve,
+    },
 };
 use sha2::{Digest, Sha256};
 use tokio::{
@@ -15,7 +17,7 @@ use tokio::{
 use crate::{admit, node, run, soon, until};
 
 fn request(port: u16) -> TunnelRequest {
-    TunnelRequest { cluster: "c1".into(), port, auth: b"secret".to_vec() }
+    TunnelRequest { cluster: "c1".into(), service: port.to_string(), auth: b"secret".to_vec() }
 }
 
 fn addr(node: &Node) -> NodeAddr {
@@ -74,8 +76,10 @@ fn serve_loopback(node: &Node) -> TunnelServer {
         if request.auth != b"secret" {
             return Err(Refused { code: "wrong_word".into(), message: "say the word".into() });
         }
-        TcpStream::connect(("127.0.0.1", request.port))
+        let port: u16 = request.service.parse().expect("a port");
+        TcpStream::connect(("127.0.0.1", port))
             .await
+            .map(Into::into)
             .map_err(|e| Refused { code: "no_service".into(), message: e.to_string() })
     })
 }
@@ -140,7 +144,7 @@ fn refusals_carry_code_and_message() {
     run(async {
         let (server, client, stranger) = (node(1).await, node(2).await, node(3).await);
         let serving = serve(&server, admit(&[2]), |_, _| async {
-            Err::<TcpStream, _>(Refused { code: "paused".into(), message: "resume it first".into() })
+            Err::<Opening<TcpStream>, _>(Refused { code: "paused".into(), message: "resume it first".into() })
         });
         match soon("refusal", open(&client, &addr(&server), &request(1))).await {
             Err(NetError::Refused { code, message }) => {

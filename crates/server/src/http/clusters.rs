@@ -12,6 +12,7 @@ use ionet_domain::command::CommandBody;
 use ionet_domain::id::QuoteId;
 use ionet_domain::market::{EngineKind, Program, Request, price, queue};
 use ionet_domain::order::CloseReason;
+use ionet_domain::tunnel::Services;
 use ionet_domain::{EndpointId, Order, OrderId, Refusal, Stage};
 
 use super::caller::Caller;
@@ -163,7 +164,7 @@ pub(super) async fn grant(
     State(api): State<Api>,
     caller: Caller,
     Named(cluster): Named<OrderId>,
-    Body(TunnelGrantRequest { endpoint }): Body<TunnelGrantRequest>,
+    Body(TunnelGrantRequest { endpoint, services }): Body<TunnelGrantRequest>,
 ) -> Result<Json<TunnelGrant>, Error> {
     caller.needs(&api, &[Scope::Rent], "open a tunnel")?;
     let now_ms = api.now_ms();
@@ -172,21 +173,35 @@ pub(super) async fn grant(
         let open = (Stage::Placed..=Stage::Running).contains(&order.stage);
         let closed = Error::NoTunnel { cluster, stage: order.stage };
         let members = views::tunnel_members(&view.fleet, order);
-        if open { Ok((grant_for(order, endpoint, now_ms), members)) } else { Err(closed) }
+        let services = services.unwrap_or(Services::All);
+        if open { Ok((grant_for(order, caller, endpoint, services, now_ms), members)) } else { Err(closed) }
     });
     if let Err(Error::Refused(Refusal::UnknownOrder { .. })) = &found {
         api.note_denied(caller, &format!("a tunnel into {cluster}, which is not this account's"));
     }
     let (grant, members) = found?;
-    api.note(caller, ActivityKind::TunnelOpened, &format!("into {cluster} by endpoint {endpoint}")).await?;
+    api.note(
+        caller,
+        ActivityKind::TunnelOpened,
+        &format!("into {cluster} to {} by endpoint {endpoint}", grant.services),
+    )
+    .await?;
     let signature = api.handle.sign_grant(&grant);
     Ok(Json(TunnelGrant { grant, signature, members }))
 }
 
-fn grant_for(order: &Order, endpoint: EndpointId, now_ms: u64) -> Grant {
+fn grant_for(order: &Order, caller: Caller, endpoint: EndpointId, services: Services, now_ms: u64) -> Grant {
     let until = now_ms.saturating_add(GRANT_LIFE_MS);
     let not_after_ms = order.ends_ms().map_or(until, |ends| ends.min(until));
-    Grant { cluster: order.id, endpoint, not_after_ms }
+    Grant {
+        cluster: order.id,
+        endpoint,
+        account: caller.account,
+        key: caller.actor.key(),
+        services,
+        issued_ms: now_ms,
+        not_after_ms,
+    }
 }
 
 /// A cluster of the caller's; whether one of somebody else exists is nobody's business.

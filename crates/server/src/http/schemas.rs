@@ -590,7 +590,15 @@ fn reports() -> Named {
         ("temperature_c", number()),
         ("power_mw", number()),
     ];
-    let grant = [("cluster", text()), ("endpoint", text()), ("not_after_ms", count())];
+    let grant = [
+        ("cluster", text()),
+        ("endpoint", text()),
+        ("account", text()),
+        ("key", text()),
+        ("services", list(&text())),
+        ("issued_ms", count()),
+        ("not_after_ms", count()),
+    ];
     let anything = json!({ "description": "The transport's own JSON." });
     vec![
         ("BoxPhase", variants(&["starting", "ready"], &phases)),
@@ -626,7 +634,10 @@ mod tests {
     use ionet_domain::market::{Program, Quote, QuoteItem};
     use ionet_domain::money::BasisPoints;
     use ionet_domain::order::{Bill, BillLine, CloseReason, LeasePhase, WipeReceipt};
-    use ionet_domain::{Address, Asset, DeviceId, EndpointId, LeaseId, OrderId, Rate, Refusal, TransferId};
+    use ionet_domain::tunnel::Services;
+    use ionet_domain::{
+        Address, Asset, DeviceId, EndpointId, KeyId, LeaseId, OrderId, Rate, Refusal, TransferId,
+    };
     use serde::Serialize;
     use std::collections::{BTreeMap, BTreeSet};
 
@@ -949,7 +960,9 @@ mod tests {
         };
         check.full("Telemetry", Telemetry { gpus: vec![gpu], ..Telemetry::default() });
         let (cluster, endpoint) = (OrderId::from_parts(1, 2), EndpointId([2; 32]));
-        check.full("Grant", Grant { cluster, endpoint, not_after_ms: 1 });
+        let (account, key) = (Address([3; 32]), Some(KeyId::from_parts(1, 2)));
+        let (services, issued_ms, not_after_ms) = (Services::All, 1, 2);
+        check.full("Grant", Grant { cluster, endpoint, account, key, services, issued_ms, not_after_ms });
         check.full("MemberEndpoint", MemberEndpoint { id: endpoint, addr: json!({}) });
         let phases = [
             BoxPhase::Preparing { percent: None, detail: "d".into() },

@@ -178,7 +178,7 @@ fn feed(scene: &Scene) -> Value {
 }
 
 fn tunnel(_: &Scene) -> Value {
-    json_of(TunnelGrantRequest { endpoint: EndpointId([5; 32]) })
+    json_of(TunnelGrantRequest { endpoint: EndpointId([5; 32]), services: None })
 }
 
 async fn scene() -> (Scene, [Option<String>; 4]) {

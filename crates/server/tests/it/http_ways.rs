@@ -121,12 +121,15 @@ fn a_cluster_is_priced_ordered_extended_reached_and_closed() {
             client.extend(cluster, &ExtendRequest { id, added_ms: 3_600_000 }).await.expect("extend");
         assert_eq!(longer.quote.request.duration_ms, 7_200_000);
         let endpoint = EndpointId([5; 32]);
-        let granted = client.grant(cluster, &TunnelGrantRequest { endpoint }).await.expect("grant");
+        let granted =
+            client.grant(cluster, &TunnelGrantRequest { endpoint, services: None }).await.expect("grant");
         let info = client.network().await.expect("network");
         sign::verify(info.server, &info.name, &granted.grant, &granted.signature).expect("signed");
         assert_eq!((granted.members.len(), granted.members[0].endpoint.id), (1, worker.endpoint));
-        let refused =
-            supplying.grant(cluster, &TunnelGrantRequest { endpoint }).await.expect_err("not theirs");
+        let refused = supplying
+            .grant(cluster, &TunnelGrantRequest { endpoint, services: None })
+            .await
+            .expect_err("not theirs");
         assert_eq!(refused.code(), "unknown_order");
         let denied = network.denied_lines(&supplying).await;
         assert_eq!(denied, 1, "a denied tunnel is logged");

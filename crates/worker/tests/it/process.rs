@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use ionet_api::sign::{self, Usage};
 use ionet_api::worker::{BoxPhase, DesiredLease, FromWorker, ToWorker};
+use ionet_domain::tunnel::Service;
 use ionet_domain::{Address, LeaseId};
 use ionet_net::tunnel::{self, TunnelStream};
 use ionet_net::{EndpointKey, Node, NodeConfig};
@@ -69,10 +70,11 @@ async fn a_lease_from_start_to_wipe() {
     // The log is a stream for whoever has a grant.
     let client = client().await;
     let at = addr_of(ready.endpoint.as_ref().unwrap());
-    let log = tunnel::open(&client, &at, &site.request(&site.grant(&client, FAR_MS), 0)).await.unwrap();
+    let log =
+        tunnel::open(&client, &at, &site.request(&site.grant(&client, FAR_MS), Service::Log)).await.unwrap();
     let stranger = site.grant(&site.node, FAR_MS);
     for (auth, code) in [(stranger, "bad_grant"), (site.grant(&client, 1), "grant_expired")] {
-        let refused = tunnel::open(&client, &at, &site.request(&auth, 0)).await.unwrap_err();
+        let refused = tunnel::open(&client, &at, &site.request(&auth, Service::Log)).await.unwrap_err();
         assert!(refused.to_string().contains(code), "{refused}");
     }
     // What was only needed to start is let go once the box is up.
@@ -172,10 +174,10 @@ async fn two_members_see_each_other_and_a_tunnel_leads_in() {
     let client = client().await;
     let at = addr_of(site.observed(head).unwrap().endpoint.as_ref().unwrap());
     let auth = site.grant(&client, FAR_MS);
-    let mut stream = tunnel::open(&client, &at, &site.request(&auth, 8080)).await.unwrap();
+    let mut stream = tunnel::open(&client, &at, &site.request(&auth, Service::Tcp(8080))).await.unwrap();
     stream.write_all(b"GET / HTTP/1.0\r\n\r\n").await.unwrap();
     assert!(read_all(stream).await.contains("from the head"));
-    let closed = tunnel::open(&client, &at, &site.request(&auth, 9)).await.unwrap_err();
+    let closed = tunnel::open(&client, &at, &site.request(&auth, Service::Tcp(9))).await.unwrap_err();
     assert!(closed.to_string().contains("service_unreachable"), "{closed}");
     // Another member's word is a witness: the head's next receipt names it.
     let witnessed = site.until(head, 60, |o| o.receipt.as_ref().is_some_and(|r| r.heard == [1])).await;

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use ionet_api::worker::{BoxPhase, DesiredLease, ObservedLease};
 use ionet_domain::LeaseId;
 use ionet_domain::market::{EngineKind, Program};
+use ionet_domain::tunnel::Service;
 use ionet_net::{EndpointKey, Node, NodeConfig, tunnel};
 use ionet_worker::Worker;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -35,7 +36,7 @@ async fn until_ready(site: &Site, lease: LeaseId, restarts: u32) -> ObservedLeas
 /// What the Jobs API says, asked with and without the cluster's token.
 async fn ask_jobs_api(site: &Site, client: &Node, head: LeaseId, token: &str) -> String {
     let at = addr_of(site.observed(head).unwrap().endpoint.as_ref().unwrap());
-    let request = site.request(&site.grant(client, u64::MAX / 2), 8265);
+    let request = site.request(&site.grant(client, u64::MAX / 2), Service::Tcp(8265));
     let mut stream = tunnel::open(client, &at, &request).await.unwrap();
     let text = format!(
         "GET /api/version HTTP/1.1\r\nHost: head\r\nConnection: close\r\nAuthorization: Bearer {token}\r\n\r\n"

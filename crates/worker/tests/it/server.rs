@@ -15,6 +15,7 @@ use ionet_api::sign::Grant;
 use ionet_api::worker::{BoxPhase, DesiredLease, FromWorker, MemberEndpoint, ObservedLease, ToWorker};
 use ionet_domain::device::{DeviceStage, HardwareClass, OwnerRules};
 use ionet_domain::money::Rate;
+use ionet_domain::tunnel::{Service, Services};
 use ionet_domain::{Address, EndpointId, LeaseId};
 use ionet_net::link::{LinkListener, LinkSender};
 use ionet_net::tunnel::TunnelRequest;
@@ -200,15 +201,23 @@ impl Site {
 
     /// Leave for a client to open tunnels into this site's order.
     pub(crate) fn grant(&self, client: &Node, not_after_ms: u64) -> TunnelAuth {
-        let grant = Grant { cluster: order(self.order), endpoint: EndpointId(client.id().0), not_after_ms };
+        let grant = Grant {
+            cluster: order(self.order),
+            endpoint: EndpointId(client.id().0),
+            account: server_key().address(),
+            key: None,
+            services: Services::All,
+            issued_ms: 0,
+            not_after_ms,
+        };
         let signature = server_key().sign(NETWORK, &grant);
         TunnelAuth { grant, signature, follow: true }
     }
 
-    pub(crate) fn request(&self, auth: &TunnelAuth, port: u16) -> TunnelRequest {
+    pub(crate) fn request(&self, auth: &TunnelAuth, service: Service) -> TunnelRequest {
         TunnelRequest {
             cluster: order(self.order).to_string(),
-            port,
+            service: service.to_string(),
             auth: serde_json::to_vec(auth).unwrap(),
         }
     }
