@@ -224,6 +224,9 @@ pub(crate) struct RelayArgs {
     /// TCP port for packets of overlays where UDP is blocked, 0 for a free one
     #[arg(long, default_value_t = 0)]
     pub(crate) forward_tcp_port: u16,
+    /// TCP port on which long tunnels are spliced, 0 for a free one
+    #[arg(long, default_value_t = 0)]
+    pub(crate) splice_port: u16,
     /// UDP port for measuring links, 0 for a free one
     #[arg(long, default_value_t = 0)]
     pub(crate) measure_port: u16,

@@ -33,7 +33,7 @@ use crate::{
 
 /// Names of the protocols, as agreed in the handshake.
 pub(crate) const ALPN_LINK: &[u8] = b"ionet/link/1";
-pub(crate) const ALPN_TUNNEL: &[u8] = b"ionet/tunnel/1";
+pub(crate) const ALPN_TUNNEL: &[u8] = b"ionet/tunnel/2";
 pub(crate) const ALPN_OVERLAY: &[u8] = b"ionet/overlay/2";
 pub(crate) const ALPN_MEASURE: &[u8] = b"ionet/measure/1";
 const ALPNS: [&[u8]; 4] = [ALPN_LINK, ALPN_TUNNEL, ALPN_OVERLAY, ALPN_MEASURE];
@@ -53,7 +53,7 @@ const LEAST_UDP_PAYLOAD_BYTES: u16 = 1200;
 /// Streams and window of a client that has not yet shown that it may use a tunnel.
 const STRANGERS_STREAMS: u32 = 8;
 const STRANGERS_WINDOW_BYTES: u32 = 256 << 10;
-const TUNNEL_STREAMS: u32 = 512;
+const TUNNEL_STREAMS: u32 = 12_288;
 const TUNNEL_WINDOW_BYTES: u32 = 64 << 20;
 /// Fills 1.6 Gbit/s over 20 ms, and is through a way of 10 Mbit/s in 3 s.
 const MEASURE_SEND_WINDOW_BYTES: u32 = 4 << 20;
@@ -162,6 +162,8 @@ struct Inner {
     addr: watch::Receiver<NodeAddr>,
     overlays: overlay::Registry,
     tunnels: tunnel::Pool,
+    /// The relays as we were told of them.
+    known: RwLock<Vec<RelayInfo>>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -207,6 +209,7 @@ impl Node {
             addr,
             overlays,
             tunnels: tunnel::Pool::default(),
+            known: RwLock::new(config.relays),
             tasks: Mutex::new(tasks),
         })))
     }
@@ -219,6 +222,17 @@ impl Node {
     /// The seed of our key, for what else bears our name.
     pub(crate) fn seed(&self) -> [u8; 32] {
         self.0.endpoint.secret_key().to_bytes()
+    }
+
+    /// Our key's signature.
+    pub(crate) fn sign(&self, bytes: &[u8]) -> [u8; 64] {
+        self.0.endpoint.secret_key().sign(bytes).to_bytes()
+    }
+
+    /// The relays that splice.
+    pub(crate) fn splicers(&self) -> Vec<RelayInfo> {
+        let known = self.0.known.read().unwrap_or_else(PoisonError::into_inner);
+        known.iter().filter(|relay| relay.forwarder.is_some_and(|ports| ports.splice != 0)).cloned().collect()
     }
 
     /// Where we can be reached now. Grows when a relay is connected or an interface appears.
@@ -249,6 +263,7 @@ impl Node {
         let configs = relay_configs(relays)?;
         let _alone = self.0.changing_relays.lock().await;
         self.0.pins.replace(relays)?;
+        *self.0.known.write().unwrap_or_else(PoisonError::into_inner) = relays.to_vec();
         let known = self.0.relays.send_replace(Relays::new(configs.clone()));
         for gone in known.all.iter().filter(|old| configs.iter().all(|new| new.url != old.url)) {
             self.0.endpoint.remove_relay(&gone.url).await;

@@ -6,6 +6,7 @@
 //! may use it is one closure over endpoint ids.
 
 mod metrics;
+pub(crate) mod splice;
 
 use std::{
     fmt, fs,
@@ -29,6 +30,8 @@ use iroh_relay::server::{
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use serde::{Deserialize, Serialize};
+
+use self::splice::Splicer;
 
 pub use metrics::Monitor;
 
@@ -72,6 +75,9 @@ pub struct ForwarderPorts {
     pub second_udp: u16,
     /// TCP port, for whom UDP is blocked.
     pub tcp: u16,
+    /// TCP port on which long tunnels are spliced; a relay of an older version has none, 0.
+    #[serde(default)]
+    pub splice: u16,
 }
 
 /// What a client needs to use a relay: travels in joining tokens and lists.
@@ -101,14 +107,24 @@ impl RelayInfo {
     /// `None` without a forwarder, or where the name is not found.
     pub async fn forwarder_at(&self) -> Option<RelayAt> {
         let ports = self.forwarder?;
-        let authority = self.url.strip_prefix("https://")?.trim_end_matches('/');
-        let host = authority.rsplit_once(':').map_or(authority, |(host, _)| host);
-        let bare = host.trim_start_matches('[').trim_end_matches(']');
-        let found = tokio::net::lookup_host((bare, ports.udp)).await.ok()?;
-        let udp = choose(found.collect(), is_routed)?;
+        let udp = self.at(ports.udp).await?;
         let at = |port| SocketAddr::new(udp.ip(), port);
         let (second, tcp) = (Some(at(ports.second_udp)), Some(at(ports.tcp)));
         Some(RelayAt { id: forwarder_id(&self.ca_der), udp, second, tcp })
+    }
+
+    /// Where it splices tunnels; `None` where it does not, or its name is not found.
+    pub(crate) async fn splicer_at(&self) -> Option<SocketAddr> {
+        let port = self.forwarder.map(|ports| ports.splice).filter(|port| *port != 0)?;
+        self.at(port).await
+    }
+
+    async fn at(&self, port: u16) -> Option<SocketAddr> {
+        let authority = self.url.strip_prefix("https://")?.trim_end_matches('/');
+        let host = authority.rsplit_once(':').map_or(authority, |(host, _)| host);
+        let bare = host.trim_start_matches('[').trim_end_matches(']');
+        let found = tokio::net::lookup_host((bare, port)).await.ok()?;
+        choose(found.collect(), is_routed)
     }
 }
 
@@ -163,6 +179,8 @@ pub struct RelayMetrics {
     pub dropped_packets: u64,
     /// What the overlays' forwarder did.
     pub forwarder: ForwarderMetrics,
+    /// What was spliced of tunnels.
+    pub splicer: SplicerMetrics,
 }
 
 /// Counters of an overlays' forwarder since its start.
@@ -199,11 +217,37 @@ impl ForwarderMetrics {
     }
 }
 
+/// Counters of what splices a relay's tunnels since its start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SplicerMetrics {
+    /// Pairs of connections that stand now.
+    pub pairs: u64,
+    /// Connections that wait for their other end now.
+    pub waiting: u64,
+    /// Bytes passed on.
+    pub bytes: u64,
+    /// Connections refused.
+    pub refused: u64,
+}
+
+impl SplicerMetrics {
+    fn of(counters: &splice::Counters) -> Self {
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Self {
+            pairs: get(&counters.pairs),
+            waiting: get(&counters.waiting),
+            bytes: get(&counters.bytes),
+            refused: get(&counters.refused),
+        }
+    }
+}
+
 /// A running relay; stops when dropped.
 #[derive(Debug)]
 pub struct Relay {
     server: Server,
     forwarder: Forwarder,
+    splicer: Splicer,
     info: RelayInfo,
 }
 
@@ -229,13 +273,15 @@ impl Relay {
         all.relay = Some(relay);
         all.quic = Some(QuicConfig::new(at(config.quic_port)));
         let forwarder = start_forwarder(&config, &ca_der)?;
+        let at = (config.bind, config.forwarder.splice);
+        let splicer = Splicer::start(at, forwarder_id(&ca_der), config.admit.clone()).await?;
         let server = Server::spawn(all).await.map_err(|e| failed(format!("{e:#}")))?;
         let https = server.https_addr().ok_or_else(|| failed("no TLS port"))?;
         let quic = server.quic_addr().ok_or_else(|| failed("no address discovery port"))?;
         let host = if host.contains(':') { format!("[{host}]") } else { host };
         let url = format!("https://{host}:{}", https.port());
         let [udp, second_udp] = forwarder.udp_ports();
-        let ports = ForwarderPorts { udp, second_udp, tcp: forwarder.tcp_port() };
+        let ports = ForwarderPorts { udp, second_udp, tcp: forwarder.tcp_port(), splice: splicer.port() };
         let info = RelayInfo {
             url,
             ca_der,
@@ -244,7 +290,7 @@ impl Relay {
             region: None,
             measure: None,
         };
-        Ok(Self { server, forwarder, info })
+        Ok(Self { server, forwarder, splicer, info })
     }
 
     /// What clients need to use it.
@@ -262,6 +308,7 @@ impl Relay {
             sent_bytes: m.bytes_sent.get(),
             dropped_packets: m.send_packets_dropped.get(),
             forwarder: ForwarderMetrics::of(&self.forwarder.counters()),
+            splicer: SplicerMetrics::of(self.splicer.counters()),
         }
     }
 
@@ -270,7 +317,13 @@ impl Relay {
     /// # Errors
     /// If the address is taken or not ours.
     pub async fn monitor(&self, at: SocketAddr) -> Result<Monitor, NetError> {
-        Monitor::start(at, self.server.metrics().server.clone(), self.forwarder.counters()).await
+        Monitor::start(
+            at,
+            self.server.metrics().server.clone(),
+            self.forwarder.counters(),
+            self.splicer.counters().clone(),
+        )
+        .await
     }
 
     /// Stops it and waits until its ports are free.

@@ -2,8 +2,16 @@
 //!
 //! One QUIC connection per pair of endpoints, one stream per tunnelled connection. Each stream begins with a
 //! [`TunnelRequest`], answered by yes or by a refusal with code and message. Each direction ends on its own
-//! (half-close); a broken service shows as a reset, never as a clean end. Who may open what is the handler's rule; until
+//! (half-close); a broken service shows as a reset, never as a clean end. A tunnel outlives what carries it: when the
+//! connection is lost the client comes back and both go on where they were (`session`), and one that carries much moves to a
+//! TCP connection through a relay that only splices (`promote`). Who may open what is the handler's rule; until
 //! it has said yes, a client is a stranger: few at once, with little room, for a short time.
+
+mod carrier;
+mod dial;
+mod flow;
+mod promote;
+mod session;
 
 use std::{
     collections::BTreeMap,
@@ -11,7 +19,7 @@ use std::{
     net::{Ipv4Addr, SocketAddr},
     pin::Pin,
     sync::{
-        Arc, Mutex, PoisonError, Weak,
+        Arc, Mutex, OnceLock, PoisonError, Weak,
         atomic::{AtomicU64, Ordering},
     },
     task::{Context, Poll},
@@ -21,30 +29,34 @@ use std::{
 use iroh::endpoint::{Connection, RecvStream, SendStream, VarInt};
 use serde::{Deserialize, Serialize};
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional_with_sizes},
+    io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf, duplex},
     net::{TcpListener, TcpStream},
-    sync::{Notify, OwnedSemaphorePermit, Semaphore},
+    sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot},
     task::JoinHandle,
     time::timeout,
 };
 
+use self::{
+    carrier::Carrier,
+    dial::{Ask, Dialled, Dialler, NO_SUCH_SESSION, SESSION_DONE, Whereabouts, decode, encode},
+    promote::Promoter,
+    session::{Known, SessionId, Sessions, Side},
+};
 use crate::{
     EndpointId, NetError, Node, NodeAddr,
     frame::{read_frame, write_frame},
-    node::{ALPN_TUNNEL, CLOSE_BUSY, CLOSE_DONE, Serving, explain_end, trust},
+    node::{ALPN_TUNNEL, CLOSE_BUSY, CLOSE_DONE, Serving, trust},
     relay::Admit,
 };
 
 const HEADER_LIMIT_BYTES: usize = 64 << 10;
 const HEADER_WAIT: Duration = Duration::from_secs(10);
-const ANSWER_WAIT: Duration = Duration::from_secs(30);
 const IDLE_LIMIT: Duration = Duration::from_mins(1);
 /// Connections at once for which the handler has not yet said yes.
 const STRANGERS: usize = 64;
 const STRANGER_WAIT: Duration = Duration::from_mins(1);
-const COPY_BUFFER_BYTES: usize = 32 << 10;
-/// Stream code for "the service broke", as against a clean end.
-const RESET: VarInt = VarInt::from_u32(1);
+/// Between a stream and its session.
+const PIPE_BYTES: usize = 64 << 10;
 
 /// What a client asks for.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -91,14 +103,14 @@ pub struct Refused {
     pub message: String,
 }
 
-/// One tunnelled connection.
+/// One tunnelled connection. It outlives the connection that carries it: see the module's head.
 #[derive(Debug)]
 pub struct TunnelStream {
-    send: SendStream,
-    receive: RecvStream,
+    pipe: DuplexStream,
     note: Option<String>,
-    /// Keeps the connection open while the stream lives.
-    _pooled: Option<Arc<Pooled>>,
+    /// Why it broke, if it did.
+    broken: Arc<OnceLock<String>>,
+    abort: Option<oneshot::Sender<()>>,
 }
 
 impl TunnelStream {
@@ -109,36 +121,25 @@ impl TunnelStream {
 
     /// Breaks both directions, so that the other side sees a reset.
     pub fn reset(mut self) {
-        let _ = self.send.reset(RESET);
-        let _ = self.receive.stop(RESET);
-    }
-}
-
-impl AsyncRead for TunnelStream {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<std::io::Result<()>> {
-        AsyncRead::poll_read(Pin::new(&mut self.receive), cx, buf)
-    }
-}
-
-impl AsyncWrite for TunnelStream {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<std::io::Result<usize>> {
-        AsyncWrite::poll_write(Pin::new(&mut self.send), cx, buf)
+        if let Some(abort) = self.abort.take() {
+            // Over already is as good.
+            let _ = abort.send(());
+        }
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        AsyncWrite::poll_flush(Pin::new(&mut self.send), cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        AsyncWrite::poll_shutdown(Pin::new(&mut self.send), cx)
+    fn begin(opened: Opened) -> Self {
+        let (pipe, mut theirs) = duplex(PIPE_BYTES);
+        let (abort, aborted) = oneshot::channel();
+        let broken = Arc::new(OnceLock::new());
+        let (note, told) = (opened.note.clone(), broken.clone());
+        tokio::spawn(async move {
+            if let Err(error) = session::run(opened.side, opened.carrier, &mut theirs, aborted).await {
+                let _ = told.set(error.to_string());
+            }
+            // Not before the reason is told: its end would look like a clean one.
+            drop(theirs);
+        });
+        Self { pipe, note, broken, abort: Some(abort) }
     }
 }
 
@@ -152,6 +153,13 @@ type Slot = Arc<tokio::sync::Mutex<Weak<Pooled>>>;
 struct Pooled {
     connection: Connection,
     opened: AtomicU64,
+}
+
+/// A stream that a server said yes to, not yet begun.
+struct Opened {
+    side: Side,
+    carrier: Carrier,
+    note: Option<String>,
 }
 
 impl Pool {
@@ -187,36 +195,65 @@ async fn keep_while_used(pooled: Arc<Pooled>) {
     }
 }
 
+impl AsyncRead for TunnelStream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        let before = buffer.filled().len();
+        let polled = Pin::new(&mut self.pipe).poll_read(cx, buffer);
+        let is_end = buffer.filled().len() == before && buffer.remaining() > 0;
+        match self.broken.get() {
+            Some(why) if is_end && polled.is_ready() => {
+                Poll::Ready(Err(std::io::Error::new(std::io::ErrorKind::ConnectionReset, why.clone())))
+            }
+            _ => polled,
+        }
+    }
+}
+
+impl AsyncWrite for TunnelStream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
+        Pin::new(&mut self.pipe).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.pipe).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.pipe).poll_shutdown(cx)
+    }
+}
+
 /// Opens a stream to a service.
 ///
 /// # Errors
 /// If the peer cannot be reached or does not admit us, or [`NetError::Refused`] with the handler's words.
 pub async fn open(node: &Node, addr: &NodeAddr, request: &TunnelRequest) -> Result<TunnelStream, NetError> {
-    let pooled = node.tunnels().connection(node, addr).await?;
-    let ask = async {
-        let (mut send, mut receive) = pooled.connection.open_bi().await.map_err(NetError::closed)?;
-        write_frame(&mut send, &encode(request)?, HEADER_LIMIT_BYTES).await?;
-        let answer = read_frame(&mut receive, HEADER_LIMIT_BYTES).await?;
-        Ok((send, receive, answer))
-    };
-    let (send, receive, answer) = match timeout(ANSWER_WAIT, ask).await {
-        Ok(Ok(parts)) => parts,
-        Ok(Err(error @ NetError::FrameTooLarge { .. })) => return Err(error),
-        Ok(Err(error)) => return Err(explain_end(&pooled.connection, error)),
-        Err(_) => return Err(NetError::closed("the other side does not answer")),
-    };
-    match decode::<Answer>(&answer)? {
-        Ok(note) => Ok(TunnelStream { send, receive, note, _pooled: Some(pooled) }),
-        Err(Refused { code, message }) => Err(NetError::Refused { code, message }),
-    }
+    let known = addr.clone();
+    let there: Whereabouts = Arc::new(move |_| Box::pin(std::future::ready(Ok(known.clone()))));
+    Ok(TunnelStream::begin(dial(node, addr, request.clone(), there).await?))
 }
 
-fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, NetError> {
-    serde_json::to_vec(value).map_err(|_| NetError::Malformed { what: "the tunnel's header".into() })
-}
-
-fn decode<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, NetError> {
-    serde_json::from_slice(bytes).map_err(|_| NetError::Malformed { what: "the tunnel's header".into() })
+async fn dial(
+    node: &Node,
+    addr: &NodeAddr,
+    request: TunnelRequest,
+    whereabouts: Whereabouts,
+) -> Result<Opened, NetError> {
+    let session = SessionId::random().map_err(NetError::io("get random bytes"))?;
+    let Dialled { carrier, note } = dial::ask(node, addr, &Ask::Open { session, request }).await?;
+    let side = Side::Client {
+        dialler: Dialler { node: node.clone(), session, whereabouts },
+        promoter: Promoter::new(node.clone(), addr.relays.clone()),
+    };
+    Ok(Opened { side, carrier, note })
 }
 
 /// Serves tunnels while it lives.
@@ -233,18 +270,25 @@ where
     F: Future<Output = Result<Opening<S>, Refused>> + Send + 'static,
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let handler = Arc::new(handler);
+    let desk = Arc::new(Desk { node: node.clone(), handler, sessions: Sessions::default() });
     let strangers = Arc::new(Semaphore::new(STRANGERS));
     let handle = move |connection: Connection| match strangers.clone().try_acquire_owned() {
         Ok(place) => {
-            tokio::spawn(serve_connection(connection, handler.clone(), place));
+            tokio::spawn(serve_connection(connection, desk.clone(), place));
         }
         Err(_) => connection.close(VarInt::from_u32(CLOSE_BUSY), b"busy"),
     };
     TunnelServer { _serving: node.serve(ALPN_TUNNEL, admit, Arc::new(handle)) }
 }
 
-async fn serve_connection<H, F, S>(connection: Connection, handler: Arc<H>, place: OwnedSemaphorePermit)
+/// What all streams of one service need.
+struct Desk<H> {
+    node: Node,
+    handler: H,
+    sessions: Sessions,
+}
+
+async fn serve_connection<H, F, S>(connection: Connection, desk: Arc<Desk<H>>, place: OwnedSemaphorePermit)
 where
     H: Fn(EndpointId, TunnelRequest) -> F + Send + Sync + 'static,
     F: Future<Output = Result<Opening<S>, Refused>> + Send + 'static,
@@ -266,11 +310,10 @@ where
                 return connection.close(VarInt::from_u32(CLOSE_DONE), b"done");
             }
         };
-        let Ok((send, receive)) = accepted else { return };
-        let (handler, said_yes) = (handler.clone(), said_yes.clone());
+        let Ok(stream) = accepted else { return };
+        let (desk, said_yes) = (desk.clone(), said_yes.clone());
         tokio::spawn(async move {
-            let stream = TunnelStream { send, receive, note: None, _pooled: None };
-            if let Err(error) = serve_stream(stream, peer, &*handler, &said_yes).await {
+            if let Err(error) = serve_stream(stream, peer, &desk, &said_yes).await {
                 tracing::debug!(%peer, %error, "a tunnel ended early");
             }
         });
@@ -278,9 +321,9 @@ where
 }
 
 async fn serve_stream<H, F, S>(
-    mut stream: TunnelStream,
+    (mut send, mut receive): (SendStream, RecvStream),
     peer: EndpointId,
-    handler: &H,
+    desk: &Desk<H>,
     said_yes: &Notify,
 ) -> Result<(), NetError>
 where
@@ -288,36 +331,50 @@ where
     F: Future<Output = Result<Opening<S>, Refused>>,
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let header = timeout(HEADER_WAIT, read_frame(&mut stream.receive, HEADER_LIMIT_BYTES))
+    let header = timeout(HEADER_WAIT, read_frame(&mut receive, HEADER_LIMIT_BYTES))
         .await
         .map_err(|_| NetError::closed("no request came"))??;
-    let result = handler(peer, decode(&header)?).await;
-    let answer: Answer = match &result {
-        Ok(opening) => {
-            said_yes.notify_one();
-            Ok(opening.note.clone())
+    match decode(&header)? {
+        Ask::Open { session, request } => {
+            let opening = (desk.handler)(peer, request).await;
+            let entered = desk.sessions.enter(session, peer).ok_or_else(no_room);
+            match opening.and_then(|opening| Ok((opening, entered?))) {
+                Ok((Opening { service, note }, entered)) => {
+                    said_yes.notify_one();
+                    answer(&mut send, &Ok(note)).await?;
+                    let side = Side::Server { node: desk.node.clone(), entered };
+                    let (_never, aborted) = oneshot::channel();
+                    let carrier = Carrier::quic(send, receive, None);
+                    session::run(side, carrier, service, aborted).await.map_err(NetError::closed)
+                }
+                Err(refused) => answer(&mut send, &Err(refused)).await,
+            }
         }
-        Err(refused) => Err(refused.clone()),
-    };
-    write_frame(&mut stream.send, &encode(&answer)?, HEADER_LIMIT_BYTES).await?;
-    if let Ok(mut opening) = result {
-        pump(stream, &mut opening.service).await.map_err(NetError::closed)?;
+        Ask::Resume { session } => {
+            let refused = |code: &str| {
+                let message = "the tunnel is not open any more; open it again".into();
+                Err(Refused { code: code.into(), message })
+            };
+            let offer = match desk.sessions.find(session, peer) {
+                Known::Open(offer) => offer,
+                Known::Done => return answer(&mut send, &refused(SESSION_DONE)).await,
+                Known::Unknown => return answer(&mut send, &refused(NO_SUCH_SESSION)).await,
+            };
+            said_yes.notify_one();
+            answer(&mut send, &Ok(None)).await?;
+            let carrier = Carrier::quic(send, receive, None);
+            offer.send(carrier).await.map_err(|_| NetError::closed("it ended meanwhile"))
+        }
     }
-    Ok(())
 }
 
-/// Copies both ways until both directions ended; an error breaks the stream visibly.
-async fn pump<S: AsyncRead + AsyncWrite + Unpin>(
-    mut stream: TunnelStream,
-    other: &mut S,
-) -> std::io::Result<()> {
-    match copy_bidirectional_with_sizes(&mut stream, other, COPY_BUFFER_BYTES, COPY_BUFFER_BYTES).await {
-        Ok(_) => Ok(()),
-        Err(error) => {
-            stream.reset();
-            Err(error)
-        }
-    }
+async fn answer(send: &mut SendStream, answer: &Answer) -> Result<(), NetError> {
+    write_frame(send, &encode(answer)?, HEADER_LIMIT_BYTES).await
+}
+
+fn no_room() -> Refused {
+    let message = "too many tunnels are open to this member; close some and try again".into();
+    Refused { code: "too_many_tunnels".into(), message }
 }
 
 /// A port on this machine's loopback whose connections come out at the service. Stops when dropped.
@@ -383,29 +440,38 @@ async fn forward_all<R, F>(
         };
         let (node, route, last_error) = (node.clone(), route.clone(), last_error.clone());
         tokio::spawn(async move {
-            if let Err(error) = forward_one(&node, &*route, tcp).await {
+            if let Err(error) = forward_one(&node, &route, tcp).await {
                 *last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.to_string());
             }
         });
     }
 }
 
-async fn forward_one<R, F>(node: &Node, route: &R, mut tcp: TcpStream) -> Result<(), NetError>
+async fn forward_one<R, F>(node: &Node, route: &Arc<R>, tcp: TcpStream) -> Result<(), NetError>
 where
-    R: Fn(bool) -> F,
-    F: Future<Output = Result<(NodeAddr, TunnelRequest), NetError>>,
+    R: Fn(bool) -> F + Send + Sync + 'static,
+    F: Future<Output = Result<(NodeAddr, TunnelRequest), NetError>> + Send + 'static,
 {
     let _ = tcp.set_nodelay(true);
     let reach = async |again| {
         let (addr, request) = route(again).await?;
-        open(node, &addr, &request).await
+        let route = route.clone();
+        let there: Whereabouts = Arc::new(move |again| {
+            let asked = route(again);
+            Box::pin(async move { asked.await.map(|(addr, _)| addr) })
+        });
+        dial(node, &addr, request, there).await
     };
-    let stream = match reach(false).await {
+    let opened = match reach(false).await {
         Err(_) => reach(true).await,
-        stream => stream,
+        opened => opened,
     };
-    let result = match stream {
-        Ok(stream) => pump(stream, &mut tcp).await.map_err(NetError::closed),
+    let (_never, aborted) = oneshot::channel();
+    let mut tcp = tcp;
+    let result = match opened {
+        Ok(Opened { side, carrier, .. }) => {
+            session::run(side, carrier, &mut tcp, aborted).await.map_err(NetError::closed)
+        }
         Err(error) => Err(error),
     };
     if result.is_err() {

@@ -125,6 +125,7 @@ async fn spawn(context: &Context, args: &RelayArgs) -> Result<Relay> {
         udp: args.forward_port,
         second_udp: args.second_forward_port,
         tcp: args.forward_tcp_port,
+        splice: args.splice_port,
     };
     if let Some((https_port, last)) = last_ports(context) {
         let or = |said: u16, last: u16| if said == 0 { last } else { said };
@@ -133,6 +134,7 @@ async fn spawn(context: &Context, args: &RelayArgs) -> Result<Relay> {
             udp: or(said.udp, ports.udp),
             second_udp: or(said.second_udp, ports.second_udp),
             tcp: or(said.tcp, ports.tcp),
+            splice: or(said.splice, ports.splice),
         };
         let kept = config(or(args.https_port, https_port), or(args.quic_port, last.quic_port), forwarder);
         if let Ok(relay) = Relay::spawn(kept).await {

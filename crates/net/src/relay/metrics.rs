@@ -23,6 +23,7 @@ use tokio::{
     time::timeout,
 };
 
+use super::splice;
 use crate::NetError;
 
 const MOST_AT_ONCE: usize = 16;
@@ -43,6 +44,7 @@ impl Monitor {
         at: SocketAddr,
         server: Arc<Metrics>,
         forwarder: Arc<Counters>,
+        splicer: Arc<splice::Counters>,
     ) -> Result<Self, NetError> {
         let failed = |e| NetError::io(format!("listen for monitors on {at}"))(e);
         let listener = TcpListener::bind(at).await.map_err(failed)?;
@@ -55,7 +57,7 @@ impl Monitor {
                     tokio::time::sleep(BACK_OFF).await;
                     continue;
                 };
-                let text = text(&server, &forwarder);
+                let text = text(&server, &forwarder, &splicer);
                 tokio::spawn(async move {
                     // Whoever asks too slowly, or goes away, gets no answer.
                     let _ = timeout(PATIENCE, answer(stream, &text)).await;
@@ -103,7 +105,7 @@ async fn answer(mut stream: TcpStream, text: &str) -> std::io::Result<()> {
     stream.shutdown().await
 }
 
-fn text(server: &Metrics, forwarder: &Counters) -> String {
+fn text(server: &Metrics, forwarder: &Counters, splicer: &splice::Counters) -> String {
     let mut text = String::new();
     let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
     let mut family = |name: &str, kind: &str, about: &str, lines: &[(&str, u64)]| {
@@ -135,6 +137,11 @@ fn text(server: &Metrics, forwarder: &Counters) -> String {
         "Questions for a channel refused, by reason.",
         &refused.collect::<Vec<_>>(),
     );
+    let s = splicer;
+    family("spliced_pairs", "gauge", "Tunnels spliced now.", &[("", get(&s.pairs))]);
+    family("spliced_waiting", "gauge", "Tunnels' ends that wait for the other.", &[("", get(&s.waiting))]);
+    family("spliced_bytes_total", "counter", "Bytes of tunnels spliced.", &[("", get(&s.bytes))]);
+    family("spliced_refused_total", "counter", "Tunnels' ends refused.", &[("", get(&s.refused))]);
     let quic = [
         ("quic_connections_total", "Connections accepted for QUIC packets.", server.accepts.get()),
         ("quic_connections_ended_total", "Of them, those that ended.", server.disconnects.get()),

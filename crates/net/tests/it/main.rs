@@ -6,6 +6,7 @@ mod mem_link;
 mod memory;
 mod overlay;
 mod relay;
+mod session;
 mod tunnel;
 
 use std::{future::Future, net::Ipv4Addr, sync::Arc, time::Duration};

@@ -24,6 +24,28 @@ pub(crate) async fn relay(dir: &tempfile::TempDir, admit: Admit) -> Relay {
     Relay::spawn(config).await.expect("relay")
 }
 
+/// The relay of this folder once more, where it was.
+pub(crate) async fn relay_again(dir: &tempfile::TempDir, info: &RelayInfo) -> Relay {
+    let https_port = info.url.rsplit(':').next().and_then(|port| port.parse().ok()).expect("a port");
+    let config = |https_port| RelayConfig {
+        bind: Ipv4Addr::LOCALHOST.into(),
+        host: None,
+        https_port,
+        http_port: 0,
+        quic_port: info.quic_port,
+        forwarder: info.forwarder.expect("ports"),
+        dir: dir.path().to_path_buf(),
+        admit: admit_all(),
+    };
+    let mut tick = tokio::time::interval(Duration::from_millis(20));
+    loop {
+        if let Ok(relay) = Relay::spawn(config(https_port)).await {
+            return relay;
+        }
+        tick.tick().await;
+    }
+}
+
 pub(crate) async fn behind(number: u8, relay: RelayInfo) -> Node {
     behind_all(number, vec![relay]).await
 }

@@ -63,7 +63,7 @@ async fn listen() -> (TcpListener, u16) {
 }
 
 /// Ends our direction and reads the service's answer.
-async fn finish(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> String {
+pub(crate) async fn finish(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> String {
     stream.shutdown().await.expect("half-close");
     let mut answer = String::new();
     soon("answer", stream.read_to_string(&mut answer)).await.expect("read");
@@ -71,7 +71,7 @@ async fn finish(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> String {
 }
 
 /// Lets requests with the right word through to the loopback.
-fn serve_loopback(node: &Node) -> TunnelServer {
+pub(crate) fn serve_loopback(node: &Node) -> TunnelServer {
     serve(node, admit_all(), |_, request: TunnelRequest| async move {
         if request.auth != b"secret" {
             return Err(Refused { code: "wrong_word".into(), message: "say the word".into() });
@@ -85,7 +85,7 @@ fn serve_loopback(node: &Node) -> TunnelServer {
 }
 
 /// A service that reads to the end, then answers with the count and hash of what it read.
-async fn hashing_service() -> u16 {
+pub(crate) async fn hashing_service() -> u16 {
     let (listener, port) = listen().await;
     tokio::spawn(async move {
         while let Ok((mut tcp, _)) = listener.accept().await {
