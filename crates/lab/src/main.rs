@@ -34,6 +34,9 @@ enum Command {
     /// Try inputs that no honest member sends.
     #[command(subcommand)]
     Fuzz(fuzz_commands::Command),
+    /// One end of a tunnel, for a benchmark.
+    #[command(subcommand, hide = true)]
+    Part(bench::tunnels::parts::Part),
     /// Write this release's golden journal into an empty folder; never over an old one.
     Golden {
         /// The folder.
@@ -167,6 +170,17 @@ enum Bench {
         #[command(flatten)]
         show: Show,
     },
+    /// Tunnels beside rathole, bore and ssh, in turn, on the loopback.
+    Tunnels {
+        /// Turns of everybody.
+        #[arg(long, default_value_t = 5)]
+        rounds: usize,
+        /// How long each measurement is.
+        #[arg(long, default_value_t = 2)]
+        seconds: u64,
+        #[command(flatten)]
+        show: Show,
+    },
     /// A start from a snapshot and the events after it.
     Start {
         /// Events after the snapshot.
@@ -210,6 +224,7 @@ fn run(command: Command) -> Result<bool> {
         Command::Bench(bench) => run_bench(bench),
         Command::Testbed(command) => testbed_commands::run(command),
         Command::Fuzz(command) => fuzz_commands::run(command),
+        Command::Part(part) => bench::tunnels::parts::run(part).map(|()| true),
         Command::Golden { dir } => {
             let empty = std::fs::read_dir(&dir).map_or(true, |mut files| files.next().is_none());
             if !empty {
@@ -258,6 +273,10 @@ fn run_bench(bench: Bench) -> Result<bool> {
         Bench::Month { days, seed, show } => {
             let size = bench::month::Size { days, seed };
             shown(&show, |_| bench::month::run(size))
+        }
+        Bench::Tunnels { rounds, seconds, show } => {
+            let size = bench::tunnels::Size { rounds, seconds };
+            shown(&show, |dir| bench::tunnels::run(dir, size))
         }
         Bench::Start { events, runs, show } => shown(&show, |dir| bench::start::run(dir, events, runs)),
     }

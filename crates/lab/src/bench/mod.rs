@@ -17,6 +17,7 @@ pub mod place;
 pub mod plot;
 pub mod ray;
 pub mod start;
+pub mod tunnels;
 
 use std::borrow::Cow;
 use std::path::Path;

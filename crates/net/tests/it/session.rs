@@ -191,9 +191,9 @@ fn who_does_not_read_stops_nobody_else() {
         let (unread, _) = soon("the slow service", listener.accept()).await.expect("accept");
         // The service reads nothing: what is written stops once all rooms on the way are full.
         let room = tokio::time::timeout(std::time::Duration::from_secs(2), async {
-            let mut written = 0;
+            let (mut written, much) = (0, vec![0; 65_536]);
             loop {
-                written += writer.write(&[0; 65_536]).await.expect("write");
+                written += writer.write(&much).await.expect("write");
                 assert!(written < 64 << 20, "nobody holds that much back");
             }
         });

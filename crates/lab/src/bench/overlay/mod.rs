@@ -19,6 +19,8 @@ use member::Kind;
 use pair::{Condition, Pair};
 use rival::Rival;
 
+pub(super) use rival::is_installed;
+
 /// How much is measured.
 #[derive(Debug, Clone, Copy)]
 pub struct Size {

@@ -31,7 +31,7 @@ pub(super) enum Rival {
 }
 
 /// Whether a program is there to be run.
-fn is_installed(program: &str) -> bool {
+pub(in crate::bench) fn is_installed(program: &str) -> bool {
     let found = Command::new("/bin/sh").args(["-c", &format!("command -v {program}")]).output();
     found.is_ok_and(|output| output.status.success())
 }
