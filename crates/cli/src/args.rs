@@ -124,7 +124,7 @@ pub(crate) enum Command {
     /// Rent clusters and use them
     #[command(subcommand)]
     Cluster(ClusterCommand),
-    /// Show a service of a cluster under the server's name; the server carries it and can read it ('ionet tunnel' is sealed)
+    /// Show a service of a cluster under the server's name; the server can read what passes
     #[command(after_help = "Examples:
   ionet expose clu_...:8000                       HTTP, for your own account
   ionet expose clu_...:8000 --public

@@ -172,6 +172,12 @@ fn host_of(request: &Request<Incoming>) -> Result<HeaderValue, Trouble> {
 
 /// A cookie comes along at any page's wish, so what another site's page sends is not taken for the visitor's own wish.
 fn own_page(headers: &HeaderMap, host: &HeaderValue) -> Result<(), Trouble> {
+    let said = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    // Sibling hosts are one site to a browser; following a link from there is the visitor's own wish.
+    let elsewhere = ["same-site", "cross-site"].contains(&said("sec-fetch-site"));
+    if elsewhere && said("sec-fetch-mode") != "navigate" {
+        return Err(Trouble::ForeignOrigin);
+    }
     let Some(origin) = headers.get(header::ORIGIN) else { return Ok(()) };
     let of = origin.to_str().ok().and_then(|origin| origin.split_once("://"));
     let same = of.is_some_and(|(_, of)| of.as_bytes().eq_ignore_ascii_case(host.as_bytes()));

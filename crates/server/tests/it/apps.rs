@@ -68,6 +68,9 @@ fn known_accounts_come_in_by_ticket_cookie_or_key_and_nobody_else_does() {
         assert_eq!(asked(with_cookie(&forged)).await, no(401, "not_signed_in"));
         let elsewhere = with_cookie(&cookie).header("origin", "http://evil.apps.localhost");
         assert_eq!(asked(elsewhere).await, no(403, "foreign_origin"));
+        let sibling =
+            with_cookie(&cookie).header("sec-fetch-site", "same-site").header("sec-fetch-mode", "no-cors");
+        assert_eq!(asked(sibling).await, no(403, "foreign_origin"));
 
         let answer = soon("an answer", with_cookie(&cookie).header("x-forwarded-for", "6.6.6.6").send())
             .await
