@@ -92,6 +92,22 @@ fn known_accounts_come_in_by_ticket_cookie_or_key_and_nobody_else_does() {
         assert_eq!(header("x-forwarded-for"), ["127.0.0.1"], "and who comes is not the visitor's word");
         assert_eq!(header("x-ionet-account"), [wallet(1).address().to_string()]);
 
+        scene.network.stop().await;
+    });
+}
+
+#[test]
+fn names_come_and_go_and_programs_come_by_key() {
+    run(async {
+        let scene = Scene::start(|_| {}).await;
+        let port = web().await;
+        scene.expose(Kind::Http, port, Access::Owner, &[]).await;
+        let place = scene.place().await;
+        let (browser, url) = (browser(&place), format!("http://{}:{}/", place.0, place.1.port()));
+        let other = scene.network.signed_in(&wallet(9)).await;
+        let link = scene.renter.enter(scene.cluster).await.expect("ticket").url;
+        let cookie = cookie_of(&browser, link.expose()).await;
+        let with_cookie = |cookie: &str| browser.get(&url).header("cookie", cookie);
         let (_, key) = scene.network.with_key(&scene.renter, &[Scope::Rent], 0).await;
         let (_, reads) = scene.network.with_key(&scene.renter, &[Scope::Read], 0).await;
         let (_, theirs) = scene.network.with_key(&other, &[Scope::Rent], 0).await;
