@@ -378,7 +378,11 @@ impl Client {
         self.answer(self.request(Method::GET, "/v1/events").query(filter)).await
     }
 
-    async fn get<Q: Serialize + ?Sized, T: DeserializeOwned>(&self, path: &str, query: &Q) -> Answer<T> {
+    pub(crate) async fn get<Q: Serialize + ?Sized, T: DeserializeOwned>(
+        &self,
+        path: &str,
+        query: &Q,
+    ) -> Answer<T> {
         let response = self.answer(self.request(Method::GET, path).query(query)).await?;
         self.read(response).await
     }
@@ -387,7 +391,7 @@ impl Client {
         self.send_json(Method::POST, path, body).await
     }
 
-    async fn send_json<B, T>(&self, method: Method, path: &str, body: &B) -> Answer<T>
+    pub(crate) async fn send_json<B, T>(&self, method: Method, path: &str, body: &B) -> Answer<T>
     where
         B: Serialize + ?Sized,
         T: DeserializeOwned,

@@ -6,6 +6,7 @@
 //! (`ionet-domain`), transports other than the client's HTTP.
 
 pub mod client;
+pub mod exposed;
 pub mod rest;
 pub mod secret;
 pub mod sign;

@@ -21,6 +21,7 @@ use ionet_domain::{Address, CommandId, DeviceId, EndpointId, KeyId, LeaseId, Ord
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::exposed::ExposedService;
 use crate::secret::Secret;
 use crate::worker::{BoxPhase, EgressUse, Telemetry};
 
@@ -582,6 +583,9 @@ pub struct ClusterView {
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     #[schema(value_type = Vec<String>)]
     pub allow: BTreeSet<Destination>,
+    /// Its services under the server's name, which the server carries and can read.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub exposed: Vec<ExposedService>,
     /// The secret of its services (Ray's token, the notebook's).
     #[schema(value_type = String)]
     pub token: Secret,

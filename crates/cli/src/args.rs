@@ -2,6 +2,7 @@
 //! anything is done.
 
 mod course;
+mod expose;
 mod request;
 
 use std::path::PathBuf;
@@ -14,6 +15,7 @@ use ionet_domain::money::Asset;
 use ionet_domain::{Address, DeviceId, KeyId, OrderId, Rate};
 
 pub(crate) use self::course::{PauseArgs, ReplaceArgs, ResizeArgs, SetArgs, UpkeepArgs};
+pub(crate) use self::expose::{AppsArgs, ExposeArgs, ExposeCommand, Place, Target};
 pub(crate) use self::request::RequestArgs;
 use crate::units;
 
@@ -122,6 +124,13 @@ pub(crate) enum Command {
     /// Rent clusters and use them
     #[command(subcommand)]
     Cluster(ClusterCommand),
+    /// Show a service of a cluster under the server's name; the server can read what passes
+    #[command(after_help = "Examples:
+  ionet expose clu_...:8000                       HTTP, for your own account
+  ionet expose clu_...:8000 --public
+  ionet expose clu_...:6379 --tcp --public        at a public port of the server
+  ionet expose open clu_...                       a link for a browser")]
+    Expose(ExposeArgs),
     /// Run programs on a Ray cluster (Ray's Jobs API)
     #[command(subcommand)]
     Job(JobCommand),
@@ -199,6 +208,8 @@ pub(crate) struct ServerArgs {
     /// connected yet
     #[arg(long, value_name = "ADDRESS=USD", value_parser = parse_funds)]
     pub(crate) fund: Vec<(Address, u64)>,
+    #[command(flatten)]
+    pub(crate) apps: AppsArgs,
 }
 
 #[derive(Debug, Args)]

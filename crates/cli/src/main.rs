@@ -79,6 +79,7 @@ async fn dispatch(cli: Cli) -> Result<u8> {
         Command::Country { country } => commands::terms::country(&context, country).await,
         Command::Operator(command) => commands::terms::operator(&context, &command).await,
         Command::Cluster(command) => return commands::cluster::cluster(&context, &command).await,
+        Command::Expose(args) => commands::expose::expose(&context, &args).await,
         Command::Job(command) => commands::job::job(&context, &command).await,
         Command::Journal(command) => commands::journal::journal(&context, &command).await,
         Command::Relay(args) => commands::relay::relay(&context, &args).await,

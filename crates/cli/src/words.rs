@@ -149,6 +149,12 @@ fn orders(body: &B) -> Option<String> {
             format!("order {order} extended to {} for {}", span(*duration_ms), usd(transfer.amount))
         }
         B::OrderEgressChanged { order, egress } => format!("order {order}: egress is {egress} now"),
+        B::OrderExposed { order, exposure } => {
+            format!("order {order} exposes {} port {} ({})", exposure.kind, exposure.port, exposure.access)
+        }
+        B::OrderUnexposed { order, kind, port } => {
+            format!("order {order} exposes {kind} port {port} no more")
+        }
         B::OrderClosing { order, reason: why } => format!("order {order} closing: {}", reason(why)),
         B::LeaseRemoved { lease, wipe } => match wipe {
             Some(wipe) => format!(

@@ -94,6 +94,8 @@ pub enum ActivityKind {
     KeyUsed,
     /// A tunnel into a cluster.
     TunnelOpened,
+    /// Somebody came to an exposed service, for the first time in an hour.
+    ServiceReached,
     /// A sign-in or a tunnel that was turned away.
     Denied,
 }

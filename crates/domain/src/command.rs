@@ -9,6 +9,7 @@ use crate::id::{Address, CommandId, DeviceId, EndpointId, KeyId, LeaseId, OrderI
 use crate::market::{Country, Denials, DenyList, Destination, Egress, Feed, Program, Quote};
 use crate::meter::{Receipt, Witness};
 use crate::money::Asset;
+use crate::order::expose::{Kind, Wanted};
 use crate::order::health::Ailment;
 use crate::order::size::OrderChange;
 use crate::order::{CloseReason, WipeReceipt};
@@ -128,6 +129,10 @@ pub enum CommandBody {
     Extend { order: OrderId, added_ms: u64 },
     /// Change what an order's boxes may reach outside, while it lives.
     ChangeEgress { order: OrderId, egress: Egress, allow: BTreeSet<Destination> },
+    /// Show a service of an order under the server's name.
+    Expose { order: OrderId, wanted: Wanted },
+    /// Show it no more.
+    Unexpose { order: OrderId, kind: Kind, port: u16 },
     /// Give an ended order one to five stars, once.
     Rate { order: OrderId, stars: u8 },
     /// Declare the actor's country.

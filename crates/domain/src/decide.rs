@@ -87,7 +87,9 @@ impl Decision<'_> {
             C::PlaceOrder { order, quote, program } => self.place_order(*order, quote, program),
             C::Extend { order, added_ms } => self.extend(*order, *added_ms),
             C::ChangeEgress { order, egress, allow } => self.change_egress(*order, *egress, allow),
-            C::Grow { .. }
+            C::Expose { .. }
+            | C::Unexpose { .. }
+            | C::Grow { .. }
             | C::Shrink { .. }
             | C::Pause { .. }
             | C::Resume { .. }

@@ -17,6 +17,7 @@ use crate::market::reserve::KeptSeat;
 use crate::market::spot::{NewRate, Notice};
 use crate::market::{Country, Denials, DenyList, Destination, Egress, Feed, Program, Quote};
 use crate::meter::{Charge, Receipt, Witness};
+use crate::order::expose::{Exposure, Kind};
 use crate::order::health::Ailment;
 use crate::order::pause::PauseReason;
 use crate::order::size::{GrowReason, OrderChange, ShrinkReason};
@@ -187,6 +188,10 @@ pub enum PublicBody {
     },
     /// What its boxes may reach outside was changed; the list is private.
     OrderEgressChanged { order: OrderId, egress: Egress },
+    /// A service of it is shown under the server's name; whom it names is private.
+    OrderExposed { order: OrderId, exposure: Exposure },
+    /// It is shown no more.
+    OrderUnexposed { order: OrderId, kind: Kind, port: u16 },
     /// A period was charged.
     LeaseMetered { receipt: Receipt, witness: Witness, charge: Charge },
     /// Held charges were proven and posted, the oldest `count` of the lease.
@@ -251,6 +256,8 @@ pub enum PrivateBody {
     },
     /// What an order's boxes may reach outside.
     Allow(BTreeSet<Destination>),
+    /// Whom an exposed service is for.
+    Guests(BTreeSet<Address>),
     /// An account's country.
     Country(Country),
     /// What a device's supplier does not serve.
@@ -347,6 +354,8 @@ impl PublicBody {
             | Self::OrderRunning { order }
             | Self::OrderRepriced { order, .. }
             | Self::OrderEgressChanged { order, .. }
+            | Self::OrderExposed { order, .. }
+            | Self::OrderUnexposed { order, .. }
             | Self::OrderPaused { order, .. }
             | Self::OrderResumed { order }
             | Self::OrderClosing { order, .. }

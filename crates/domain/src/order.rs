@@ -9,7 +9,7 @@
 //! | ready | Starting | Running | reconcile/ready |
 //! | meter, extend, replace, egress | Running (and where [`after`] says) | the same | reconcile/meter, renter, reconcile/place |
 //! | grow, shrink, exchange | Running | the same | the renter, reconcile/upkeep, reconcile/replace |
-//! | change | anything before Closing | the same | the renter |
+//! | change, expose | anything before Closing | the same | the renter |
 //! | pause | Running | Paused | the renter |
 //! | resume | Paused | Funded | the renter |
 //! | put off | Funded, if it was to resume and found no place | Paused | reconcile/place |
@@ -19,9 +19,11 @@
 //! | pay | Settled | Paid | reconcile/payout |
 //!
 //! Always holds: a stage is the to-do list of whoever moves it on; a lease's number is never used again. Not here: what changes
-//! the size and the time of an order that runs (`course`, `size`, `pause`, `scale`), what its members ail from (`health`).
+//! the size and the time of an order that runs (`course`, `size`, `pause`, `scale`), what its members ail from (`health`),
+//! what it shows to the world (`expose`).
 
 pub mod course;
+pub mod expose;
 pub mod health;
 pub mod pause;
 pub mod scale;
@@ -34,6 +36,7 @@ use std::net::Ipv4Addr;
 use serde::{Deserialize, Serialize};
 
 use self::course::{Course, ReleaseReason, Released};
+use self::expose::Exposed;
 use self::health::Ailing;
 use crate::id::{Address, DeviceId, KeyId, LeaseId, OrderId, TransferId, TransferKind};
 use crate::ledger::{AccountKey, Owner, Step, Transfer};
@@ -91,6 +94,8 @@ pub enum Move {
     Replace,
     /// Change what its boxes may reach outside.
     Egress,
+    /// Show a service under the server's name.
+    Expose,
     /// Say how it was.
     Rate,
     /// Add members.
@@ -145,9 +150,10 @@ pub fn after(stage: Stage, wanted: Move) -> Option<Stage> {
             Some(stage)
         }
         (S::Placed | S::Starting | S::Running, M::Replace) => Some(stage),
-        (S::Accepted | S::Funded | S::Placed | S::Starting | S::Running | S::Paused, M::Egress) => {
-            Some(stage)
-        }
+        (
+            S::Accepted | S::Funded | S::Placed | S::Starting | S::Running | S::Paused,
+            M::Egress | M::Expose,
+        ) => Some(stage),
         (S::Accepted | S::Funded | S::Placed | S::Starting | S::Running | S::Paused, M::Close) => {
             Some(S::Closing)
         }
@@ -401,6 +407,9 @@ pub struct Order {
     /// What became of its size and its time since it ran first.
     #[serde(default, skip_serializing_if = "Course::is_none")]
     pub course: Course,
+    /// What it shows under the server's name, if anything.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exposed: Option<Box<Exposed>>,
 }
 
 /// What was paid for and what came back. In micro-USD.
@@ -466,6 +475,7 @@ impl Order {
             rated: None,
             ways: Ways::default(),
             course: Course::default(),
+            exposed: None,
         }
     }
 

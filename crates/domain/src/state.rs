@@ -100,6 +100,9 @@ pub struct Private {
     /// The country that an account declared.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub countries: BTreeMap<Address, Country>,
+    /// Whom an order's HTTP service is exposed to by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub guests: BTreeMap<OrderId, BTreeSet<Address>>,
     /// What a device's supplier does not serve.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub terms: BTreeMap<DeviceId, Denials>,
@@ -452,13 +455,15 @@ impl State {
             }
             B::OrderStarted { order } => self.step(*order, Move::Start)?,
             B::OrderRunning { order } => self.fold_running(*order, event.at_ms)?,
-            B::OrderClosing { order, reason } => {
-                self.step(*order, Move::Close)?;
-                self.holder = self.holder.filter(|holder| holder != order);
-                let order = self.order_mut(*order)?;
+            B::OrderClosing { order: id, reason } => {
+                self.step(*id, Move::Close)?;
+                self.holder = self.holder.filter(|holder| holder != id);
+                let order = self.order_mut(*id)?;
                 order.closed_ms = Some(event.at_ms);
                 order.reason = Some(reason.clone());
+                order.exposed = None;
                 order.generation += 1;
+                self.private.guests.remove(id);
             }
             B::OrderSettled { order, refund, .. } => self.fold_settled(*order, refund.as_ref())?,
             B::OrderPaid { order } => self.step(*order, Move::Pay)?,

@@ -19,6 +19,7 @@ use ionet_journal::{FileDisk, Hash, Head, Index, PrivatePart, Reader, Record, pr
 use ionet_net::{Node, RelayInfo};
 use tokio::sync::{broadcast, mpsc, oneshot};
 
+use crate::apps::Apps;
 use crate::error::ServerError;
 use crate::keys::{Keys, random};
 use crate::view::{SharedView, View};
@@ -94,6 +95,8 @@ pub(crate) struct Inner {
     pub(crate) index_path: PathBuf,
     pub(crate) index: Mutex<Option<Index>>,
     pub(crate) keys_used: Mutex<BTreeMap<KeyId, u64>>,
+    /// Services under this server's name, if it shows any.
+    pub(crate) apps: Option<Arc<Apps>>,
 }
 
 impl std::fmt::Debug for Handle {

@@ -38,6 +38,11 @@ impl Keys {
         Self { signing: WalletKey::from_seed(&signing), endpoint: EndpointKey::from_seed(endpoint) }
     }
 
+    /// What the cookies of exposed services are sealed with: always the same.
+    pub(crate) fn apps_secret(&self) -> [u8; 32] {
+        Sha256::digest([b"ionet/apps-secret/1\n".as_slice(), &self.signing.seed()].concat()).into()
+    }
+
     /// The secret of one cluster's services: always the same for the same order.
     pub fn cluster_token(&self, order: OrderId) -> Secret {
         let secret = Sha256::digest([b"ionet/cluster-secret/1\n".as_slice(), &self.signing.seed()].concat());

@@ -6,6 +6,7 @@
 //! Always holds: nothing is answered, published or acted upon before it is durable; a failed append ends the process.
 //! Not here: rules (`ionet-domain`), anything that runs a customer's code (`ionet-worker`).
 
+pub mod apps;
 pub mod commit;
 pub mod core;
 pub mod engine;
@@ -24,6 +25,7 @@ pub(crate) mod vitals;
 pub mod writer;
 
 pub use crate::core::{Core, CoreOptions, Input, Output, Ticket};
+pub use apps::{AcmeConfig, AppsConfig, AppsLimits, AppsTls};
 pub use commit::{Batch, Committer, Durable};
 pub use engine::{Decided, Engine, EngineOptions, Opened};
 pub use error::ServerError;

@@ -28,6 +28,7 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 pub use background::GATHER;
 
+use crate::apps::{self, AppsConfig};
 use crate::commit::Committer;
 use crate::core::{Core, CoreOptions};
 use crate::engine::{EngineOptions, Opened};
@@ -82,6 +83,8 @@ pub struct ServerConfig {
     pub local_funds: Vec<LocalFunds>,
     /// A snapshot is due after this many events; 0 means never.
     pub snapshot_every: u64,
+    /// How services of clusters are shown under the server's name; not at all if `None`.
+    pub apps: Option<AppsConfig>,
 }
 
 impl ServerConfig {
@@ -97,6 +100,7 @@ impl ServerConfig {
             local: true,
             local_funds: Vec::new(),
             snapshot_every: 50_000,
+            apps: None,
         }
     }
 }
@@ -131,10 +135,19 @@ impl Server {
         let node = bind_node(&parts.keys, &config).await?;
         let http = TcpListener::bind(config.listen).await;
         let http = http.map_err(ServerError::io(format!("listen on {}", config.listen)))?;
-        Self::run(parts, &config, &node, http)
+        let shown = match &config.apps {
+            Some(apps) => Some(apps::Bound::new(apps, &config.data_dir, &parts.keys).await?),
+            None => None,
+        };
+        Self::run(parts, &config, &node, (http, shown))
     }
 
-    fn run(parts: Parts, config: &ServerConfig, node: &Node, http: TcpListener) -> Result<Self, ServerError> {
+    fn run(
+        parts: Parts,
+        config: &ServerConfig,
+        node: &Node,
+        (http, shown): (TcpListener, Option<apps::Bound>),
+    ) -> Result<Self, ServerError> {
         let address = http.local_addr().map_err(ServerError::io("find the address that HTTP listens on"))?;
         let Parts { core, committer, opened, keys, chain, disk } = parts;
         let view = core.view().clone();
@@ -159,6 +172,7 @@ impl Server {
             index_path: config.data_dir.join("index.sqlite"),
             index: Mutex::default(),
             keys_used: Mutex::default(),
+            apps: shown.as_ref().map(|shown| shown.apps.clone()),
         };
         let handle = Handle(Arc::new(inner));
         let router = crate::http::router(handle.clone())?;
@@ -182,10 +196,11 @@ impl Server {
             spawn("ionet-chain", move || watcher.run(&chain_orders))?,
             spawn("ionet-writer", move || _ = end.send(write(one, &endpoints)))?,
         ];
-        let tasks = vec![
+        let mut tasks = vec![
             tokio::spawn(hub::run(link, hub_orders, writer.clone(), config.relays.clone())),
             tokio::spawn(background::tick(writer)),
         ];
+        tasks.extend(shown.map(|shown| tokio::spawn(apps::run(handle.clone(), shown))));
         let (stop_http, stopping) = watch::channel(false);
         let http = tokio::spawn(serve(http, router, stopping));
         let url = format!("http://{address}");

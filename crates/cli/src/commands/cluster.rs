@@ -16,7 +16,7 @@ use serde_json::json;
 use tokio::io::AsyncReadExt;
 
 use crate::args::{ClusterCommand, CreateArgs};
-use crate::commands::{connect, course, egress, explain, journal, network, quote};
+use crate::commands::{connect, course, egress, explain, expose, journal, network, quote};
 use crate::context::{Context, now_ms, random};
 use crate::error::{CliError, Result};
 use crate::out::{Out, Progress};
@@ -278,6 +278,7 @@ pub(crate) fn show(out: Out, view: &ClusterView) {
     }
     out.table(&["MEMBER", "PHASE", "CONTACT", "ADDRESS", "DEVICE", "START"], &[], lease_rows(view));
     out.lines(course::proposals(view));
+    expose::of(out, view);
     egress::show_used(out, view);
     show_bill(out, &view.bill);
 }

@@ -8,6 +8,7 @@ pub(crate) mod devices;
 pub(crate) mod doctor;
 pub(crate) mod egress;
 pub(crate) mod explain;
+pub(crate) mod expose;
 pub(crate) mod job;
 pub(crate) mod journal;
 pub(crate) mod network;

@@ -10,10 +10,11 @@ use ionet_domain::simulated::MOST_AT_ONCE;
 use ionet_domain::{Actor, Address, Command, Params};
 use ionet_net::RelayInfo;
 use ionet_server::simulated::fleet;
-use ionet_server::{LocalFunds, Server, ServerConfig, ServerError};
+use ionet_server::{AppsConfig, LocalFunds, Server, ServerConfig, ServerError};
 use serde_json::{Value, json};
 
 use crate::args::ServerArgs;
+use crate::commands::expose;
 use crate::context::{Context, now_ms, read_json};
 use crate::error::{CliError, Result};
 use crate::process::Ending;
@@ -31,7 +32,8 @@ pub(crate) async fn server(context: &Context, args: &ServerArgs) -> Result {
     let ending = Ending::listen(false)?;
     let relays = args.relay.iter().map(|path| read_relay(path)).collect::<Result<Vec<_>>>()?;
     let funds = args.fund.iter().map(|(account, amount)| funds(*account, *amount)).collect();
-    let server = LocalServer::start(config(context, args.listen, relays, params(args)?, funds)).await?;
+    let config = config(context, args.listen, relays, params(args)?, funds);
+    let server = LocalServer::start(ServerConfig { apps: expose::apps(&args.apps), ..config }).await?;
     let url = server.url().to_owned();
     let public_url = public_url(context, args.listen.ip(), &url, args.public_url.as_deref());
     context.remember_served(&url, public_url.clone())?;
@@ -130,7 +132,8 @@ pub(crate) fn local_config(
         removal_grace_ms: LOCAL_REMOVAL_GRACE_MS,
         ..Params::default()
     };
-    config(context, listen, vec![relay], params, vec![funds(renter, amount)])
+    let config = config(context, listen, vec![relay], params, vec![funds(renter, amount)]);
+    ServerConfig { apps: Some(AppsConfig::local()), ..config }
 }
 
 /// A server in this process.

@@ -12,13 +12,13 @@ use super::kit::{Home, Said};
 const LONG_ENOUGH: Duration = Duration::from_mins(2);
 
 /// `ionet up` in the background, ended when dropped.
-struct Up {
+pub(crate) struct Up {
     child: Option<Child>,
     ready: Value,
 }
 
 impl Up {
-    fn start(home: &Home) -> Self {
+    pub(crate) fn start(home: &Home) -> Self {
         let words = ["up", "--json", "--workers", "2"];
         let mut child = home
             .command(&words)
@@ -39,7 +39,7 @@ impl Up {
     }
 
     /// Ctrl-C; what it said at the end.
-    fn interrupt(mut self) -> (i32, String) {
+    pub(crate) fn interrupt(mut self) -> (i32, String) {
         self.signal(Signal::INT);
         let mut child = self.child.take().unwrap();
         let mut said = String::new();
@@ -64,13 +64,13 @@ impl Drop for Up {
 }
 
 /// Words that rent boxes with a command.
-fn create<'a>(members: &'a str, script: &'a str) -> Vec<&'a str> {
+pub(crate) fn create<'a>(members: &'a str, script: &'a str) -> Vec<&'a str> {
     let words =
         "--json cluster create --engine command --memory 64MiB --disk 16MiB --for 10m --yes --spread -n";
     words.split(' ').chain([members, "--", "/bin/sh", "-c", script]).collect()
 }
 
-fn text(value: &Value) -> &str {
+pub(crate) fn text(value: &Value) -> &str {
     value.as_str().unwrap_or_else(|| panic!("{value} is no text"))
 }
 
@@ -79,7 +79,7 @@ fn number(value: &Value) -> u64 {
 }
 
 /// Asks until the answer is as wanted.
-fn wait_for(what: &str, mut ask: impl FnMut() -> Option<Value>) -> Value {
+pub(crate) fn wait_for(what: &str, mut ask: impl FnMut() -> Option<Value>) -> Value {
     let until = Instant::now() + LONG_ENOUGH;
     loop {
         if let Some(found) = ask() {
@@ -96,12 +96,12 @@ fn available(home: &Home) -> u64 {
     number(&holdings.iter().find(|holding| holding["asset"] == "IOSD").unwrap()["available"])
 }
 
-fn ok(said: Said) -> Said {
+pub(crate) fn ok(said: Said) -> Said {
     assert_eq!(said.status, 0, "{}", said.text());
     said
 }
 
-fn refused(said: &Said, code: &str) {
+pub(crate) fn refused(said: &Said, code: &str) {
     assert_eq!((said.status, said.json()["error"]["code"].as_str()), (1, Some(code)), "{}", said.text());
 }
 

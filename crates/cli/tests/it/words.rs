@@ -21,6 +21,7 @@ fn every_command_explains_itself() {
         &["explain"],
         &["cluster", "create"],
         &["cluster", "connect"],
+        &["expose"],
         &["job", "submit"],
     ] {
         let help = home.run(&[words, &["--help"]].concat());

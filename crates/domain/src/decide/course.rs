@@ -2,9 +2,10 @@
 
 use super::{Decision, Happened, only};
 use crate::command::{Actor, CommandBody};
-use crate::event::PublicBody;
+use crate::event::{PrivateBody, PublicBody};
 use crate::id::{LeaseId, OrderId, QuoteId};
 use crate::market::quote;
+use crate::order::expose::{self, Wanted};
 use crate::order::pause::{self, PauseReason, Paused};
 use crate::order::size::{self, GrowReason, OrderChange, ShrinkReason};
 use crate::order::{self, CloseReason, Order, ReplaceReason, health, scale};
@@ -40,9 +41,20 @@ impl Decision<'_> {
                 health::report(self.state.order(lease.order)?, lease.n, ailment.as_ref())?;
                 only(PublicBody::MemberAiling { lease: *lease, ailment: ailment.clone() })
             }
+            C::Expose { order, wanted } => self.expose(*order, wanted),
+            C::Unexpose { order, kind, port } => {
+                expose::unexpose(self.renter_of(*order, "take back a service")?, *kind, *port)?;
+                only(PublicBody::OrderUnexposed { order: *order, kind: *kind, port: *port })
+            }
             C::Scale { order, busy_percent } => self.scale(*order, *busy_percent),
             _ => self.server_steps(body),
         }
+    }
+
+    fn expose(&self, order: OrderId, wanted: &Wanted) -> Result<Vec<Happened>, Refusal> {
+        let exposure = expose::expose(self.state, self.renter_of(order, "expose a service")?, wanted)?;
+        let guests = (!wanted.guests.is_empty()).then(|| PrivateBody::Guests(wanted.guests.clone()));
+        Ok(vec![(PublicBody::OrderExposed { order, exposure }, guests)])
     }
 
     fn change(&self, order: OrderId, change: &OrderChange) -> Result<Vec<Happened>, Refusal> {

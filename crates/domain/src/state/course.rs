@@ -1,11 +1,12 @@
 //! Folding what changes an order that lives: its size, its time, its pauses.
 
 use super::State;
-use crate::event::{Event, PublicBody};
+use crate::event::{Event, PrivateBody, PublicBody};
 use crate::id::OrderId;
 use crate::ledger::Transfer;
 use crate::market::Quote;
 use crate::order::course::{Pause, ReleaseReason, Released};
+use crate::order::expose::Kind;
 use crate::order::health::Ailing;
 use crate::order::pause::PauseReason;
 use crate::order::{Lease, LeasePhase, Move};
@@ -44,6 +45,23 @@ impl State {
                 course.pause = Some(Pause { since_ms: event.at_ms, until_ms: *until_ms });
                 course.pauses += u32::from(wanted == Move::Pause);
                 course.growth = None;
+            }
+            B::OrderExposed { order, exposure } => {
+                self.order_mut(*order)?.fold_exposed(*exposure, event.at_ms);
+                // Where the names were erased it is for its owner alone, not for everybody.
+                match &event.private {
+                    Some(PrivateBody::Guests(guests)) => {
+                        self.private.guests.insert(*order, guests.clone());
+                    }
+                    _ if exposure.kind == Kind::Http => _ = self.private.guests.remove(order),
+                    _ => {}
+                }
+            }
+            B::OrderUnexposed { order, kind, port } => {
+                self.order_mut(*order)?.fold_unexposed(*kind, *port);
+                if *kind == Kind::Http {
+                    self.private.guests.remove(order);
+                }
             }
             B::MemberAiling { lease, ailment } => {
                 let since_ms = event.at_ms;

@@ -3,6 +3,7 @@
 mod choice;
 mod course;
 mod explain;
+mod expose;
 mod placement;
 mod pool;
 mod price;

@@ -26,6 +26,7 @@ fn every_stage_and_move() {
         M::Extend,
         M::Replace,
         M::Egress,
+        M::Expose,
         M::Grow,
         M::Shrink,
         M::Exchange,
@@ -39,15 +40,15 @@ fn every_stage_and_move() {
     ];
     // A row a stage, a letter a move in the order above; the letter is the stage after, '.' is refused.
     let expected = [
-        ("accepted", "F......A......AC.."),
-        ("funded", ".P..F..F.....WFC.."),
-        ("placed", "..S.P.PP......PC.."),
-        ("starting", "...RS.SS......SC.."),
-        ("running", "....RRRRRRRW..RC.."),
-        ("paused", "....WW.W....F.WC.."),
-        ("closing", "....C...........s."),
-        ("settled", ".................p"),
-        ("paid", ".................."),
+        ("accepted", "F......AA......AC.."),
+        ("funded", ".P..F..FF.....WFC.."),
+        ("placed", "..S.P.PPP......PC.."),
+        ("starting", "...RS.SSS......SC.."),
+        ("running", "....RRRRRRRRW..RC.."),
+        ("paused", "....WW.WW....F.WC.."),
+        ("closing", "....C............s."),
+        ("settled", "..................p"),
+        ("paid", "..................."),
     ];
     let letter = |stage: Option<Stage>| match stage {
         None => '.',

@@ -59,9 +59,11 @@ impl<'a> Bearer<'a> {
     pub(crate) fn read(header: &'a str) -> Option<Self> {
         let (scheme, token) = header.split_once(' ')?;
         let token = token.trim();
-        if !scheme.eq_ignore_ascii_case("bearer") {
-            return None;
-        }
+        if scheme.eq_ignore_ascii_case("bearer") { Self::of(token) } else { None }
+    }
+
+    /// Reads the token itself.
+    pub(crate) fn of(token: &'a str) -> Option<Self> {
         if token.starts_with(SESSION_PREFIX) {
             return Some(Self::Session(token));
         }

@@ -12,6 +12,7 @@ use ionet_domain::{Actor, Address, KeyId, Refusal, State};
 use super::Api;
 use super::auth::{Bearer, same, sha256};
 use super::error::Error;
+use crate::handle::Handle;
 
 /// Somebody who proved who he is.
 #[derive(Debug, Clone, Copy)]
@@ -65,14 +66,26 @@ fn session(api: &Api, token: &str) -> Result<Caller, Error> {
     Ok(Caller { actor: Actor::Wallet(account), account })
 }
 
+/// Whose API key this text is, and which, if it works and may rent.
+pub(crate) fn account_of_key(handle: &Handle, text: &str) -> Result<(Address, KeyId), Error> {
+    let malformed =
+        || Error::NotSignedIn { code: "malformed_token", reason: "the header holds no API key".into() };
+    let Some(Bearer::Key(key, secret)) = Bearer::of(text) else { return Err(malformed()) };
+    usable_key(handle, key, secret).map(|account| (account, key))
+}
+
 /// A key is unknown and its secret wrong in the same words: which of both is nobody's business.
 fn by_key(api: &Api, key: KeyId, secret: &str) -> Result<Caller, Error> {
+    let account = usable_key(&api.handle, key, secret)?;
+    Ok(Caller { actor: Actor::Key(account, key), account })
+}
+
+fn usable_key(handle: &Handle, key: KeyId, secret: &str) -> Result<Address, Error> {
     let sha = hex(&sha256(secret));
-    let (account, usable) = api.handle.read(|view| known_key(&view.state, key, &sha, api.now_ms()))?;
+    let (account, usable) = handle.read(|view| known_key(&view.state, key, &sha, handle.now_ms()))?;
     usable?;
-    let caller = Caller { actor: Actor::Key(account, key), account };
-    api.handle.note_activity(account, ActivityKind::KeyUsed, Some(key), "first use in this hour".into());
-    Ok(caller)
+    handle.note_activity(account, ActivityKind::KeyUsed, Some(key), "first use in this hour".into());
+    Ok(account)
 }
 
 /// Whose key it is and whether it still works.

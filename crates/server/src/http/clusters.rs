@@ -19,12 +19,12 @@ use super::caller::Caller;
 use super::error::Error;
 use super::extract::{Body, Named, Params};
 use super::history::{in_span, page_size};
-use super::{Api, views};
+use super::{Api, exposed, views};
 use crate::view::View;
 
 /// How long a grant opens tunnels; it works without the server, so it is not for ever.
 const GRANT_LIFE_MS: u64 = 12 * 3_600_000;
-const OWN_SCOPES: [Scope; 2] = [Scope::Read, Scope::Rent];
+pub(super) const OWN_SCOPES: [Scope; 2] = [Scope::Read, Scope::Rent];
 
 /// A signed, itemised, all-in price, good for a minute.
 #[utoipa::path(post, path = "/v1/quotes", tag = "clusters", request_body = Object,
@@ -220,7 +220,10 @@ fn show(api: &Api, view: &View, order: &Order, line: &mut Line) -> ClusterView {
         let line = line.0.get_or_insert_with(|| queue::line(&view.state, now_ms));
         queue::standing(&view.state, order, line, now_ms)
     });
-    views::cluster(&view.state, &view.fleet, order, waiting.flatten(), api.handle.cluster_token(order.id))
+    let token = api.handle.cluster_token(order.id);
+    let mut shown = views::cluster(&view.state, &view.fleet, order, waiting.flatten(), token);
+    shown.exposed = exposed::services(view, order, api.handle.0.apps.as_deref());
+    shown
 }
 
 impl Api {

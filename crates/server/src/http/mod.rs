@@ -12,6 +12,7 @@ mod clusters;
 mod course;
 mod devices;
 mod error;
+mod exposed;
 mod extract;
 mod history;
 mod journal;
@@ -40,6 +41,7 @@ use tokio::sync::Semaphore;
 
 use self::auth::{Random, Sessions};
 use self::caller::Caller;
+pub(crate) use self::caller::account_of_key;
 use self::error::Error;
 use self::metrics::Counters;
 use crate::error::ServerError;

@@ -7,7 +7,9 @@ use utoipa::openapi::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::{Api, accounts, clusters, course, devices, journal, layers, market, network, schemas, terms};
+use super::{
+    Api, accounts, clusters, course, devices, exposed, journal, layers, market, network, schemas, terms,
+};
 
 #[derive(utoipa::OpenApi)]
 #[openapi(
@@ -59,6 +61,9 @@ pub(super) fn routes() -> OpenApiRouter<Api> {
         .routes(routes!(clusters::extend))
         .routes(routes!(clusters::change_egress))
         .routes(routes!(clusters::grant))
+        .routes(routes!(exposed::expose, exposed::exposed))
+        .routes(routes!(exposed::unexpose))
+        .routes(routes!(exposed::ticket))
         .routes(routes!(terms::rate))
         .routes(routes!(terms::country, terms::declare))
         .routes(routes!(terms::terms, terms::set_terms))

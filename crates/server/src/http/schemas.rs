@@ -169,7 +169,7 @@ fn words() -> Named {
     vec![
         ("Asset", one_of(&["IO", "IOSD", "USDC"])),
         ("Scope", one_of(&["read", "rent", "supply", "pay", "keys"])),
-        ("ActivityKind", one_of(&["signed_in", "key_used", "tunnel_opened", "denied"])),
+        ("ActivityKind", one_of(&["signed_in", "key_used", "tunnel_opened", "service_reached", "denied"])),
         ("EngineKind", one_of(&["command", "ray"])),
         ("Tier", one_of(&["basic", "low", "medium", "high", "ultra"])),
         (

@@ -179,6 +179,7 @@ pub(super) fn cluster(
         paused_until_ms: order.course.pause.filter(|_| order.stage == Stage::Paused).map(|it| it.until_ms),
         closed_ms: order.closed_ms,
         bill: order.bill(),
+        exposed: Vec::new(),
         allow: state.private.programs.get(&order.id).map(|program| program.allow.clone()).unwrap_or_default(),
         token,
     }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use ionet_api::exposed::ExposeRequest;
 use ionet_api::rest::{
     ChangeRequest, DenyOrder, EgressRequest, EnrolRequest, ExtendRequest, FeedRequest, GrowRequest,
     MoreRequest, NamedRequest, OperatorRequest, OrderRequest, RateRequest, ReplaceRequest, SendRequest,
@@ -12,8 +13,10 @@ use ionet_domain::device::DeviceChange;
 use ionet_domain::id::TransferKind;
 use ionet_domain::market::competitors::PricePoint;
 use ionet_domain::market::{Egress, Feed};
+use ionet_domain::order::expose::{Access, Kind};
 use ionet_domain::order::size::OrderChange;
 use ionet_domain::{Asset, CommandId, DeviceId, EndpointId, OrderId, Rate};
+use ionet_server::AppsConfig;
 use serde_json::{Value, json};
 
 use crate::http_kit::{Network, PRIVATE_NAME, enrolment, new_key, order, request, run, wallet};
@@ -87,6 +90,10 @@ const TABLE: &[Line] = &[
     ("post", "/v1/clusters/{cluster}/extend", extend, [401, 404, 403, 200]),
     ("post", "/v1/clusters/{cluster}/egress", egress, [401, 404, 403, 200]),
     ("post", "/v1/clusters/{cluster}/tunnels", tunnel, [401, 404, 403, 200]),
+    ("post", "/v1/clusters/{cluster}/exposed", expose, [401, 404, 403, 200]),
+    ("get", "/v1/clusters/{cluster}/exposed", none, [401, 404, 403, 200]),
+    ("post", "/v1/clusters/{cluster}/tickets", none, [401, 404, 403, 200]),
+    ("delete", "/v1/clusters/{cluster}/exposed/{kind}/{port}", none, [401, 404, 403, 200]),
     ("post", "/v1/clusters/{cluster}/replace", replace, [401, 404, 403, 422]),
     ("post", "/v1/clusters/{cluster}/resume", named, [401, 404, 403, 409]),
     ("post", "/v1/clusters/{cluster}/pause", named, [401, 404, 403, 200]),
@@ -132,6 +139,12 @@ fn grow(scene: &Scene) -> Value {
 
 fn shrink(scene: &Scene) -> Value {
     json_of(ShrinkRequest { id: command_id(scene), members: 1 })
+}
+
+fn expose(scene: &Scene) -> Value {
+    let (kind, access) = (Kind::Http, Access::Owner);
+    let id = command_id(scene);
+    json_of(ExposeRequest { id, kind, port: 8000, member: 0, access, accounts: BTreeSet::new() })
 }
 
 /// There is no such member.
@@ -182,7 +195,7 @@ fn tunnel(_: &Scene) -> Value {
 }
 
 async fn scene() -> (Scene, [Option<String>; 4]) {
-    let network = Network::start().await;
+    let network = Network::start_with(|config| config.apps = Some(AppsConfig::local())).await;
     let owner = network.signed_in(&wallet(1)).await;
     let address = wallet(1).address();
     network.fund(address, 10_000_000).await;
@@ -208,6 +221,7 @@ async fn scene() -> (Scene, [Option<String>; 4]) {
 async fn status(scene: &Scene, line: &Line, token: Option<&String>) -> u16 {
     let (method, path, body, _) = line;
     let path = path.replace("{cluster}", &scene.cluster.to_string()).replace("{key}", &scene.key);
+    let path = path.replace("{kind}/{port}", "http/8000");
     let device = if ["patch", "delete"].contains(method) { scene.spare } else { scene.device };
     let url = format!("{}{}", scene.network.url(), path.replace("{device}", &device.to_string()));
     let method = reqwest::Method::from_bytes(method.to_uppercase().as_bytes()).expect("method");

@@ -53,8 +53,15 @@ pub(crate) struct Network {
 impl Network {
     /// Starts with an empty journal.
     pub(crate) async fn start() -> Self {
+        Self::start_with(|_| {}).await
+    }
+
+    /// The same with other settings.
+    pub(crate) async fn start_with(change: impl FnOnce(&mut ServerConfig)) -> Self {
         let dir = tempfile::tempdir().expect("dir");
-        let server = Server::start(ServerConfig::local(dir.path().to_owned())).await.expect("server");
+        let mut config = ServerConfig::local(dir.path().to_owned());
+        change(&mut config);
+        let server = Server::start(config).await.expect("server");
         Self { server, dir }
     }
 
@@ -244,6 +251,7 @@ pub(crate) fn enrolment(device: DeviceId, owner: Address, endpoint: EndpointId) 
 pub(crate) struct Worker {
     pub(crate) device: DeviceId,
     pub(crate) endpoint: EndpointId,
+    pub(crate) node: Node,
     agent: tokio::task::JoinHandle<()>,
 }
 
@@ -267,8 +275,8 @@ impl Worker {
         let info = owner.network().await.expect("network");
         let server: NodeAddr = serde_json::from_value(info.server_addr).expect("address");
         let link = soon("a link", connect_link(&node, &server)).await.expect("link");
-        let agent = tokio::spawn(agent(node, link, device, endpoint));
-        Self { device, endpoint, agent }
+        let agent = tokio::spawn(agent(node.clone(), link, device, endpoint));
+        Self { device, endpoint, node, agent }
     }
 }
 

@@ -1,5 +1,7 @@
 //! The server from outside: the core against workers, disks and chains in memory, and the shell against real ones.
 
+mod apps;
+mod apps_kit;
 mod course;
 mod crash;
 mod http_authorisation;
