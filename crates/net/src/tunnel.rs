@@ -5,6 +5,10 @@
 //! (half-close); a broken service shows as a reset, never as a clean end. Who may open what is the handler's rule; until
 //! it has said yes, a client is a stranger: few at once, with little room, for a short time.
 
+mod datagram;
+
+pub use datagram::{datagrams, forward_local_udp};
+
 use std::{
     collections::BTreeMap,
     fmt,
@@ -206,7 +210,7 @@ pub async fn open(node: &Node, addr: &NodeAddr, request: &TunnelRequest) -> Resu
         Err(_) => return Err(NetError::closed("the other side does not answer")),
     };
     match decode::<Answer>(&answer)? {
-        Ok(note) => Ok(TunnelStream { send, receive, note, _pooled: Some(pooled) }),
+        Ok(said) => Ok(TunnelStream { send, receive, note: said, _pooled: Some(pooled) }),
         Err(Refused { code, message }) => Err(NetError::Refused { code, message }),
     }
 }
