@@ -10,6 +10,7 @@ use crate::market::{Country, Denials, DenyList, Destination, Egress, Feed, Progr
 use crate::meter::{Receipt, Witness};
 use crate::money::Asset;
 use crate::order::health::Ailment;
+use crate::order::share::Share;
 use crate::order::size::OrderChange;
 use crate::order::{CloseReason, WipeReceipt};
 use crate::simulated::Simulated;
@@ -128,6 +129,10 @@ pub enum CommandBody {
     Extend { order: OrderId, added_ms: u64 },
     /// Change what an order's boxes may reach outside, while it lives.
     ChangeEgress { order: OrderId, egress: Egress, allow: BTreeSet<Destination> },
+    /// Let another account open some of an order's services, instead of what it might before.
+    Share { order: OrderId, account: Address, share: Share },
+    /// No longer.
+    Unshare { order: OrderId, account: Address },
     /// Give an ended order one to five stars, once.
     Rate { order: OrderId, stars: u8 },
     /// Declare the actor's country.

@@ -19,6 +19,7 @@ use crate::market::{Country, Denials, DenyList, Destination, Egress, Feed, Progr
 use crate::meter::{Charge, Receipt, Witness};
 use crate::order::health::Ailment;
 use crate::order::pause::PauseReason;
+use crate::order::share::Share;
 use crate::order::size::{GrowReason, OrderChange, ShrinkReason};
 use crate::order::{Bill, CloseReason, NewLease, ReplaceReason, WipeReceipt};
 use crate::payout::Payout;
@@ -187,6 +188,10 @@ pub enum PublicBody {
     },
     /// What its boxes may reach outside was changed; the list is private.
     OrderEgressChanged { order: OrderId, egress: Egress },
+    /// Its owner lets another account open some of its services.
+    OrderShared { order: OrderId, account: Address, share: Share },
+    /// And no longer.
+    OrderUnshared { order: OrderId, account: Address },
     /// A period was charged.
     LeaseMetered { receipt: Receipt, witness: Witness, charge: Charge },
     /// Held charges were proven and posted, the oldest `count` of the lease.
@@ -342,6 +347,9 @@ impl PublicBody {
             Self::OrderChanged { order, refund, escrow, .. } => {
                 let moved = refund.iter().chain(escrow).flat_map(touched);
                 std::iter::once(order.to_string()).chain(moved).collect()
+            }
+            Self::OrderShared { order, account, .. } | Self::OrderUnshared { order, account } => {
+                vec![order.to_string(), account.to_string()]
             }
             Self::OrderStarted { order }
             | Self::OrderRunning { order }

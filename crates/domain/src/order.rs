@@ -9,6 +9,7 @@
 //! | ready | Starting | Running | reconcile/ready |
 //! | meter, extend, replace, egress | Running (and where [`after`] says) | the same | reconcile/meter, renter, reconcile/place |
 //! | grow, shrink, exchange | Running | the same | the renter, reconcile/upkeep, reconcile/replace |
+//! | share | anything before Closing | the same | the renter |
 //! | change | anything before Closing | the same | the renter |
 //! | pause | Running | Paused | the renter |
 //! | resume | Paused | Funded | the renter |
@@ -25,6 +26,7 @@ pub mod course;
 pub mod health;
 pub mod pause;
 pub mod scale;
+pub mod share;
 pub mod size;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -35,6 +37,7 @@ use serde::{Deserialize, Serialize};
 
 use self::course::{Course, ReleaseReason, Released};
 use self::health::Ailing;
+use self::share::Shares;
 use crate::id::{Address, DeviceId, KeyId, LeaseId, OrderId, TransferId, TransferKind};
 use crate::ledger::{AccountKey, Owner, Step, Transfer};
 use crate::market::place::{self, Limits, Seat, Taken};
@@ -91,6 +94,8 @@ pub enum Move {
     Replace,
     /// Change what its boxes may reach outside.
     Egress,
+    /// Let others open its services, or no longer.
+    Share,
     /// Say how it was.
     Rate,
     /// Add members.
@@ -144,6 +149,7 @@ pub fn after(stage: Stage, wanted: Move) -> Option<Stage> {
         (S::Accepted | S::Funded | S::Placed | S::Starting | S::Running | S::Paused, M::Change) => {
             Some(stage)
         }
+        (S::Accepted | S::Funded | S::Placed | S::Starting | S::Running | S::Paused, M::Share) => Some(stage),
         (S::Placed | S::Starting | S::Running, M::Replace) => Some(stage),
         (S::Accepted | S::Funded | S::Placed | S::Starting | S::Running | S::Paused, M::Egress) => {
             Some(stage)
@@ -401,6 +407,9 @@ pub struct Order {
     /// What became of its size and its time since it ran first.
     #[serde(default, skip_serializing_if = "Course::is_none")]
     pub course: Course,
+    /// Who else may open its services.
+    #[serde(default, skip_serializing_if = "Shares::is_none")]
+    pub sharing: Shares,
 }
 
 /// What was paid for and what came back. In micro-USD.
@@ -466,6 +475,7 @@ impl Order {
             rated: None,
             ways: Ways::default(),
             course: Course::default(),
+            sharing: Shares::default(),
         }
     }
 

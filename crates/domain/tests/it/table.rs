@@ -26,6 +26,7 @@ fn every_stage_and_move() {
         M::Extend,
         M::Replace,
         M::Egress,
+        M::Share,
         M::Grow,
         M::Shrink,
         M::Exchange,

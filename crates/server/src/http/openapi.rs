@@ -7,7 +7,9 @@ use utoipa::openapi::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::{Api, accounts, clusters, course, devices, journal, layers, market, network, schemas, terms};
+use super::{
+    Api, accounts, clusters, course, devices, journal, layers, market, network, schemas, shares, terms,
+};
 
 #[derive(utoipa::OpenApi)]
 #[openapi(
@@ -58,7 +60,9 @@ pub(super) fn routes() -> OpenApiRouter<Api> {
         .routes(routes!(clusters::cluster_network))
         .routes(routes!(clusters::extend))
         .routes(routes!(clusters::change_egress))
-        .routes(routes!(clusters::grant))
+        .routes(routes!(shares::share))
+        .routes(routes!(shares::unshare))
+        .routes(routes!(shares::grant))
         .routes(routes!(terms::rate))
         .routes(routes!(terms::country, terms::declare))
         .routes(routes!(terms::terms, terms::set_terms))

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use ionet_api::rest::{
     ChangeRequest, DenyOrder, EgressRequest, EnrolRequest, ExtendRequest, FeedRequest, GrowRequest,
     MoreRequest, NamedRequest, OperatorRequest, OrderRequest, RateRequest, ReplaceRequest, SendRequest,
-    ShrinkRequest, SignedQuote, TunnelGrantRequest,
+    ShareRequest, ShrinkRequest, SignedQuote, TunnelGrantRequest,
 };
 use ionet_domain::account::Scope;
 use ionet_domain::device::DeviceChange;
@@ -13,6 +13,7 @@ use ionet_domain::id::TransferKind;
 use ionet_domain::market::competitors::PricePoint;
 use ionet_domain::market::{Egress, Feed};
 use ionet_domain::order::size::OrderChange;
+use ionet_domain::tunnel::Services;
 use ionet_domain::{Asset, CommandId, DeviceId, EndpointId, OrderId, Rate};
 use serde_json::{Value, json};
 
@@ -87,6 +88,8 @@ const TABLE: &[Line] = &[
     ("post", "/v1/clusters/{cluster}/extend", extend, [401, 404, 403, 200]),
     ("post", "/v1/clusters/{cluster}/egress", egress, [401, 404, 403, 200]),
     ("post", "/v1/clusters/{cluster}/tunnels", tunnel, [401, 404, 403, 200]),
+    ("post", "/v1/clusters/{cluster}/shares", share, [401, 404, 403, 200]),
+    ("delete", "/v1/clusters/{cluster}/shares/{account}", none, [401, 404, 403, 200]),
     ("post", "/v1/clusters/{cluster}/replace", replace, [401, 404, 403, 422]),
     ("post", "/v1/clusters/{cluster}/resume", named, [401, 404, 403, 409]),
     ("post", "/v1/clusters/{cluster}/pause", named, [401, 404, 403, 200]),
@@ -181,6 +184,13 @@ fn tunnel(_: &Scene) -> Value {
     json_of(TunnelGrantRequest { endpoint: EndpointId([5; 32]), services: None })
 }
 
+/// With an account that is no other line's.
+fn share(scene: &Scene) -> Value {
+    let id = CommandId::from_bits(scene.network.order_id().bits());
+    let until_ms = id.at_ms() + 60_000;
+    json_of(ShareRequest { id, account: wallet(7).address(), services: Services::All, until_ms })
+}
+
 async fn scene() -> (Scene, [Option<String>; 4]) {
     let network = Network::start().await;
     let owner = network.signed_in(&wallet(1)).await;
@@ -208,6 +218,7 @@ async fn scene() -> (Scene, [Option<String>; 4]) {
 async fn status(scene: &Scene, line: &Line, token: Option<&String>) -> u16 {
     let (method, path, body, _) = line;
     let path = path.replace("{cluster}", &scene.cluster.to_string()).replace("{key}", &scene.key);
+    let path = path.replace("{account}", &wallet(7).address().to_string());
     let device = if ["patch", "delete"].contains(method) { scene.spare } else { scene.device };
     let url = format!("{}{}", scene.network.url(), path.replace("{device}", &device.to_string()));
     let method = reqwest::Method::from_bytes(method.to_uppercase().as_bytes()).expect("method");
