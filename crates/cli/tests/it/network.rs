@@ -12,14 +12,18 @@ use super::kit::{Home, Said};
 const LONG_ENOUGH: Duration = Duration::from_mins(2);
 
 /// `ionet up` in the background, ended when dropped.
-struct Up {
+pub(crate) struct Up {
     child: Option<Child>,
     ready: Value,
 }
 
 impl Up {
     fn start(home: &Home) -> Self {
-        let words = ["up", "--json", "--workers", "2"];
+        Self::start_with(home, 2)
+    }
+
+    pub(crate) fn start_with(home: &Home, workers: u32) -> Self {
+        let words = ["up", "--json", "--workers", &workers.to_string()];
         let mut child = home
             .command(&words)
             .stdout(Stdio::piped())
@@ -39,7 +43,7 @@ impl Up {
     }
 
     /// Ctrl-C; what it said at the end.
-    fn interrupt(mut self) -> (i32, String) {
+    pub(crate) fn interrupt(mut self) -> (i32, String) {
         self.signal(Signal::INT);
         let mut child = self.child.take().unwrap();
         let mut said = String::new();
@@ -70,7 +74,7 @@ fn create<'a>(members: &'a str, script: &'a str) -> Vec<&'a str> {
     words.split(' ').chain([members, "--", "/bin/sh", "-c", script]).collect()
 }
 
-fn text(value: &Value) -> &str {
+pub(crate) fn text(value: &Value) -> &str {
     value.as_str().unwrap_or_else(|| panic!("{value} is no text"))
 }
 
@@ -96,12 +100,12 @@ fn available(home: &Home) -> u64 {
     number(&holdings.iter().find(|holding| holding["asset"] == "IOSD").unwrap()["available"])
 }
 
-fn ok(said: Said) -> Said {
+pub(crate) fn ok(said: Said) -> Said {
     assert_eq!(said.status, 0, "{}", said.text());
     said
 }
 
-fn refused(said: &Said, code: &str) {
+pub(crate) fn refused(said: &Said, code: &str) {
     assert_eq!((said.status, said.json()["error"]["code"].as_str()), (1, Some(code)), "{}", said.text());
 }
 
