@@ -18,6 +18,8 @@ use crate::{door, error::Error};
 pub const WORD: &str = "box-ssh";
 /// Where Debian's package puts the server; a box sees the host's `/usr`.
 const SERVER: &str = "/usr/sbin/sshd";
+/// The names of connections' folders, with their process's number after it.
+const FOLDER: &str = ".ionet-ssh-";
 /// Which client keys may come in, one a line.
 const KEYS: &str = "IONET_SSH_KEYS";
 /// The server's own key, in OpenSSH's format.
@@ -70,12 +72,24 @@ fn serve() -> io::Result<u8> {
     Ok(u8::try_from(door::code(status)).unwrap_or(1))
 }
 
+/// Removes the files of connections that were killed: their processes are gone.
+fn sweep(folder: &Path) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let pid = name.to_str().and_then(|name| name.strip_prefix(FOLDER)?.parse::<u32>().ok());
+        if pid.is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists()) {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
 /// The files of one connection, gone at its end.
 struct Folder(PathBuf);
 
 impl Folder {
     fn make() -> io::Result<Self> {
-        let path = PathBuf::from(format!("/tmp/.ionet-ssh-{}", std::process::id()));
+        sweep(Path::new("/tmp"));
+        let path = PathBuf::from(format!("/tmp/{FOLDER}{}", std::process::id()));
         // What a killed connection of the same number left.
         let _ = fs::remove_dir_all(&path);
         fs::DirBuilder::new().mode(0o700).create(&path)?;
@@ -147,6 +161,18 @@ fn settable(name: &str, value: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_killed_connections_left_is_swept_away() {
+        let dir = tempfile::tempdir().unwrap();
+        let own = format!("{FOLDER}{}", std::process::id());
+        for name in [&*own, ".ionet-ssh-4294967295", ".ionet-ssh-x", "mine"] {
+            fs::create_dir(dir.path().join(name)).unwrap();
+        }
+        sweep(dir.path());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 3);
+        assert!(!dir.path().join(".ionet-ssh-4294967295").exists());
+    }
 
     #[test]
     fn variables_cannot_leave_their_line() {
