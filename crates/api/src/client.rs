@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use ionet_domain::device::DeviceChange;
 use ionet_domain::market::Request;
-use ionet_domain::{DeviceId, KeyId, OrderId, Refusal};
+use ionet_domain::{Address, DeviceId, KeyId, OrderId, Refusal};
 use reqwest::{Method, StatusCode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -322,6 +322,16 @@ impl Client {
         request: &rest::EgressRequest,
     ) -> Answer<rest::ClusterView> {
         self.post(&format!("/v1/clusters/{cluster}/egress"), request).await
+    }
+
+    /// Lets another account open services of a cluster.
+    pub async fn share(&self, cluster: OrderId, request: &rest::ShareRequest) -> Answer<rest::ClusterView> {
+        self.post(&format!("/v1/clusters/{cluster}/shares"), request).await
+    }
+
+    /// Takes a share back.
+    pub async fn unshare(&self, cluster: OrderId, account: Address) -> Answer<rest::ClusterView> {
+        self.send_json(Method::DELETE, &format!("/v1/clusters/{cluster}/shares/{account}"), &()).await
     }
 
     /// Says how a cluster was.

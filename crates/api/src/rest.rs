@@ -11,7 +11,9 @@ use ionet_domain::market::explain::Explanation;
 use ionet_domain::market::explain_device::DeviceExplanation;
 use ionet_domain::market::queue::Waiting;
 use ionet_domain::market::spot::Notice;
-use ionet_domain::market::{Country, Denials, DenyList, Destination, Egress, Feed, Program, Quote};
+use ionet_domain::market::{
+    Country, Denials, DenyList, Destination, Egress, EngineKind, Feed, Program, Quote,
+};
 use ionet_domain::money::{Asset, Rate};
 use ionet_domain::order::course::ReleaseReason;
 use ionet_domain::order::size::OrderChange;
@@ -586,9 +588,43 @@ pub struct ClusterView {
     /// Its services under the server's name, which the server carries and can read.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub exposed: Vec<ExposedService>,
+    /// Who else may open its services.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub shares: Vec<ShareView>,
     /// The secret of its services (Ray's token, the notebook's).
     #[schema(value_type = String)]
     pub token: Secret,
+}
+
+/// What another account may open of a cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ShareView {
+    /// Who.
+    #[schema(value_type = String)]
+    pub account: Address,
+    /// Which services; `all` for every one.
+    #[schema(value_type = Vec<String>)]
+    pub services: Services,
+    /// Until when, in milliseconds since 1970.
+    pub until_ms: u64,
+}
+
+/// Let another account open services of a cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ShareRequest {
+    /// A name for the command, so that a retry is found out.
+    #[schema(value_type = String)]
+    pub id: CommandId,
+    /// Who.
+    #[schema(value_type = String)]
+    pub account: Address,
+    /// Which services: `tcp/PORT`, `udp/PORT`, `ssh`, `files`, `log`; or `all` alone.
+    #[schema(value_type = Vec<String>)]
+    pub services: Services,
+    /// Until when, in milliseconds since 1970.
+    pub until_ms: u64,
 }
 
 /// How the members of a cluster reach each other, by their own word of a few seconds ago.
@@ -806,6 +842,13 @@ pub struct TunnelGrant {
     pub signature: String,
     /// The members that can be reached: lease, slot, endpoint.
     pub members: Vec<TunnelMember>,
+    /// What runs in the cluster.
+    #[schema(value_type = String)]
+    pub engine: EngineKind,
+    /// The secret of its services, for whoever may open Ray's ports.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub token: Option<Secret>,
 }
 
 /// A member that a tunnel can go to.

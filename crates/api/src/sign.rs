@@ -168,6 +168,9 @@ pub struct Grant {
     pub issued_ms: u64,
     /// Until when it opens tunnels, in milliseconds since 1970.
     pub not_after_ms: u64,
+    /// When what it opened ends too, in milliseconds since 1970, where that is not the cluster's own end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cut_ms: Option<u64>,
 }
 
 impl Statement for Grant {

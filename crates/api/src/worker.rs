@@ -10,6 +10,7 @@ use ionet_domain::device::{Measured, Resources};
 use ionet_domain::market::{Egress, EngineKind, Hiding, Program};
 use ionet_domain::meter::Receipt;
 use ionet_domain::order::WipeReceipt;
+use ionet_domain::tunnel::Void;
 use ionet_domain::{Address, DeviceId, EndpointId, LeaseId, OrderId};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -101,6 +102,9 @@ pub struct DesiredLease {
     /// What the cluster's network hides.
     #[serde(default, skip_serializing_if = "Hiding::is_none")]
     pub hiding: Hiding,
+    /// Leave to open tunnels that was taken back.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub void: Vec<Void>,
 }
 
 /// Who belongs to a cluster.

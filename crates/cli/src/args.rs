@@ -2,6 +2,7 @@
 //! anything is done.
 
 mod course;
+mod doors;
 mod expose;
 mod request;
 
@@ -15,7 +16,8 @@ use ionet_domain::money::Asset;
 use ionet_domain::{Address, DeviceId, KeyId, OrderId, Rate};
 
 pub(crate) use self::course::{PauseArgs, ReplaceArgs, ResizeArgs, SetArgs, UpkeepArgs};
-pub(crate) use self::expose::{AppsArgs, ExposeArgs, ExposeCommand, Place, Target};
+pub(crate) use self::doors::{CpArgs, Place, ShareArgs, SshArgs, Target, TunnelArgs};
+pub(crate) use self::expose::{AppsArgs, ClusterOrPort, ClusterPort, ExposeArgs, ExposeCommand};
 pub(crate) use self::request::RequestArgs;
 use crate::units;
 
@@ -131,6 +133,33 @@ pub(crate) enum Command {
   ionet expose clu_...:6379 --tcp --public        at a public port of the server
   ionet expose open clu_...                       a link for a browser")]
     Expose(ExposeArgs),
+    /// Open local ports to any port of a member, TCP or UDP
+    #[command(after_help = "Examples:
+  ionet tunnel clu_...:8000                   the head's port 8000, here at the same port if it is free
+  ionet tunnel clu_...:8000 clu_....1:9000    member 1 too
+  ionet tunnel clu_...:5353/udp --local 5300
+  ionet tunnel clu_...:22 --stdio             one connection, at standard input and output")]
+    Tunnel(TunnelArgs),
+    /// A shell in a member's box, or a command there, by this machine's own ssh
+    #[command(after_help = "Examples:
+  ionet ssh clu_...
+  ionet ssh clu_... 1 -- nvidia-smi
+  ionet ssh clu_... -- -L 8888:localhost:8888
+  ionet ssh --write-config clu_...            then: ssh clu_....ionet, scp, rsync, VS Code Remote")]
+    Ssh(SshArgs),
+    /// The way of ssh to a member, at standard input and output: what ssh runs by itself
+    SshProxy {
+        /// Which cluster
+        cluster: OrderId,
+        /// Which member; 0 is the head
+        #[arg(default_value_t = 0)]
+        member: u32,
+    },
+    /// Copy files and folders to a member's box or from it; goes on where it was broken off
+    #[command(after_help = "Examples:
+  ionet cp ./data clu_...:                    into its home folder
+  ionet cp clu_....1:out/model.pt .")]
+    Cp(CpArgs),
     /// Run programs on a Ray cluster (Ray's Jobs API)
     #[command(subcommand)]
     Job(JobCommand),
@@ -613,6 +642,18 @@ pub(crate) enum ClusterCommand {
   ionet cluster egress clu_... off
   ionet cluster egress clu_... --allow '*.pythonhosted.org:443' --allow pypi.org:443")]
     Egress(EgressArgs),
+    /// Let another account open some of the services: ports, shell, files, log
+    #[command(after_help = "Examples:
+  ionet cluster share clu_... ADDRESS --services tcp/8265,tcp/10001,log --for 2d
+  ionet cluster share clu_... ADDRESS --services all")]
+    Share(ShareArgs),
+    /// Take a share back; what is open under it is cut
+    Unshare {
+        /// Which
+        cluster: OrderId,
+        /// Whose share
+        account: Address,
+    },
     /// Open local ports to dashboard, Ray Client, Jobs and notebook
     #[command(after_help = "Examples:
   ionet cluster connect clu_...

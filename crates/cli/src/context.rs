@@ -13,7 +13,6 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use ionet_api::rest::NetworkInfo;
 use ionet_api::{Client, Secret, WalletKey};
 use ionet_domain::Address;
-use ionet_net::EndpointKey;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -207,11 +206,6 @@ impl Context {
         let keypair: Vec<u8> = seed.into_iter().chain(key.address().0).collect();
         write_json(&self.path("wallet.json"), &keypair)?;
         Ok((key, true))
-    }
-
-    /// The key of this client's endpoint, for tunnels.
-    pub(crate) fn endpoint_key(&self) -> Result<EndpointKey> {
-        Ok(EndpointKey::load_or_create(&self.path("client.key"))?)
     }
 }
 

@@ -52,16 +52,17 @@ fn hidden() -> Option<ExitCode> {
                 ExitCode::FAILURE
             }
         },
-        "box-init" => ionet_worker::netns::main(rest),
-        "box-launch" => ionet_worker::launch::main(rest),
-        _ => return None,
+        word => return ionet_worker::hidden(word, rest),
     })
 }
 
 fn run(cli: Cli) -> Result<u8> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.map_err(error::io("start"))?;
-    runtime.block_on(dispatch(cli))
+    let done = runtime.block_on(dispatch(cli));
+    // A thread that waits for standard input would wait for ever.
+    runtime.shutdown_background();
+    done
 }
 
 async fn dispatch(cli: Cli) -> Result<u8> {
@@ -80,6 +81,12 @@ async fn dispatch(cli: Cli) -> Result<u8> {
         Command::Operator(command) => commands::terms::operator(&context, &command).await,
         Command::Cluster(command) => return commands::cluster::cluster(&context, &command).await,
         Command::Expose(args) => commands::expose::expose(&context, &args).await,
+        Command::Tunnel(args) => return commands::tunnel::tunnel(&context, &args).await,
+        Command::Ssh(args) => return commands::ssh::ssh(&context, &args).await,
+        Command::SshProxy { cluster, member } => {
+            return commands::ssh::proxy(&context, cluster, member).await;
+        }
+        Command::Cp(args) => commands::cp::cp(&context, &args).await,
         Command::Job(command) => commands::job::job(&context, &command).await,
         Command::Journal(command) => commands::journal::journal(&context, &command).await,
         Command::Relay(args) => commands::relay::relay(&context, &args).await,

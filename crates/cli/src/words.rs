@@ -221,6 +221,14 @@ fn courses(body: &B) -> Option<String> {
         B::OrderChanged { order, refund, .. } => {
             format!("order {order} changed by its renter, {} back", back(refund.as_ref()))
         }
+        B::OrderShared { order, account, share } => {
+            format!(
+                "order {order} shared with {account}: {} until {}",
+                share.services,
+                moment(share.until_ms)
+            )
+        }
+        B::OrderUnshared { order, account } => format!("order {order} is no longer shared with {account}"),
         _ => return None,
     })
 }

@@ -47,6 +47,9 @@ pub struct ApiKey {
     pub expires_ms: u64,
     /// Whether it was revoked.
     pub revoked: bool,
+    /// When, in milliseconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revoked_ms: Option<u64>,
 }
 
 impl ApiKey {

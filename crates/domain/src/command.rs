@@ -11,6 +11,7 @@ use crate::meter::{Receipt, Witness};
 use crate::money::Asset;
 use crate::order::expose::{Kind, Wanted};
 use crate::order::health::Ailment;
+use crate::order::share::Share;
 use crate::order::size::OrderChange;
 use crate::order::{CloseReason, WipeReceipt};
 use crate::simulated::Simulated;
@@ -133,6 +134,10 @@ pub enum CommandBody {
     Expose { order: OrderId, wanted: Wanted },
     /// Show it no more.
     Unexpose { order: OrderId, kind: Kind, port: u16 },
+    /// Let another account open some of an order's services, instead of what it might before.
+    Share { order: OrderId, account: Address, share: Share },
+    /// No longer.
+    Unshare { order: OrderId, account: Address },
     /// Give an ended order one to five stars, once.
     Rate { order: OrderId, stars: u8 },
     /// Declare the actor's country.

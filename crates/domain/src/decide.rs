@@ -17,6 +17,7 @@ use crate::ledger::{AccountKey, Owner, Step, Transfer};
 use crate::market::{Destination, Egress, Feed, PriceParams, Program, Quote, price, queue, reserve, spot};
 use crate::meter::{self, HeldCharge, Receipt, Witness};
 use crate::money::Asset;
+use crate::order::share::Share;
 use crate::order::{self, Acceptance, CloseReason, LeasePhase, Move, Order, Stage};
 use crate::payout;
 use crate::refusal::Refusal;
@@ -87,6 +88,8 @@ impl Decision<'_> {
             C::PlaceOrder { order, quote, program } => self.place_order(*order, quote, program),
             C::Extend { order, added_ms } => self.extend(*order, *added_ms),
             C::ChangeEgress { order, egress, allow } => self.change_egress(*order, *egress, allow),
+            C::Share { order, account, share } => self.share(*order, *account, share),
+            C::Unshare { order, account } => self.unshare(*order, *account),
             C::Expose { .. }
             | C::Unexpose { .. }
             | C::Grow { .. }
@@ -500,6 +503,17 @@ impl Decision<'_> {
         order::change_egress(self.state, found, egress, allow)?;
         let private = PrivateBody::Allow(allow.clone());
         Ok(vec![(PublicBody::OrderEgressChanged { order, egress }, Some(private))])
+    }
+
+    fn share(&self, order: OrderId, account: Address, share: &Share) -> Result<Vec<Happened>, Refusal> {
+        let found = self.renter_of(order, "share a cluster")?;
+        order::share::give(found, account, share, self.now_ms)?;
+        only(PublicBody::OrderShared { order, account, share: share.clone() })
+    }
+
+    fn unshare(&self, order: OrderId, account: Address) -> Result<Vec<Happened>, Refusal> {
+        order::share::take_back(self.renter_of(order, "share a cluster")?, account)?;
+        only(PublicBody::OrderUnshared { order, account })
     }
 
     fn rate(&self, order: OrderId, stars: u8) -> Result<Vec<Happened>, Refusal> {

@@ -20,6 +20,7 @@ use crate::meter::{Charge, Receipt, Witness};
 use crate::order::expose::{Exposure, Kind};
 use crate::order::health::Ailment;
 use crate::order::pause::PauseReason;
+use crate::order::share::Share;
 use crate::order::size::{GrowReason, OrderChange, ShrinkReason};
 use crate::order::{Bill, CloseReason, NewLease, ReplaceReason, WipeReceipt};
 use crate::payout::Payout;
@@ -192,6 +193,10 @@ pub enum PublicBody {
     OrderExposed { order: OrderId, exposure: Exposure },
     /// It is shown no more.
     OrderUnexposed { order: OrderId, kind: Kind, port: u16 },
+    /// Its owner lets another account open some of its services.
+    OrderShared { order: OrderId, account: Address, share: Share },
+    /// And no longer.
+    OrderUnshared { order: OrderId, account: Address },
     /// A period was charged.
     LeaseMetered { receipt: Receipt, witness: Witness, charge: Charge },
     /// Held charges were proven and posted, the oldest `count` of the lease.
@@ -349,6 +354,9 @@ impl PublicBody {
             Self::OrderChanged { order, refund, escrow, .. } => {
                 let moved = refund.iter().chain(escrow).flat_map(touched);
                 std::iter::once(order.to_string()).chain(moved).collect()
+            }
+            Self::OrderShared { order, account, .. } | Self::OrderUnshared { order, account } => {
+                vec![order.to_string(), account.to_string()]
             }
             Self::OrderStarted { order }
             | Self::OrderRunning { order }

@@ -9,7 +9,7 @@
 //! | ready | Starting | Running | reconcile/ready |
 //! | meter, extend, replace, egress | Running (and where [`after`] says) | the same | reconcile/meter, renter, reconcile/place |
 //! | grow, shrink, exchange | Running | the same | the renter, reconcile/upkeep, reconcile/replace |
-//! | change, expose | anything before Closing | the same | the renter |
+//! | change, expose, share | anything before Closing | the same | the renter |
 //! | pause | Running | Paused | the renter |
 //! | resume | Paused | Funded | the renter |
 //! | put off | Funded, if it was to resume and found no place | Paused | reconcile/place |
@@ -27,6 +27,7 @@ pub mod expose;
 pub mod health;
 pub mod pause;
 pub mod scale;
+pub mod share;
 pub mod size;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -38,6 +39,7 @@ use serde::{Deserialize, Serialize};
 use self::course::{Course, ReleaseReason, Released};
 use self::expose::Exposed;
 use self::health::Ailing;
+use self::share::Shares;
 use crate::id::{Address, DeviceId, KeyId, LeaseId, OrderId, TransferId, TransferKind};
 use crate::ledger::{AccountKey, Owner, Step, Transfer};
 use crate::market::place::{self, Limits, Seat, Taken};
@@ -96,6 +98,8 @@ pub enum Move {
     Egress,
     /// Show a service under the server's name.
     Expose,
+    /// Let others open its services, or no longer.
+    Share,
     /// Say how it was.
     Rate,
     /// Add members.
@@ -149,6 +153,7 @@ pub fn after(stage: Stage, wanted: Move) -> Option<Stage> {
         (S::Accepted | S::Funded | S::Placed | S::Starting | S::Running | S::Paused, M::Change) => {
             Some(stage)
         }
+        (S::Accepted | S::Funded | S::Placed | S::Starting | S::Running | S::Paused, M::Share) => Some(stage),
         (S::Placed | S::Starting | S::Running, M::Replace) => Some(stage),
         (
             S::Accepted | S::Funded | S::Placed | S::Starting | S::Running | S::Paused,
@@ -410,6 +415,9 @@ pub struct Order {
     /// What it shows under the server's name, if anything.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exposed: Option<Box<Exposed>>,
+    /// Who else may open its services.
+    #[serde(default, skip_serializing_if = "Shares::is_none")]
+    pub sharing: Shares,
 }
 
 /// What was paid for and what came back. In micro-USD.
@@ -476,6 +484,7 @@ impl Order {
             ways: Ways::default(),
             course: Course::default(),
             exposed: None,
+            sharing: Shares::default(),
         }
     }
 

@@ -244,7 +244,7 @@ impl State {
             }
             B::TermBegun { term } => self.term = *term,
             B::KeyMade { account, key } => self.fold_key(*account, key, event.private.as_ref()),
-            B::KeyRevoked { account, key } => self.fold_key_revoked(*account, *key),
+            B::KeyRevoked { account, key } => self.fold_key_revoked(*account, *key, event.at_ms),
             B::Active(_) => {}
             B::CountryDeclared { .. } | B::DeviceTermsSet { .. } | B::DenyListSet { .. } => {
                 self.fold_terms(&event.public, event.private.as_ref());
@@ -318,9 +318,10 @@ impl State {
         }
     }
 
-    fn fold_key_revoked(&mut self, account: Address, key: KeyId) {
+    fn fold_key_revoked(&mut self, account: Address, key: KeyId, at_ms: u64) {
         if let Some(key) = self.accounts.get_mut(&account).and_then(|a| a.keys.get_mut(&key)) {
             key.revoked = true;
+            key.revoked_ms = Some(at_ms);
         }
     }
 
@@ -432,6 +433,12 @@ impl State {
                 if let Some(program) = self.private.programs.get_mut(order) {
                     program.allow = allow;
                 }
+            }
+            B::OrderShared { order, account, share } => {
+                self.order_mut(*order)?.sharing.give(*account, share.clone(), event.at_ms);
+            }
+            B::OrderUnshared { order, account } => {
+                self.order_mut(*order)?.sharing.take_back(*account, event.at_ms);
             }
             B::OrderPlaced { order, leases, reason } => {
                 self.fold_placed(*order, leases, *reason, event.at_ms)?;

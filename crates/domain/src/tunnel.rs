@@ -10,6 +10,8 @@ use std::str::FromStr;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::id::{Address, KeyId};
+
 /// One way into a member of a cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Service {
@@ -155,6 +157,26 @@ impl<'de> Deserialize<'de> for Services {
     }
 }
 
+/// Leave that was taken back: what an account, or one of its keys, was given before a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Void {
+    /// Whose.
+    pub account: Address,
+    /// Only what came by this key, if by one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<KeyId>,
+    /// In milliseconds since 1970; what was given later stands.
+    pub before_ms: u64,
+}
+
+impl Void {
+    /// Whether leave that was given to `account`, by `key`, at `issued_ms` is void.
+    pub fn covers(&self, account: Address, key: Option<KeyId>, issued_ms: u64) -> bool {
+        self.account == account && (self.key.is_none() || self.key == key) && issued_ms < self.before_ms
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -168,6 +190,25 @@ mod tests {
         }
         for wrong in ["", "tcp", "tcp/0", "tcp/65536", "udp/-1", "sctp/9", "SSH", "all"] {
             assert!(wrong.parse::<Service>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn what_is_void_is_older_and_of_the_same_account_and_key() {
+        let (a, b) = (Address([1; 32]), Address([2; 32]));
+        let (key, other) = (KeyId::from_parts(1, 1), KeyId::from_parts(1, 2));
+        let whole = Void { account: a, key: None, before_ms: 10 };
+        let one = Void { key: Some(key), ..whole };
+        for (void, account, by, issued_ms, wanted) in [
+            (whole, a, None, 9, true),
+            (whole, a, Some(key), 9, true),
+            (whole, a, None, 10, false),
+            (whole, b, None, 9, false),
+            (one, a, Some(key), 9, true),
+            (one, a, Some(other), 9, false),
+            (one, a, None, 9, false),
+        ] {
+            assert_eq!(void.covers(account, by, issued_ms), wanted, "{void:?} {account} {by:?} {issued_ms}");
         }
     }
 

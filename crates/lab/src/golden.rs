@@ -255,6 +255,7 @@ impl<D: Disk> Script<D> {
             spent_micro_usd: 0,
             expires_ms: self.now_ms + HOUR_MS,
             revoked: false,
+            revoked_ms: None,
         };
         let id = key.id;
         self.ask(Actor::Wallet(RENTER), C::MakeKey { key, label: "ci".into(), sha256: "ab".repeat(32) })?;

@@ -8,10 +8,13 @@
 //! it has said yes, a client is a stranger: few at once, with little room, for a short time.
 
 mod carrier;
+mod datagram;
 mod dial;
 mod flow;
 mod promote;
 mod session;
+
+pub use datagram::{datagrams, forward_local_udp};
 
 use std::{
     collections::BTreeMap,

@@ -48,6 +48,7 @@ pub(crate) struct BoxView {
 impl BoxView {
     /// Writes the box's own small files of `/etc` and makes its folders.
     pub(crate) fn make_files(&self, hosts: &str, resolver: Ipv4Addr) -> Result<()> {
+        let shell = if Path::new("/bin/bash").exists() { "/bin/bash" } else { "/bin/sh" };
         for folder in ["work", "tmp", "etc"] {
             fs::create_dir_all(self.lease_dir.join(folder))
                 .during(format!("make the box's {folder} folder"))?;
@@ -61,7 +62,7 @@ impl BoxView {
             (
                 "passwd",
                 format!(
-                    "work:x:{BOX_UID}:{BOX_UID}:work:{HOME}:/bin/sh\nnobody:x:65534:65534::/:/bin/false\n"
+                    "work:x:{BOX_UID}:{BOX_UID}:work:{HOME}:{shell}\nnobody:x:65534:65534::/:/bin/false\n"
                 ),
             ),
             ("group", format!("work:x:{BOX_UID}:\nnogroup:x:65534:\n")),
@@ -88,7 +89,8 @@ impl BoxView {
     }
 
     /// The program line for the helper and the descriptors that it needs.
-    pub(crate) fn command(&self, program: &[String]) -> Result<(Vec<String>, Vec<OwnedFd>)> {
+    /// `door` is the launcher's end of the box's door.
+    pub(crate) fn command(&self, program: &[String], door: OwnedFd) -> Result<(Vec<String>, Vec<OwnedFd>)> {
         let bwrap = program_path("bwrap").ok_or_else(bubblewrap_missing)?;
         let mut fds = seccomp::filters()?;
         fds.push(options_file(&self.arguments())?);
@@ -98,11 +100,18 @@ impl BoxView {
         for n in 0..fds.len() - 1 {
             line.extend(["--add-seccomp-fd".to_owned(), format!("{{fd{n}}}")]);
         }
-        line.extend(["--".to_owned(), LAUNCHER.to_owned()]);
-        line.extend(self.launcher.1.iter().cloned());
-        line.extend(launcher_arguments());
+        line.push("--".to_owned());
+        line.extend(self.own());
+        line.extend(["box-launch".to_owned(), "--door".to_owned(), format!("{{fd{}}}", fds.len())]);
+        fds.push(door);
+        line.extend(launcher_rules());
         line.extend(program.iter().cloned());
         Ok((line, fds))
+    }
+
+    /// The launcher as a program line in the box, up to its sub-command.
+    pub(crate) fn own(&self) -> Vec<String> {
+        std::iter::once(LAUNCHER.to_owned()).chain(self.launcher.1.iter().cloned()).collect()
     }
 
     fn arguments(&self) -> Vec<String> {
@@ -166,12 +175,12 @@ fn system(line: &mut Line) {
 }
 
 /// Landlock says the same once more, from inside.
-fn launcher_arguments() -> Vec<String> {
+fn launcher_rules() -> Vec<String> {
     let rw = [HOME, "/tmp", "/dev", "/proc"].map(|path| ["--rw", path]);
     let ro = ["/usr", "/etc", ENVIRONMENT, "/run", "/bin", "/sbin", "/lib", "/lib32", "/lib64"]
         .map(|path| ["--ro", path]);
     let rules = rw.iter().chain(&ro).flatten();
-    ["box-launch"].iter().chain(rules).chain(&["--"]).map(|word| (*word).to_owned()).collect()
+    rules.chain(&["--"]).map(|word| (*word).to_owned()).collect()
 }
 
 #[derive(Default)]

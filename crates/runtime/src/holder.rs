@@ -7,7 +7,7 @@ use std::{
     collections::BTreeMap,
     ffi::OsString,
     io,
-    net::{Ipv4Addr, SocketAddrV4, TcpStream},
+    net::{Ipv4Addr, SocketAddrV4, TcpStream, UdpSocket},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::PathBuf,
     process::{Child, Command, Stdio},
@@ -20,6 +20,7 @@ use std::{
 };
 
 use crate::{
+    door::{Door, Inside},
     error::{During, Error, Result},
     netns::{Op, Reply, Request, Setup},
     wire,
@@ -49,6 +50,8 @@ struct Pending {
 
 struct Shared {
     socket: OwnedFd,
+    /// The door of the box's launcher, once there is one.
+    door: Mutex<Option<Door>>,
     pending: Arc<Mutex<Pending>>,
 }
 
@@ -95,7 +98,7 @@ impl Holder {
             .stack_size(256 << 10)
             .spawn(move || read_replies(&reader, &seen))
             .during("start a thread")?;
-        Ok(Self { child, shared: Arc::new(Shared { socket: ours, pending }) })
+        Ok(Self { child, shared: Arc::new(Shared { socket: ours, door: Mutex::default(), pending }) })
     }
 
     /// The helper's process id on the host.
@@ -123,6 +126,11 @@ impl Holder {
         let (id, answer) = self.shared.start(Op::Run { argv }, &fds)?;
         wait(&answer, Duration::from_secs(20))?;
         Ok(RunId(id))
+    }
+
+    /// The launcher that was started last has this door.
+    pub(crate) fn set_door(&self, door: Door) {
+        *self.shared.door.lock().unwrap_or_else(PoisonError::into_inner) = Some(door);
     }
 
     /// The program's exit code once it has ended (128 + n for signal n).
@@ -165,15 +173,34 @@ impl Connector {
     pub fn connect(&self, ip: Ipv4Addr, port: u16, timeout: Duration) -> io::Result<TcpStream> {
         let timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
         let op = Op::Connect { address: SocketAddrV4::new(ip, port), timeout_ms };
+        let stream = TcpStream::from(self.socket(op, timeout)?);
+        stream.set_nonblocking(false)?;
+        stream.set_nodelay(true)?;
+        Ok(stream)
+    }
+
+    /// A UDP socket in the box, non-blocking, connected to a port there.
+    pub fn datagrams(&self, ip: Ipv4Addr, port: u16) -> io::Result<UdpSocket> {
+        let op = Op::Datagrams { address: SocketAddrV4::new(ip, port) };
+        Ok(UdpSocket::from(self.socket(op, Duration::from_secs(5))?))
+    }
+
+    /// Starts one of this executable's own sub-commands in the box, beside the engine. `variables` are added to those of
+    /// the engine. Does not block.
+    ///
+    /// # Errors
+    /// If the box has no engine yet or takes no more programs.
+    pub fn start(&self, word: &str, variables: BTreeMap<String, String>) -> Result<Inside> {
+        let door = self.0.door.lock().unwrap_or_else(PoisonError::into_inner);
+        door.as_ref().ok_or_else(|| helper_error("has not started the engine yet"))?.start(word, variables)
+    }
+
+    fn socket(&self, op: Op, timeout: Duration) -> io::Result<OwnedFd> {
         let (_, fds) = self
             .0
             .call(op, &[], timeout + Duration::from_secs(2))
             .map_err(|error| io::Error::new(io::ErrorKind::ConnectionRefused, error.to_string()))?;
-        let socket = fds.into_iter().next().ok_or(io::ErrorKind::ConnectionAborted)?;
-        let stream = TcpStream::from(socket);
-        stream.set_nonblocking(false)?;
-        stream.set_nodelay(true)?;
-        Ok(stream)
+        Ok(fds.into_iter().next().ok_or(io::ErrorKind::ConnectionAborted)?)
     }
 }
 

@@ -1,11 +1,12 @@
-//! The launcher inside the box: applies Landlock to itself, then becomes the program.
+//! The launcher inside the box: applies Landlock to itself, starts the engine, and stays at the box's door.
 //!
 //! Always holds: it runs after bubblewrap has made the box, so it can only take rights away; Landlock is
-//! best effort by the kernel's version, and [`landlock_abi`] reports what the kernel has.
+//! best effort by the kernel's version, and [`landlock_abi`] reports what the kernel has; it ends with the engine and with
+//! its exit status.
 
 use std::{
     ffi::{OsStr, OsString},
-    os::unix::{ffi::OsStrExt as _, process::CommandExt as _},
+    os::unix::ffi::OsStrExt as _,
     path::Path,
     process::{Command, ExitCode},
 };
@@ -15,6 +16,8 @@ use landlock::{
     RulesetCreatedAttr as _, RulesetError,
 };
 
+use crate::door;
+
 /// The newest rights that are asked for.
 const ABI_WANTED: ABI = ABI::V5;
 
@@ -22,13 +25,24 @@ const ABI_WANTED: ABI = ABI::V5;
 pub(crate) const VARIABLE_PREFIX: &str = "IONET_BOX_";
 
 /// Entry point of the hidden sub-command `box-launch`:
-/// `[--rw PATH]... [--ro PATH]... -- program [argument]...`.
+/// `--door NUMBER [--rw PATH]... [--ro PATH]... -- program [argument]...`.
 pub fn main(args: &[String]) -> ExitCode {
     let Some(split) = args.iter().position(|arg| arg == "--") else {
         eprintln!("box-launch: write -- before the program");
         return ExitCode::from(2);
     };
-    let (rules, command) = (&args[..split], &args[split + 1..]);
+    let (options, command) = (&args[..split], &args[split + 1..]);
+    let [flag, number, rules @ ..] = options else {
+        eprintln!("box-launch: say --door first");
+        return ExitCode::from(2);
+    };
+    let door = match door::inherited(number) {
+        Ok(door) if flag == "--door" => door,
+        _ => {
+            eprintln!("box-launch: {flag} {number} is no door");
+            return ExitCode::from(2);
+        }
+    };
     let Some((program, arguments)) = command.split_first() else {
         eprintln!("box-launch: no program given");
         return ExitCode::from(2);
@@ -37,17 +51,29 @@ pub fn main(args: &[String]) -> ExitCode {
         eprintln!("box-launch: cannot apply Landlock: {error}");
         return ExitCode::from(126);
     }
-    // `exec` comes back only when it failed.
-    let error = Command::new(program).args(arguments).env_clear().envs(variables()).exec();
-    eprintln!("box-launch: cannot start {program}: {error}");
-    ExitCode::from(127)
+    let variables = variables();
+    let engine = match Command::new(program).args(arguments).env_clear().envs(variables.clone()).spawn() {
+        Ok(engine) => engine,
+        Err(error) => {
+            eprintln!("box-launch: cannot start {program}: {error}");
+            return ExitCode::from(127);
+        }
+    };
+    match door::serve(door, engine, variables) {
+        Ok(code) => ExitCode::from(u8::try_from(code).unwrap_or(1)),
+        Err(error) => {
+            eprintln!("box-launch: cannot watch {program}: {error}");
+            ExitCode::from(126)
+        }
+    }
 }
 
-fn variables() -> impl Iterator<Item = (OsString, OsString)> {
-    std::env::vars_os().filter_map(|(name, value)| {
+fn variables() -> Vec<(OsString, OsString)> {
+    let own = |(name, value): (OsString, OsString)| {
         let name = name.as_bytes().strip_prefix(VARIABLE_PREFIX.as_bytes())?;
         Some((OsStr::from_bytes(name).to_owned(), value))
-    })
+    };
+    std::env::vars_os().filter_map(own).collect()
 }
 
 fn restrict(rules: &[String]) -> Result<(), RulesetError> {

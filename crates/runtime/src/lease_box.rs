@@ -23,6 +23,7 @@ use rustix::process::{Pid, Signal, geteuid, kill_process};
 
 use crate::{
     bwrap::{self, BoxView, ENVIRONMENT, HOME},
+    door::Door,
     engine::{Program, Running, command, ray},
     environment::{self, Environment, Stop, Wanted},
     error::{During, Error, Result},
@@ -267,7 +268,8 @@ impl LeaseBox {
         let program = program_of(&self.config.spec);
         let mut view = self.view.clone();
         view.variables.extend(program.variables.clone());
-        let (argv, extras) = view.command(&program.argv)?;
+        let (door, launchers_end) = Door::new(view.own())?;
+        let (argv, extras) = view.command(&program.argv, launchers_end)?;
         let extras: Vec<_> = extras.iter().map(|fd| fd.as_fd()).collect();
         let null = File::open("/dev/null").during("open /dev/null")?;
         let (log_end, log_start) =
@@ -276,6 +278,7 @@ impl LeaseBox {
             rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).during("make a pipe")?;
         let stdout = if program.reports_progress { &lines_start } else { &log_start };
         let run = self.holder.run(argv, [null.as_fd(), stdout.as_fd(), log_start.as_fd()], &extras)?;
+        self.holder.set_door(door);
         spawn_named("box-log", {
             let folder = self.config.lease_dir.join("log");
             move || keep_log(File::from(log_end), &folder)

@@ -10,9 +10,11 @@
 
 pub mod bwrap;
 pub mod doctor;
+mod door;
 pub mod engine;
 pub mod environment;
 pub mod error;
+pub mod files;
 pub mod holder;
 mod iface;
 pub mod launch;
@@ -22,7 +24,22 @@ pub mod mem;
 pub mod netns;
 pub mod sandbox;
 mod seccomp;
+pub mod ssh;
 pub mod wipe;
 mod wire;
 
+use std::process::ExitCode;
+
+pub use door::Inside;
 pub use error::{Error, Result};
+
+/// Runs a hidden sub-command of a box, if `word` is one: they are this same binary, started by the worker, never by people.
+pub fn hidden(word: &str, arguments: &[String]) -> Option<ExitCode> {
+    Some(match word {
+        "box-init" => netns::main(arguments),
+        "box-launch" => launch::main(arguments),
+        ssh::WORD => ssh::main(arguments),
+        files::WORD => files::main(arguments),
+        _ => return None,
+    })
+}

@@ -1,7 +1,7 @@
 //! The helper process of one box: makes its namespaces, hands out its devices, then holds it.
 //!
 //! It is single-threaded and talks to its parent over the socket that is its standard input (messages
-//! of the `wire` module). First comes one `setup`; then `run`, `connect` and `kill` in any
+//! of the `wire` module). First comes one `setup`; then `run`, `connect`, `datagrams` and `kill` in any
 //! order. Always holds: it starts nothing outside the new namespaces; before the first program starts
 //! it has no privilege on the host left; when the parent's end closes, however the parent ended,
 //! everything in the box is killed and it ends; when it is killed itself, bubblewrap's parent-death
@@ -79,6 +79,10 @@ pub(crate) enum Op {
     Connect {
         address: SocketAddrV4,
         timeout_ms: u64,
+    },
+    /// A connected UDP socket in the box.
+    Datagrams {
+        address: SocketAddrV4,
     },
     Kill {
         run: u64,
@@ -322,6 +326,7 @@ impl Holder {
             Op::Connect { address, timeout_ms } => {
                 self.connect(id, address, timeout_ms).err().map(|e| e.full_message())
             }
+            Op::Datagrams { address } => self.datagrams(id, address).err().map(|e| e.full_message()),
             Op::Kill { run } => {
                 self.kill(run);
                 self.reply(&Reply::Done { id, pid: None }, &[]);
@@ -376,6 +381,15 @@ impl Holder {
         let deadline = Instant::now() + Duration::from_millis(timeout_ms.min(60_000));
         self.connects.push(Connecting { id, socket, deadline });
         self.finish_connects();
+        Ok(())
+    }
+
+    fn datagrams(&self, id: u64, address: SocketAddrV4) -> Result<()> {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, flags, None)
+            .during("make a socket in the box")?;
+        connect(&socket, &address).during(format!("connect to {address}"))?;
+        self.reply(&Reply::Done { id, pid: None }, &[socket.as_fd()]);
         Ok(())
     }
 

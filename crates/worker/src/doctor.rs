@@ -28,7 +28,7 @@ pub async fn checks(data_dir: &Path, url: Option<&str>) -> Vec<Check> {
     // The boxes' checks start programs.
     let looked = tokio::task::spawn_blocking(move || doctor::checks(&own)).await;
     let mut found = looked.unwrap_or_default();
-    found.extend([data_dir_is_writable(data_dir), udp_ports()]);
+    found.extend([data_dir_is_writable(data_dir), udp_ports(), ssh()]);
     let Some(url) = url else {
         found.push(check(
             "server",
@@ -84,6 +84,15 @@ fn udp_ports() -> Check {
             format!("no UDP port can be bound: {error}"),
             "raise the limit of open files (ulimit -n 65536) or allow UDP in this container",
         ),
+    }
+}
+
+/// Without it everything runs but a shell in the box.
+fn ssh() -> Check {
+    match ionet_runtime::ssh::available() {
+        Ok(()) => ok("ssh", "boxes can serve SSH"),
+        Err(ionet_runtime::Error::Missing { what, remedy, .. }) => check("ssh", Status::Warn, what, remedy),
+        Err(error) => check("ssh", Status::Warn, error.full_message(), ""),
     }
 }
 

@@ -29,5 +29,5 @@ pub use config::{Status, WorkerConfig};
 pub use error::{Result, WorkerError};
 // The binary offers the box's hidden sub-commands without knowing the runtime.
 pub use ionet_runtime::holder::HelperExe;
-pub use ionet_runtime::{doctor as box_doctor, environment, launch, netns};
+pub use ionet_runtime::{doctor as box_doctor, environment, files as box_files, hidden};
 pub use shell::{Worker, status};

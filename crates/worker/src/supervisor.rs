@@ -15,6 +15,7 @@ use ionet_api::WalletKey;
 use ionet_api::worker::{BoxPhase, MemberEndpoint, ObservedLease, PeerLink};
 use ionet_domain::EndpointId;
 use ionet_domain::order::WipeReceipt;
+use ionet_domain::tunnel::Void;
 use ionet_net::overlay::{Overlay, OverlayConfig, PeerPath, Privacy};
 use ionet_net::{EndpointKey, Node, NodeConfig, tunnel};
 use ionet_runtime::holder::{Connector, HelperExe};
@@ -32,7 +33,7 @@ use crate::files::{Brief, CappedLog, DirLock, LeaseDir, read_json, write_json};
 use crate::footprint;
 use crate::links::LinkWatch;
 use crate::supervision::{Input, Output, Supervision};
-use crate::tunnels::Door;
+use crate::tunnels::{Door, ssh::HostKey};
 
 /// How often the box is looked at while it starts, and later.
 const POLL_STARTING: Duration = Duration::from_millis(20);
@@ -104,6 +105,8 @@ struct Supervisor {
     links: watch::Sender<Vec<PeerLink>>,
     connector: watch::Sender<Option<Connector>>,
     over: watch::Sender<bool>,
+    void: watch::Sender<Vec<Void>>,
+    host_key: Arc<HostKey>,
     wiped: mpsc::Receiver<std::result::Result<WipeReceipt, String>>,
     tell_wiped: mpsc::Sender<std::result::Result<WipeReceipt, String>>,
     finished: bool,
@@ -139,6 +142,8 @@ impl Supervisor {
             overlay_is_up: false,
             connector: watch::Sender::new(None),
             over: watch::Sender::new(false),
+            void: watch::Sender::new(brief.assignment.lease.void.clone()),
+            host_key: Arc::new(HostKey::of(&key.seed())),
             wiped,
             tell_wiped,
             finished: false,
@@ -242,6 +247,7 @@ impl Supervisor {
                 if let Some(out) = &mut self.out {
                     out.follow(&self.brief.assignment.lease);
                 }
+                self.void.send_replace(self.brief.assignment.lease.void.clone());
                 self.keep(write_json(&self.dir.brief(), &self.brief))
             }
             Output::Warn(text) => {
@@ -454,6 +460,8 @@ impl Supervisor {
             connector: self.connector.subscribe(),
             log_dir: self.dir.box_dir().join("log"),
             over: self.over.subscribe(),
+            void: self.void.subscribe(),
+            host_key: Arc::clone(&self.host_key),
         };
         // Whoever has a grant may come; the grant is asked for with each stream.
         let admit = Arc::new(|_| true);

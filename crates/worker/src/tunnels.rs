@@ -4,26 +4,36 @@
 //! before its expiry; the check needs no server. Not here: the streams themselves
 //! (`ionet-net`), the box's namespace (`ionet-runtime`).
 
+mod log;
+mod rights;
+pub(crate) mod ssh;
+
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
-use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ionet_api::sign::{self, Grant};
-use ionet_domain::tunnel::{NoService, Service};
+use ionet_domain::tunnel::{NoService, Service, Void};
 use ionet_domain::{Address, LeaseId};
 use ionet_net::EndpointId;
-use ionet_net::tunnel::{Opening, Refused, TunnelRequest};
+use ionet_net::tunnel::{Opening, Refused, TunnelRequest, datagrams};
+use ionet_runtime::Inside;
 use ionet_runtime::holder::Connector;
 use serde::{Deserialize, Serialize};
-use tokio::fs::File;
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, DuplexStream};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
+use tokio::net::{TcpStream, UdpSocket, UnixStream};
 use tokio::sync::watch;
 
+use log::{LOG_BUFFER_BYTES, send_log};
+use rights::WhileGranted;
+use ssh::HostKey;
+
 const CONNECT_WAIT: Duration = Duration::from_secs(10);
-const FOLLOW_EVERY: Duration = Duration::from_millis(200);
-const LOG_BUFFER_BYTES: usize = 16 << 10;
 
 /// What a client sends as a tunnel's proof, as JSON.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,6 +46,9 @@ pub struct TunnelAuth {
     /// For the log: whether to go on with what comes later.
     #[serde(default = "yes")]
     pub follow: bool,
+    /// For SSH: the public keys that may come in, one line each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ssh_keys: Vec<String>,
 }
 
 fn yes() -> bool {
@@ -96,6 +109,10 @@ pub(crate) struct Door {
     pub(crate) log_dir: PathBuf,
     /// Whether the box has ended.
     pub(crate) over: watch::Receiver<bool>,
+    /// Leave that was taken back.
+    pub(crate) void: watch::Receiver<Vec<Void>>,
+    /// Who the box is for SSH.
+    pub(crate) host_key: Arc<HostKey>,
 }
 
 impl Door {
@@ -107,9 +124,8 @@ impl Door {
     ) -> Result<Opening<Box<dyn AnyService>>, Refused> {
         let auth: TunnelAuth = serde_json::from_slice(&request.auth)
             .map_err(|error| refused("bad_grant", format!("the proof cannot be read: {error}")))?;
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let now_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
-        auth.check(&self.network, self.server, self.lease, peer, now_ms)?;
+        auth.check(&self.network, self.server, self.lease, peer, now_ms())?;
+        rights::check(&self.void.borrow(), &auth.grant)?;
         if request.cluster != self.lease.order.to_string() && request.cluster != self.lease.to_string() {
             return Err(refused("no_such_lease", format!("{} is not here", request.cluster)));
         }
@@ -122,20 +138,46 @@ impl Door {
                 format!("the grant is for {}, not for {service}; ask for one that is", auth.grant.services);
             return Err(refused("not_granted", message));
         }
+        let Opening { service, note } = self.lead_to(service, &auth).await?;
+        let service = WhileGranted::new(service, auth.grant, self.void.clone());
+        Ok(Opening { service: Box::new(service), note })
+    }
+
+    async fn lead_to(
+        &self,
+        service: Service,
+        auth: &TunnelAuth,
+    ) -> Result<Opening<Box<dyn AnyService>>, Refused> {
+        let mut note = None;
         let service: Box<dyn AnyService> = match service {
             Service::Log => Box::new(self.log(auth.follow)),
             Service::Tcp(port) => Box::new(self.connect(port).await?),
-            other => return Err(refused("no_such_service", format!("{other} is not served here"))),
+            Service::Udp(port) => Box::new(self.datagrams(port).await?),
+            Service::Files => Box::new(self.start(ionet_runtime::files::WORD, BTreeMap::new())?),
+            Service::Ssh => {
+                ionet_runtime::ssh::available().map_err(|error| refused(error.code(), error.to_string()))?;
+                let keys = ssh::authorized(&auth.ssh_keys)?;
+                note = Some(self.host_key.public.clone());
+                let variables = ionet_runtime::ssh::variables(&self.host_key.private, &keys);
+                Box::new(self.start(ionet_runtime::ssh::WORD, variables)?)
+            }
         };
-        Ok(service.into())
+        Ok(Opening { service, note })
     }
 
+    fn connector(&self) -> Result<Connector, Refused> {
+        let connector = self.connector.borrow().clone();
+        connector.ok_or_else(|| refused("box_not_up", "the box is not up yet; try again shortly"))
+    }
+
+    /// The port on the member's address, or else on its loopback.
     async fn connect(&self, port: u16) -> Result<TcpStream, Refused> {
-        let Some(connector) = self.connector.borrow().clone() else {
-            return Err(refused("box_not_up", "the box is not up yet; try again shortly"));
-        };
+        let connector = self.connector()?;
         let ip = self.ip;
-        let connecting = tokio::task::spawn_blocking(move || connector.connect(ip, port, CONNECT_WAIT));
+        let connecting = tokio::task::spawn_blocking(move || {
+            let loopback = |_| connector.connect(Ipv4Addr::LOCALHOST, port, CONNECT_WAIT);
+            connector.connect(ip, port, CONNECT_WAIT).or_else(loopback)
+        });
         let failed = |error: &dyn std::fmt::Display| {
             let message = format!("nothing answers on port {port} of the box: {error}; is the service up?");
             refused("service_unreachable", message)
@@ -143,6 +185,27 @@ impl Door {
         let stream = connecting.await.map_err(|error| failed(&error))?.map_err(|error| failed(&error))?;
         stream.set_nonblocking(true).map_err(|error| failed(&error))?;
         TcpStream::from_std(stream).map_err(|error| failed(&error))
+    }
+
+    async fn datagrams(&self, port: u16) -> Result<DuplexStream, Refused> {
+        let (connector, ip) = (self.connector()?, self.ip);
+        let failed = |error: &dyn std::fmt::Display| {
+            refused("service_unreachable", format!("no way to UDP port {port} of the box: {error}"))
+        };
+        let made = tokio::task::spawn_blocking(move || connector.datagrams(ip, port));
+        let socket = made.await.map_err(|error| failed(&error))?.map_err(|error| failed(&error))?;
+        Ok(datagrams(UdpSocket::from_std(socket).map_err(|error| failed(&error))?))
+    }
+
+    /// A sub-command of this executable, in the box.
+    fn start(&self, word: &str, variables: BTreeMap<String, String>) -> Result<Program, Refused> {
+        let failed = |error: &dyn std::fmt::Display| {
+            refused("box_not_ready", format!("the box starts no program now: {error}; try again shortly"))
+        };
+        let Inside { stdio, leash } =
+            self.connector()?.start(word, variables).map_err(|error| failed(&error))?;
+        stdio.set_nonblocking(true).map_err(|error| failed(&error))?;
+        Ok(Program { stdio: UnixStream::from_std(stdio).map_err(|error| failed(&error))?, _leash: leash })
     }
 
     fn log(&self, follow: bool) -> DuplexStream {
@@ -156,51 +219,41 @@ impl Door {
     }
 }
 
-/// Sends what is there, the older file first, and with `follow` what comes until the box has ended.
-async fn send_log(
-    dir: &Path,
-    follow: bool,
-    over: watch::Receiver<bool>,
-    mut to: DuplexStream,
-) -> std::io::Result<()> {
-    if let Ok(mut older) = File::open(dir.join("output.log.1")).await {
-        tokio::io::copy(&mut older, &mut to).await?;
-    }
-    let path = dir.join("output.log");
-    let mut current: Option<File> = None;
-    let mut buffer = vec![0; LOG_BUFFER_BYTES];
-    loop {
-        // Asked before reading, so that what was written before the end is sent.
-        let last = !follow || *over.borrow();
-        let Some(file) = &mut current else {
-            current = File::open(&path).await.ok();
-            if current.is_none() && last {
-                return Ok(());
-            }
-            if current.is_none() {
-                tokio::time::sleep(FOLLOW_EVERY).await;
-            }
-            continue;
-        };
-        let count = file.read(&mut buffer).await?;
-        to.write_all(&buffer[..count]).await?;
-        if count > 0 {
-            continue;
-        }
-        if is_other(file, &path).await {
-            current = None;
-        } else if last {
-            return Ok(());
-        } else {
-            tokio::time::sleep(FOLLOW_EVERY).await;
-        }
+/// A program in the box; it is killed when this goes.
+struct Program {
+    stdio: UnixStream,
+    _leash: OwnedFd,
+}
+
+impl AsyncRead for Program {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.stdio).poll_read(cx, buf)
     }
 }
 
-/// Whether another file has the name by now: a full log is moved away and a new one begun.
-async fn is_other(open: &File, path: &Path) -> bool {
-    match (open.metadata().await, tokio::fs::metadata(path).await) {
-        (Ok(open), Ok(there)) => open.ino() != there.ino(),
-        (_, there) => there.is_ok(),
+impl AsyncWrite for Program {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
+        Pin::new(&mut self.stdio).poll_write(cx, buf)
     }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.stdio).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.stdio).poll_shutdown(cx)
+    }
+}
+
+fn now_ms() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
 }

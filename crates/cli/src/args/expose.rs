@@ -10,16 +10,16 @@ use ionet_domain::{Address, OrderId};
 
 /// A port of a cluster, `ID:PORT`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Target {
+pub(crate) struct ClusterPort {
     pub(crate) cluster: OrderId,
     pub(crate) port: u16,
 }
 
-impl FromStr for Target {
+impl FromStr for ClusterPort {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let place: Place = text.parse()?;
+        let place: ClusterOrPort = text.parse()?;
         let port =
             place.port.ok_or_else(|| format!("'{text}' has no port; write ID:PORT, such as clu_...:8000"))?;
         Ok(Self { cluster: place.cluster, port })
@@ -28,12 +28,12 @@ impl FromStr for Target {
 
 /// A cluster or one of its ports, `ID[:PORT]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Place {
+pub(crate) struct ClusterOrPort {
     pub(crate) cluster: OrderId,
     pub(crate) port: Option<u16>,
 }
 
-impl FromStr for Place {
+impl FromStr for ClusterOrPort {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -52,7 +52,7 @@ pub(crate) struct ExposeArgs {
     pub(crate) command: Option<ExposeCommand>,
     /// A port in a box of the cluster, such as clu_...:8000
     #[arg(value_name = "ID:PORT")]
-    pub(crate) target: Option<Target>,
+    pub(crate) target: Option<ClusterPort>,
     /// HTTP with WebSocket, under the cluster's host name; there is one such service a cluster [default]
     #[arg(long, conflicts_with_all = ["tcp", "udp"])]
     pub(crate) http: bool,
@@ -89,7 +89,7 @@ pub(crate) enum ExposeCommand {
     Remove {
         /// A cluster, or one port of it
         #[arg(value_name = "ID[:PORT]")]
-        place: Place,
+        place: ClusterOrPort,
     },
 }
 

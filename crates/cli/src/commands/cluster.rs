@@ -11,12 +11,13 @@ use ionet_domain::market::Program;
 use ionet_domain::market::queue::Waiting;
 use ionet_domain::market::request::EnvironmentRef;
 use ionet_domain::order::{Bill, CloseReason, LeasePhase, Stage};
+use ionet_domain::tunnel::Service;
 use ionet_domain::{CommandId, OrderId, Rate};
 use serde_json::json;
 use tokio::io::AsyncReadExt;
 
 use crate::args::{ClusterCommand, CreateArgs};
-use crate::commands::{connect, course, egress, explain, expose, journal, network, quote};
+use crate::commands::{connect, course, egress, explain, expose, journal, network, quote, share};
 use crate::context::{Context, now_ms, random};
 use crate::error::{CliError, Result};
 use crate::out::{Out, Progress};
@@ -46,6 +47,8 @@ pub(crate) async fn cluster(context: &Context, command: &ClusterCommand) -> Resu
         ClusterCommand::Resume(args) => course::resume(context, args).await?,
         ClusterCommand::Set(args) => course::set(context, args).await?,
         ClusterCommand::Egress(args) => egress::egress(context, args).await?,
+        ClusterCommand::Share(args) => share::share(context, args).await?,
+        ClusterCommand::Unshare { cluster, account } => share::unshare(context, *cluster, *account).await?,
         ClusterCommand::Connect(args) => return connect::connect(context, args).await,
         ClusterCommand::Logs { cluster, member, follow } => logs(context, *cluster, *member, *follow).await?,
         ClusterCommand::Rm { cluster, yes, no_wait } => remove(context, *cluster, *yes, !*no_wait).await?,
@@ -280,6 +283,7 @@ pub(crate) fn show(out: Out, view: &ClusterView) {
     out.lines(course::proposals(view));
     expose::of(out, view);
     egress::show_used(out, view);
+    share::show(out, view);
     show_bill(out, &view.bill);
 }
 
@@ -379,7 +383,7 @@ pub(crate) async fn wait_until_settled(out: Out, client: &Client, id: OrderId) -
 
 async fn logs(context: &Context, id: OrderId, slot: u32, follow: bool) -> Result {
     let session = context.session().await?;
-    let tunnels = Tunnels::open(context, &session, id).await?;
+    let tunnels = Tunnels::open(context, &session, id, Some(Service::Log.into())).await?;
     let mut stream = tunnels.logs(slot, follow).await?;
     let mut text = Vec::new();
     let mut buffer = vec![0; 16 << 10];

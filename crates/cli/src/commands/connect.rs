@@ -2,7 +2,7 @@
 
 use std::process::Stdio;
 
-use ionet_api::rest::ClusterView;
+use ionet_api::Secret;
 use ionet_domain::market::EngineKind;
 use ionet_net::tunnel::LocalForward;
 use ionet_worker::environment::BUILT_IN;
@@ -41,14 +41,20 @@ struct Lines {
 /// `ionet cluster connect`; answers the status of `--exec`.
 pub(crate) async fn connect(context: &Context, args: &ConnectArgs) -> Result<u8> {
     let session = context.session().await?;
-    let view = session.client.cluster(args.cluster).await?;
-    if view.quote.request.engine != EngineKind::Ray {
+    let tunnels = Tunnels::open(context, &session, args.cluster, None).await?;
+    let (engine, token) = tunnels.engine().await;
+    if engine != EngineKind::Ray {
+        tunnels.close().await;
         let message = format!("{} runs the command engine, which serves no ports", args.cluster);
-        return Err(CliError::refused("not_ray", message).help("'ionet cluster logs' shows its output"));
+        return Err(CliError::refused("not_ray", message)
+            .help("'ionet cluster logs' shows its output, 'ionet tunnel' opens any port"));
     }
-    let tunnels = Tunnels::open(context, &session, args.cluster).await?;
+    let token = token.ok_or_else(|| {
+        let message = format!("what is shared of {} has none of Ray's ports", args.cluster);
+        CliError::refused("not_granted", message).help("ask its owner for tcp/8265,tcp/10001")
+    })?;
     let ports = open_ports(&tunnels).await?;
-    let result = use_ports(context, args, &view, &ports).await;
+    let result = use_ports(context, args, &token, &ports).await;
     tunnels.close().await;
     result
 }
@@ -66,12 +72,12 @@ async fn open_ports(tunnels: &Tunnels) -> Result<Ports> {
     })
 }
 
-async fn use_ports(context: &Context, args: &ConnectArgs, view: &ClusterView, ports: &Ports) -> Result<u8> {
-    let remarks = remarks(view, ports).await?;
-    let lines = lines(context, args, view, ports, remarks)?;
+async fn use_ports(context: &Context, args: &ConnectArgs, token: &Secret, ports: &Ports) -> Result<u8> {
+    let remarks = remarks(token, ports).await?;
+    let lines = lines(context, args, token, ports, remarks)?;
     if !args.exec.is_empty() {
         lines.remarks.iter().for_each(|remark| context.out.note(remark));
-        return run(&args.exec, view, ports).await;
+        return run(&args.exec, token, ports).await;
     }
     context.out.answer(&lines, |out| show(out, &lines));
     context.out.note("open until Ctrl-C");
@@ -80,7 +86,7 @@ async fn use_ports(context: &Context, args: &ConnectArgs, view: &ClusterView, po
 }
 
 /// What is worth knowing before anything is pasted: other ports than usual, a local Ray that does not fit.
-async fn remarks(view: &ClusterView, ports: &Ports) -> Result<Vec<String>> {
+async fn remarks(token: &Secret, ports: &Ports) -> Result<Vec<String>> {
     let usual =
         [("the dashboard", DASHBOARD_PORT, &ports.dashboard), ("Ray Client", CLIENT_PORT, &ports.client)];
     let moved = usual.into_iter().filter(|(_, port, forward)| forward.local_addr.port() != *port);
@@ -89,7 +95,7 @@ async fn remarks(view: &ClusterView, ports: &Ports) -> Result<Vec<String>> {
             format!("port {port} is in use here; {what} is at {}", forward.local_addr.port())
         })
         .collect();
-    let ray = Ray::new(ports.dashboard.local_addr.port(), view.token.clone())?;
+    let ray = Ray::new(ports.dashboard.local_addr.port(), token.clone())?;
     let version = ray.version().await?;
     remarks.extend(local_mismatch(&version).await);
     Ok(remarks)
@@ -132,12 +138,12 @@ print(json.dumps({'python': '%d.%d' % sys.version_info[:2], 'ray': ray}))";
     }
 }
 
-fn variables(view: &ClusterView, ports: &Ports) -> Vec<(&'static str, String)> {
+fn variables(token: &Secret, ports: &Ports) -> Vec<(&'static str, String)> {
     vec![
         ("RAY_ADDRESS", address("http", &ports.dashboard)),
         ("IONET_RAY_CLIENT", address("ray", &ports.client)),
         ("RAY_AUTH_MODE", "token".into()),
-        ("RAY_AUTH_TOKEN", view.token.expose().to_owned()),
+        ("RAY_AUTH_TOKEN", token.expose().to_owned()),
     ]
 }
 
@@ -148,22 +154,22 @@ fn address(scheme: &str, forward: &LocalForward) -> String {
 fn lines(
     context: &Context,
     args: &ConnectArgs,
-    view: &ClusterView,
+    token: &Secret,
     ports: &Ports,
     remarks: Vec<String>,
 ) -> Result<Lines> {
-    let file = context.path(format!("clusters/{}.env", view.id));
+    let file = context.path(format!("clusters/{}.env", args.cluster));
     let exports =
-        variables(view, ports).into_iter().map(|(name, value)| format!("export {name}='{value}'\n"));
+        variables(token, ports).into_iter().map(|(name, value)| format!("export {name}='{value}'\n"));
     write_private(&file, exports.collect::<String>().as_bytes())?;
     Ok(Lines {
-        cluster: view.id.to_string(),
+        cluster: args.cluster.to_string(),
         dashboard: address("http", &ports.dashboard),
         ray_client: address("ray", &ports.client),
         jobs: address("http", &ports.dashboard),
         notebook: ports.notebook.as_ref().map(|forward| address("http", forward)),
         environment_file: file.display().to_string(),
-        token: args.show_token.then(|| view.token.expose().to_owned()),
+        token: args.show_token.then(|| token.expose().to_owned()),
         remarks,
     })
 }
@@ -184,10 +190,10 @@ fn show(out: Out, lines: &Lines) {
 }
 
 /// Runs a program with the cluster's variables; answers its status.
-async fn run(words: &[String], view: &ClusterView, ports: &Ports) -> Result<u8> {
+async fn run(words: &[String], token: &Secret, ports: &Ports) -> Result<u8> {
     let [program, rest @ ..] = words else { return Err(CliError::usage("--exec needs a program")) };
     let mut command = Command::new(program);
-    command.args(rest).envs(variables(view, ports)).kill_on_drop(true);
+    command.args(rest).envs(variables(token, ports)).kill_on_drop(true);
     let status = command.status().await.map_err(io(format!("run {program}")))?;
     Ok(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1))
 }

@@ -6,7 +6,7 @@ use ionet_domain::CommandId;
 use ionet_domain::order::expose::{Access, Kind};
 use ionet_server::{AcmeConfig, AppsConfig, AppsTls};
 
-use crate::args::{AppsArgs, ExposeArgs, ExposeCommand, Place, Target};
+use crate::args::{AppsArgs, ClusterOrPort, ClusterPort, ExposeArgs, ExposeCommand};
 use crate::context::{Context, now_ms, random};
 use crate::error::{CliError, Result};
 use crate::out::Out;
@@ -33,7 +33,7 @@ pub(crate) async fn expose(context: &Context, args: &ExposeArgs) -> Result {
     }
 }
 
-async fn show(context: &Context, args: &ExposeArgs, Target { cluster, port }: Target) -> Result {
+async fn show(context: &Context, args: &ExposeArgs, ClusterPort { cluster, port }: ClusterPort) -> Result {
     let kind = match (args.tcp, args.udp) {
         (true, _) => Kind::Tcp,
         (_, true) => Kind::Udp,
@@ -67,7 +67,7 @@ async fn show(context: &Context, args: &ExposeArgs, Target { cluster, port }: Ta
     Ok(())
 }
 
-async fn remove(context: &Context, Place { cluster, port }: Place) -> Result {
+async fn remove(context: &Context, ClusterOrPort { cluster, port }: ClusterOrPort) -> Result {
     let client = context.session().await?.client;
     let mut shown = client.exposed(cluster).await?;
     let gone: Vec<_> =

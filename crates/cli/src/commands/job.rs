@@ -34,7 +34,7 @@ impl Way {
     pub(crate) async fn open(context: &Context, cluster: OrderId) -> Result<Self> {
         let session = context.session().await?;
         let view = session.client.cluster(cluster).await?;
-        let tunnels = Tunnels::open(context, &session, cluster).await?;
+        let tunnels = Tunnels::open(context, &session, cluster, None).await?;
         let forward = tunnels.forward(0, DASHBOARD_PORT, 0).await?;
         let ray = Ray::new(forward.local_addr.port(), view.token)?;
         Ok(Self { ray, engine_epoch: view.engine_epoch, tunnels, _forward: forward })

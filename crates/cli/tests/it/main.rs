@@ -1,5 +1,6 @@
 //! The real binary: words in, tables or JSON out, exit status.
 
+mod doors;
 mod expose;
 mod faults;
 mod kit;

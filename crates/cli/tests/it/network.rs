@@ -19,7 +19,11 @@ pub(crate) struct Up {
 
 impl Up {
     pub(crate) fn start(home: &Home) -> Self {
-        let words = ["up", "--json", "--workers", "2"];
+        Self::start_with(home, 2)
+    }
+
+    pub(crate) fn start_with(home: &Home, workers: u32) -> Self {
+        let words = ["up", "--json", "--workers", &workers.to_string()];
         let mut child = home
             .command(&words)
             .stdout(Stdio::piped())

@@ -48,20 +48,11 @@ impl State {
             }
             B::OrderExposed { order, exposure } => {
                 self.order_mut(*order)?.fold_exposed(*exposure, event.at_ms);
-                // Where the names were erased it is for its owner alone, not for everybody.
-                match &event.private {
-                    Some(PrivateBody::Guests(guests)) => {
-                        self.private.guests.insert(*order, guests.clone());
-                    }
-                    _ if exposure.kind == Kind::Http => _ = self.private.guests.remove(order),
-                    _ => {}
-                }
+                self.fold_guests(*order, exposure.kind, event.private.as_ref());
             }
             B::OrderUnexposed { order, kind, port } => {
                 self.order_mut(*order)?.fold_unexposed(*kind, *port);
-                if *kind == Kind::Http {
-                    self.private.guests.remove(order);
-                }
+                self.fold_guests(*order, *kind, None);
             }
             B::MemberAiling { lease, ailment } => {
                 let since_ms = event.at_ms;
@@ -91,6 +82,15 @@ impl State {
             _ => {}
         }
         Ok(())
+    }
+
+    /// Whom an order's HTTP service names. Where the names were erased it is for its owner alone, not for everybody.
+    fn fold_guests(&mut self, order: OrderId, kind: Kind, private: Option<&PrivateBody>) {
+        match private {
+            Some(PrivateBody::Guests(guests)) => _ = self.private.guests.insert(order, guests.clone()),
+            _ if kind == Kind::Http => _ = self.private.guests.remove(&order),
+            _ => {}
+        }
     }
 
     fn fold_grown(

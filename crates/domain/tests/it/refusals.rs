@@ -22,7 +22,15 @@ fn steps_that_are_not_due_change_nothing() {
     let scopes = BTreeSet::from([Scope::Keys]);
     let id = KeyId::from_parts(world.now_ms, world.unique());
     let expires_ms = world.now_ms + HOUR_MS;
-    let key = ApiKey { id, scopes, cap_micro_usd: 5, spent_micro_usd: 0, expires_ms, revoked: false };
+    let key = ApiKey {
+        id,
+        scopes,
+        cap_micro_usd: 5,
+        spent_micro_usd: 0,
+        expires_ms,
+        revoked: false,
+        revoked_ms: None,
+    };
     let make =
         |key: &ApiKey| CommandBody::MakeKey { key: key.clone(), label: "l".into(), sha256: "0".repeat(64) };
     world.must(Actor::Wallet(RENTER), make(&key));
@@ -54,7 +62,15 @@ fn a_key_commits_no_more_than_its_cap() {
     world.device(SUPPLIER, 100_000);
     let id = KeyId::from_parts(world.now_ms, world.unique());
     let (scopes, expires_ms) = (BTreeSet::from([Scope::Rent]), world.now_ms + HOUR_MS);
-    let key = ApiKey { id, scopes, cap_micro_usd: 5, spent_micro_usd: 0, expires_ms, revoked: false };
+    let key = ApiKey {
+        id,
+        scopes,
+        cap_micro_usd: 5,
+        spent_micro_usd: 0,
+        expires_ms,
+        revoked: false,
+        revoked_ms: None,
+    };
     let made = CommandBody::MakeKey { key, label: "l".into(), sha256: "0".repeat(64) };
     world.must(Actor::Wallet(RENTER), made);
     let quote = world.quote(&request(1)).unwrap();

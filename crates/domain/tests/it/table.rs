@@ -27,6 +27,7 @@ fn every_stage_and_move() {
         M::Replace,
         M::Egress,
         M::Expose,
+        M::Share,
         M::Grow,
         M::Shrink,
         M::Exchange,

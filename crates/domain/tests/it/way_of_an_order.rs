@@ -518,3 +518,69 @@ fn what_boxes_may_reach_changes_while_they_run_and_a_supplier_may_forbid_it() {
     assert!(open.to_string().contains("1 removed by: egress on, which their suppliers forbid"), "{open}");
     world.quote(&Request { egress: Egress::Off, ..request(1) }).unwrap();
 }
+
+#[test]
+fn an_owner_shares_an_order_and_what_he_takes_back_is_void() {
+    use ionet_domain::account::{ApiKey, Scope};
+    use ionet_domain::order::share::{MOST_SHARES, Share, void};
+    use ionet_domain::tunnel::Void;
+    use ionet_domain::{Address, KeyId};
+
+    let mut world = World::new();
+    world.fund(RENTER, 1_000_000_000);
+    world.device(SUPPLIER, 10_000);
+    let order = world.running(&request(1));
+    let until_ms = world.now_ms + 3_600_000;
+    let share = |account, services: &str, until_ms| CommandBody::Share {
+        order,
+        account,
+        share: Share { services: services.parse().unwrap(), until_ms },
+    };
+    let owner = Actor::Wallet(RENTER);
+    for (actor, body, code) in [
+        (Actor::Wallet(OTHER), share(OTHER, "ssh", until_ms), "unknown_order"),
+        (owner, share(RENTER, "ssh", until_ms), "no_change"),
+        (owner, share(OTHER, "ssh", world.now_ms), "out_of_range"),
+        (owner, share(OTHER, "ssh", u64::MAX), "out_of_range"),
+        (owner, CommandBody::Unshare { order, account: OTHER }, "no_change"),
+    ] {
+        assert_eq!(world.refused(actor, body.clone()), code, "{body:?}");
+    }
+    let taken_back = |world: &World| void(&world.state, world.state.order(order).unwrap());
+    world.must(owner, share(OTHER, "ssh,log", until_ms));
+    assert_eq!(world.refused(owner, share(OTHER, "ssh,log", until_ms)), "no_change");
+    world.must(owner, share(OTHER, "all", until_ms));
+    assert_eq!(taken_back(&world), [], "it only grew");
+    world.must(owner, share(OTHER, "ssh", until_ms));
+    let before_ms = world.now_ms + 1;
+    assert_eq!(taken_back(&world), [Void { account: OTHER, key: None, before_ms }]);
+    world.must(owner, CommandBody::Unshare { order, account: OTHER });
+    assert_eq!(taken_back(&world), [Void { account: OTHER, key: None, before_ms: world.now_ms + 1 }]);
+
+    // A key that is revoked takes what was given under it along.
+    let id = KeyId::from_parts(world.now_ms, 1);
+    let key = ApiKey {
+        id,
+        scopes: [Scope::Rent].into(),
+        cap_micro_usd: 0,
+        spent_micro_usd: 0,
+        expires_ms: until_ms,
+        revoked: false,
+        revoked_ms: None,
+    };
+    world.must(owner, CommandBody::MakeKey { key, label: "ci".into(), sha256: "00".repeat(32) });
+    assert_eq!(world.refused(Actor::Key(OTHER, id), share(OTHER, "ssh", until_ms)), "key_unusable");
+    world.must(Actor::Key(RENTER, id), share(OTHER, "ssh", until_ms));
+    world.must(owner, CommandBody::RevokeKey { key: id });
+    let revoked = Void { account: RENTER, key: Some(id), before_ms: world.now_ms + 1 };
+    assert!(taken_back(&world).contains(&revoked), "{:?}", taken_back(&world));
+
+    // Few share it in its whole life; a share that is changed is the same one.
+    let somebody = |n: usize| Address([u8::try_from(n).unwrap() + 100; 32]);
+    for n in 1..MOST_SHARES {
+        world.must(owner, share(somebody(n), "ssh", until_ms));
+        world.must(owner, CommandBody::Unshare { order, account: somebody(n) });
+    }
+    assert_eq!(world.refused(owner, share(somebody(MOST_SHARES), "ssh", until_ms)), "out_of_range");
+    world.must(owner, share(somebody(1), "log", until_ms));
+}

@@ -191,10 +191,11 @@ impl World {
             services: Services::All,
             issued_ms: server_ms,
             not_after_ms: order.ends_ms().map_or(until_ms, |ends_ms| ends_ms.min(until_ms)),
+            cut_ms: None,
         };
         let (network, key) = (&self.plan.params.network, &self.server.keys.signing);
         let signature = key.sign(network, &grant);
-        let auth = TunnelAuth { grant: grant.clone(), signature, follow: false };
+        let auth = TunnelAuth { grant: grant.clone(), signature, follow: false, ssh_keys: Vec::new() };
         let now_ms = self.true_ms().saturating_add_signed(device.wall_off_ms);
         let said = |auth: &TunnelAuth, lease, client| {
             auth.check(network, key.address(), lease, client, now_ms).err().map(|refused| refused.code)

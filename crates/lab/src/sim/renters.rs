@@ -450,6 +450,7 @@ impl World {
             spent_micro_usd: 0,
             expires_ms,
             revoked: false,
+            revoked_ms: None,
         }
     }
 }

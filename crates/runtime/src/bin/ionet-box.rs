@@ -4,12 +4,8 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    match args.split_first() {
-        Some((word, rest)) if word == "box-init" => ionet_runtime::netns::main(rest),
-        Some((word, rest)) if word == "box-launch" => ionet_runtime::launch::main(rest),
-        _ => {
-            eprintln!("usage: ionet-box box-init | box-launch");
-            ExitCode::from(2)
-        }
-    }
+    args.split_first().and_then(|(word, rest)| ionet_runtime::hidden(word, rest)).unwrap_or_else(|| {
+        eprintln!("usage: ionet-box box-init | box-launch | box-ssh | box-files");
+        ExitCode::from(2)
+    })
 }

@@ -96,8 +96,8 @@ print("end")
         assert!(line.ends_with("False"), "{line}");
     }
     let has = |text: &str| assert!(log.contains(text), "{text}: {log}");
-    // bubblewrap's first process and the program itself.
-    has("processes 2");
+    // bubblewrap's first process, the launcher and the program itself.
+    has("processes 3");
     // The way out leads to the supervisor's own stack, behind which there is nobody here.
     has("interfaces ['lo', 'out0', 'tun0']");
     has("default route True");

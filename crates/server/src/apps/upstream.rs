@@ -75,6 +75,7 @@ fn member(view: &View, order: OrderId, exposure: &Exposure) -> Result<(LeaseId, 
         services,
         issued_ms: 0,
         not_after_ms: 0,
+        cut_ms: None,
     };
     Ok((lease, addr, grant))
 }

@@ -62,6 +62,7 @@ pub(super) async fn make_key(
         spent_micro_usd: 0,
         expires_ms: now_ms.saturating_add(new.lifetime_ms),
         revoked: false,
+        revoked_ms: None,
     };
     let (token, sha256) = key_token(id, &random()?);
     api.ask(caller, None, CommandBody::MakeKey { key, label: new.label, sha256 }).await?;

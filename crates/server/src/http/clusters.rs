@@ -4,16 +4,13 @@ use axum::Json;
 use axum::extract::State;
 use ionet_api::rest::{
     ClusterFilter, ClusterNetwork, ClusterView, EgressRequest, ExtendRequest, OrderRequest, SignedQuote,
-    TunnelGrant, TunnelGrantRequest,
 };
-use ionet_api::sign::Grant;
-use ionet_domain::account::{ActivityKind, Scope};
+use ionet_domain::account::Scope;
 use ionet_domain::command::CommandBody;
 use ionet_domain::id::QuoteId;
 use ionet_domain::market::{EngineKind, Program, Request, price, queue};
 use ionet_domain::order::CloseReason;
-use ionet_domain::tunnel::Services;
-use ionet_domain::{EndpointId, Order, OrderId, Refusal, Stage};
+use ionet_domain::{Order, OrderId, Refusal};
 
 use super::caller::Caller;
 use super::error::Error;
@@ -22,8 +19,6 @@ use super::history::{in_span, page_size};
 use super::{Api, exposed, views};
 use crate::view::View;
 
-/// How long a grant opens tunnels; it works without the server, so it is not for ever.
-const GRANT_LIFE_MS: u64 = 12 * 3_600_000;
 pub(super) const OWN_SCOPES: [Scope; 2] = [Scope::Read, Scope::Rent];
 
 /// A signed, itemised, all-in price, good for a minute.
@@ -155,53 +150,6 @@ pub(super) async fn close(
 ) -> Result<Json<ClusterView>, Error> {
     api.ask(caller, None, CommandBody::Close { order, reason: CloseReason::Renter }).await?;
     api.cluster(caller, order)
-}
-
-/// Leave for one endpoint key to open tunnels into a cluster.
-#[utoipa::path(post, path = "/v1/clusters/{cluster}/tunnels", tag = "clusters", params(("cluster" = String, Path, description = "Its id")),
-    request_body = TunnelGrantRequest, responses((status = 200, body = TunnelGrant)), security(("token" = [])))]
-pub(super) async fn grant(
-    State(api): State<Api>,
-    caller: Caller,
-    Named(cluster): Named<OrderId>,
-    Body(TunnelGrantRequest { endpoint, services }): Body<TunnelGrantRequest>,
-) -> Result<Json<TunnelGrant>, Error> {
-    caller.needs(&api, &[Scope::Rent], "open a tunnel")?;
-    let now_ms = api.now_ms();
-    let found = api.handle.read(|view| {
-        let order = own(view, caller, cluster)?;
-        let open = (Stage::Placed..=Stage::Running).contains(&order.stage);
-        let closed = Error::NoTunnel { cluster, stage: order.stage };
-        let members = views::tunnel_members(&view.fleet, order);
-        let services = services.unwrap_or(Services::All);
-        if open { Ok((grant_for(order, caller, endpoint, services, now_ms), members)) } else { Err(closed) }
-    });
-    if let Err(Error::Refused(Refusal::UnknownOrder { .. })) = &found {
-        api.note_denied(caller, &format!("a tunnel into {cluster}, which is not this account's"));
-    }
-    let (grant, members) = found?;
-    api.note(
-        caller,
-        ActivityKind::TunnelOpened,
-        &format!("into {cluster} to {} by endpoint {endpoint}", grant.services),
-    )
-    .await?;
-    let signature = api.handle.sign_grant(&grant);
-    Ok(Json(TunnelGrant { grant, signature, members }))
-}
-
-fn grant_for(order: &Order, caller: Caller, endpoint: EndpointId, services: Services, now_ms: u64) -> Grant {
-    let until = now_ms.saturating_add(GRANT_LIFE_MS);
-    let not_after_ms = order.ends_ms().map_or(until, |ends| ends.min(until));
-    Grant {
-        cluster: order.id,
-        endpoint,
-        account: caller.account,
-        key: caller.actor.key(),
-        services,
-        issued_ms: now_ms,
-        not_after_ms,
-    }
 }
 
 /// A cluster of the caller's; whether one of somebody else exists is nobody's business.

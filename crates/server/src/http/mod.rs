@@ -24,6 +24,7 @@ mod openapi;
 mod page;
 mod schemas;
 mod schemas_ways;
+mod shares;
 mod terms;
 mod views;
 

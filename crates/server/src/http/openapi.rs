@@ -8,7 +8,8 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::{
-    Api, accounts, clusters, course, devices, exposed, journal, layers, market, network, schemas, terms,
+    Api, accounts, clusters, course, devices, exposed, journal, layers, market, network, schemas, shares,
+    terms,
 };
 
 #[derive(utoipa::OpenApi)]
@@ -60,7 +61,9 @@ pub(super) fn routes() -> OpenApiRouter<Api> {
         .routes(routes!(clusters::cluster_network))
         .routes(routes!(clusters::extend))
         .routes(routes!(clusters::change_egress))
-        .routes(routes!(clusters::grant))
+        .routes(routes!(shares::share))
+        .routes(routes!(shares::unshare))
+        .routes(routes!(shares::grant))
         .routes(routes!(exposed::expose, exposed::exposed))
         .routes(routes!(exposed::unexpose))
         .routes(routes!(exposed::ticket))

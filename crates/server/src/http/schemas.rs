@@ -598,6 +598,7 @@ fn reports() -> Named {
         ("services", list(&text())),
         ("issued_ms", count()),
         ("not_after_ms", count()),
+        ("cut_ms?", count()),
     ];
     let anything = json!({ "description": "The transport's own JSON." });
     vec![
@@ -961,8 +962,11 @@ mod tests {
         check.full("Telemetry", Telemetry { gpus: vec![gpu], ..Telemetry::default() });
         let (cluster, endpoint) = (OrderId::from_parts(1, 2), EndpointId([2; 32]));
         let (account, key) = (Address([3; 32]), Some(KeyId::from_parts(1, 2)));
-        let (services, issued_ms, not_after_ms) = (Services::All, 1, 2);
-        check.full("Grant", Grant { cluster, endpoint, account, key, services, issued_ms, not_after_ms });
+        let (services, issued_ms, not_after_ms, cut_ms) = (Services::All, 1, 2, Some(3));
+        check.full(
+            "Grant",
+            Grant { cluster, endpoint, account, key, services, issued_ms, not_after_ms, cut_ms },
+        );
         check.full("MemberEndpoint", MemberEndpoint { id: endpoint, addr: json!({}) });
         let phases = [
             BoxPhase::Preparing { percent: None, detail: "d".into() },

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use ionet_api::Secret;
 use ionet_api::rest::{
     AilingView, ClusterNetwork, ClusterView, DeviceFilter, DeviceView, Holding, KeyView, LeaseView, LinkView,
-    NetworkMember, TunnelMember, Wallet,
+    NetworkMember, ShareView, TunnelMember, Wallet,
 };
 use ionet_domain::connectivity;
 use ionet_domain::device::{Contact, Device, DeviceStage, HardwareClass, Tier};
@@ -180,9 +180,19 @@ pub(super) fn cluster(
         closed_ms: order.closed_ms,
         bill: order.bill(),
         exposed: Vec::new(),
+        shares: shares(order),
         allow: state.private.programs.get(&order.id).map(|program| program.allow.clone()).unwrap_or_default(),
         token,
     }
+}
+
+fn shares(order: &Order) -> Vec<ShareView> {
+    let each = order.sharing.shares.iter().map(|(account, share)| ShareView {
+        account: *account,
+        services: share.services.clone(),
+        until_ms: share.until_ms,
+    });
+    each.collect()
 }
 
 fn lease_view(state: &State, fleet: &Fleet, order: &Order, n: u32, lease: &Lease) -> LeaseView {

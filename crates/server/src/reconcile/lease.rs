@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use ionet_api::worker::{BoxPhase, Desired, DesiredLease, Generation, Member, MemberList, ToWorker};
 use ionet_domain::command::CommandBody;
 use ionet_domain::market::Program;
-use ionet_domain::order::{Lease, overlay_ip};
+use ionet_domain::order::{Lease, overlay_ip, share};
 use ionet_domain::{DeviceId, LeaseId, Order, Stage};
 
 use super::{Act, Todo, command, in_stage, lease_id, under_way};
@@ -119,12 +119,13 @@ impl Wanted<'_> {
     }
 
     /// Whether a device that was told this knows all. A signature stands for the list under it; engine and size of an
-    /// order never change. What may be reached outside does, in its mode and in the program's list.
+    /// order never change. What may be reached outside does, in its mode and in the program's list, and whose leave is void.
     fn is(&self, view: &View, told: &DesiredLease) -> bool {
         let program = view.state.private.programs.get(&self.order.id);
         (told.lease, told.engine_epoch, told.running, told.paid_ms)
             == (self.id(), self.order.engine_epoch, self.running(), self.paid_ms())
             && told.egress == self.order.quote.request.egress
+            && told.void == share::void(&view.state, self.order)
             && told.members_signature == self.signed.signature
             && program.map_or_else(|| told.program == Program::default(), |program| told.program == *program)
     }
@@ -145,6 +146,7 @@ impl Wanted<'_> {
             members_signature: self.signed.signature.clone(),
             egress: request.egress,
             hiding: request.hiding,
+            void: share::void(&view.state, self.order),
         }
     }
 }

@@ -6,7 +6,7 @@ use ionet_api::exposed::ExposeRequest;
 use ionet_api::rest::{
     ChangeRequest, DenyOrder, EgressRequest, EnrolRequest, ExtendRequest, FeedRequest, GrowRequest,
     MoreRequest, NamedRequest, OperatorRequest, OrderRequest, RateRequest, ReplaceRequest, SendRequest,
-    ShrinkRequest, SignedQuote, TunnelGrantRequest,
+    ShareRequest, ShrinkRequest, SignedQuote, TunnelGrantRequest,
 };
 use ionet_domain::account::Scope;
 use ionet_domain::device::DeviceChange;
@@ -15,6 +15,7 @@ use ionet_domain::market::competitors::PricePoint;
 use ionet_domain::market::{Egress, Feed};
 use ionet_domain::order::expose::{Access, Kind};
 use ionet_domain::order::size::OrderChange;
+use ionet_domain::tunnel::Services;
 use ionet_domain::{Asset, CommandId, DeviceId, EndpointId, OrderId, Rate};
 use ionet_server::AppsConfig;
 use serde_json::{Value, json};
@@ -94,6 +95,8 @@ const TABLE: &[Line] = &[
     ("get", "/v1/clusters/{cluster}/exposed", none, [401, 404, 403, 200]),
     ("post", "/v1/clusters/{cluster}/tickets", none, [401, 404, 403, 200]),
     ("delete", "/v1/clusters/{cluster}/exposed/{kind}/{port}", none, [401, 404, 403, 200]),
+    ("post", "/v1/clusters/{cluster}/shares", share, [401, 404, 403, 200]),
+    ("delete", "/v1/clusters/{cluster}/shares/{account}", none, [401, 404, 403, 200]),
     ("post", "/v1/clusters/{cluster}/replace", replace, [401, 404, 403, 422]),
     ("post", "/v1/clusters/{cluster}/resume", named, [401, 404, 403, 409]),
     ("post", "/v1/clusters/{cluster}/pause", named, [401, 404, 403, 200]),
@@ -194,6 +197,13 @@ fn tunnel(_: &Scene) -> Value {
     json_of(TunnelGrantRequest { endpoint: EndpointId([5; 32]), services: None })
 }
 
+/// With an account that is no other line's.
+fn share(scene: &Scene) -> Value {
+    let id = CommandId::from_bits(scene.network.order_id().bits());
+    let until_ms = id.at_ms() + 60_000;
+    json_of(ShareRequest { id, account: wallet(7).address(), services: Services::All, until_ms })
+}
+
 async fn scene() -> (Scene, [Option<String>; 4]) {
     let network = Network::start_with(|config| config.apps = Some(AppsConfig::local())).await;
     let owner = network.signed_in(&wallet(1)).await;
@@ -222,6 +232,7 @@ async fn status(scene: &Scene, line: &Line, token: Option<&String>) -> u16 {
     let (method, path, body, _) = line;
     let path = path.replace("{cluster}", &scene.cluster.to_string()).replace("{key}", &scene.key);
     let path = path.replace("{kind}/{port}", "http/8000");
+    let path = path.replace("{account}", &wallet(7).address().to_string());
     let device = if ["patch", "delete"].contains(method) { scene.spare } else { scene.device };
     let url = format!("{}{}", scene.network.url(), path.replace("{device}", &device.to_string()));
     let method = reqwest::Method::from_bytes(method.to_uppercase().as_bytes()).expect("method");

@@ -7,8 +7,6 @@ use ionet_runtime::holder::HelperExe;
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     match args.split_first() {
-        Some((word, rest)) if word == "box-init" => ionet_runtime::netns::main(rest),
-        Some((word, rest)) if word == "box-launch" => ionet_runtime::launch::main(rest),
         Some((word, rest)) if word == "supervisor" => match HelperExe::current() {
             Ok(helper) => ionet_worker::supervisor::main(rest, helper),
             Err(error) => {
@@ -16,9 +14,9 @@ fn main() -> ExitCode {
                 ExitCode::FAILURE
             }
         },
-        _ => {
-            eprintln!("usage: ionet-lease box-init | box-launch | supervisor --dir DIR");
+        other => other.and_then(|(word, rest)| ionet_runtime::hidden(word, rest)).unwrap_or_else(|| {
+            eprintln!("usage: ionet-lease supervisor --dir DIR, or a sub-command of a box");
             ExitCode::from(2)
-        }
+        }),
     }
 }

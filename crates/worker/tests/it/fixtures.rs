@@ -66,6 +66,7 @@ pub(crate) fn wanted(lease: LeaseId) -> DesiredLease {
         members: MemberList { cluster: lease.order, generation: 0, members: Vec::new() },
         members_signature: String::new(),
         egress: ionet_domain::market::Egress::On,
+        void: Vec::new(),
         hiding: ionet_domain::market::Hiding::default(),
     };
     with_members(bare, 1, vec![member(lease, None)])

@@ -209,9 +209,10 @@ impl Site {
             services: Services::All,
             issued_ms: 0,
             not_after_ms,
+            cut_ms: None,
         };
         let signature = server_key().sign(NETWORK, &grant);
-        TunnelAuth { grant, signature, follow: true }
+        TunnelAuth { grant, signature, follow: true, ssh_keys: Vec::new() }
     }
 
     pub(crate) fn request(&self, auth: &TunnelAuth, service: Service) -> TunnelRequest {
