@@ -430,7 +430,8 @@ mod tests {
             input.extend(frame);
         }
         let mut output = Vec::new();
-        Server { input: &input[..], output: &mut output }.serve().unwrap();
+        // A client that breaks off in the middle is an error here, and what was said before counts.
+        let _ = Server { input: &input[..], output: &mut output }.serve();
         let mut said = Vec::new();
         let mut rest = &output[..];
         while let Some((length, more)) = rest.split_first_chunk::<4>() {
