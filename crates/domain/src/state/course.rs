@@ -46,23 +46,7 @@ impl State {
                 course.pauses += u32::from(wanted == Move::Pause);
                 course.growth = None;
             }
-            B::OrderExposed { order, exposure } => {
-                self.order_mut(*order)?.fold_exposed(*exposure, event.at_ms);
-                // Where the names were erased it is for its owner alone, not for everybody.
-                match &event.private {
-                    Some(PrivateBody::Guests(guests)) => {
-                        self.private.guests.insert(*order, guests.clone());
-                    }
-                    _ if exposure.kind == Kind::Http => _ = self.private.guests.remove(order),
-                    _ => {}
-                }
-            }
-            B::OrderUnexposed { order, kind, port } => {
-                self.order_mut(*order)?.fold_unexposed(*kind, *port);
-                if *kind == Kind::Http {
-                    self.private.guests.remove(order);
-                }
-            }
+            B::OrderExposed { .. } | B::OrderUnexposed { .. } => self.fold_shown(event)?,
             B::MemberAiling { lease, ailment } => {
                 let since_ms = event.at_ms;
                 let ailing = ailment.clone().map(|ailment| Box::new(Ailing { since_ms, ailment }));
@@ -88,6 +72,27 @@ impl State {
                 let order = self.order_mut(*order)?;
                 order.quote = change.applied(&order.quote);
             }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// What an order shows to the world. Where the names were erased it is for its owner alone, not for everybody.
+    fn fold_shown(&mut self, event: &Event) -> Result<(), Refusal> {
+        let (order, kind) = match &event.public {
+            PublicBody::OrderExposed { order, exposure } => {
+                self.order_mut(*order)?.fold_exposed(*exposure, event.at_ms);
+                (*order, exposure.kind)
+            }
+            PublicBody::OrderUnexposed { order, kind, port } => {
+                self.order_mut(*order)?.fold_unexposed(*kind, *port);
+                (*order, *kind)
+            }
+            _ => return Ok(()),
+        };
+        match &event.private {
+            Some(PrivateBody::Guests(guests)) => _ = self.private.guests.insert(order, guests.clone()),
+            _ if kind == Kind::Http => _ = self.private.guests.remove(&order),
             _ => {}
         }
         Ok(())

@@ -138,6 +138,8 @@ impl Gateway {
             () = going.cut() => return Err(Trouble::Cut),
         };
         let mut answer = answer?;
+        // The version is each hop's own: a service of HTTP/1.0 is answered for in 1.1.
+        *answer.version_mut() = hyper::Version::HTTP_11;
         let upgraded =
             (answer.status() == StatusCode::SWITCHING_PROTOCOLS).then(|| hyper::upgrade::on(&mut answer));
         let protocol = headers::upgrade(answer.headers());
