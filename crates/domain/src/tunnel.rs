@@ -97,7 +97,7 @@ impl Services {
     pub fn within(&self, other: &Self) -> Self {
         match (self, other) {
             (Self::All, services) | (services, Self::All) => services.clone(),
-            (Self::Only(these), Self::Only(those)) => Self::Only(these & those),
+            (Self::Only(ours), Self::Only(theirs)) => Self::Only(ours & theirs),
         }
     }
 

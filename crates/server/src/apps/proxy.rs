@@ -31,7 +31,7 @@ use super::live::{Going, Pass};
 use super::{Coming, Gateway, headers, open};
 
 /// How long a service may take to begin its answer, counted from the last of the request.
-const ANSWER_LIMIT: Duration = Duration::from_secs(60);
+const ANSWER_LIMIT: Duration = Duration::from_mins(1);
 
 impl Gateway {
     /// Answers one request.
@@ -131,7 +131,7 @@ impl Gateway {
             let down = |error: hyper::Error| Trouble::Down { reason: error.to_string() };
             let (mut service, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(down)?;
             tokio::spawn(connection.with_upgrades());
-            service.send_request(request).await.map_err(said_wrong)
+            service.send_request(request).await.map_err(|error| said_wrong(&error))
         };
         let answer = tokio::select! {
             answer = in_time(&moved, asking) => answer?,
@@ -196,8 +196,8 @@ fn outgoing(request: Request<Incoming>, moved: Arc<Mutex<Instant>>) -> Request<W
     Request::from_parts(parts, Watched { body, moved })
 }
 
-fn said_wrong(error: hyper::Error) -> Trouble {
-    let reason = std::error::Error::source(&error)
+fn said_wrong(error: &hyper::Error) -> Trouble {
+    let reason = std::error::Error::source(error)
         .map_or_else(|| error.to_string(), |cause| format!("{error}: {cause}"));
     if error.is_parse() { Trouble::Garbled { reason } } else { Trouble::Down { reason } }
 }
