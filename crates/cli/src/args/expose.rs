@@ -47,6 +47,7 @@ impl FromStr for ClusterOrPort {
 
 #[derive(Debug, Args)]
 #[command(args_conflicts_with_subcommands = true, arg_required_else_help = true)]
+#[expect(clippy::struct_excessive_bools, reason = "switches of a command line are what they are")]
 pub(crate) struct ExposeArgs {
     #[command(subcommand)]
     pub(crate) command: Option<ExposeCommand>,
@@ -95,6 +96,7 @@ pub(crate) enum ExposeCommand {
 
 /// How a server shows services of clusters.
 #[derive(Debug, Clone, Args)]
+#[expect(clippy::struct_field_names, reason = "the options of a server are told apart by it")]
 pub(crate) struct AppsArgs {
     /// Where visitors of exposed services come in (`ionet expose`); without it nothing is exposed. The server carries
     /// their traffic and can read it

@@ -63,7 +63,7 @@ fn what_can_be_exposed_and_what_not() {
     ];
     for (line, (wanted, expected)) in table.iter().enumerate() {
         let answer = world.ask(Actor::Wallet(RENTER), expose(order, wanted));
-        let code = answer.as_ref().map_or_else(|refusal| refusal.code(), |_| "ok");
+        let code = answer.as_ref().map_or_else(ionet_domain::Refusal::code, |_| "ok");
         assert_eq!(code, *expected, "line {line}: {wanted:?} {answer:?}");
     }
     let expected =

@@ -148,7 +148,7 @@ impl Gateway {
         if let Some(key) = headers.get(KEY_HEADER) {
             let key = key.to_str().unwrap_or_default();
             let (account, key) = crate::http::account_of_key(&self.handle, key)
-                .map_err(|error| Trouble::BadKey(error.body()))?;
+                .map_err(|error| Trouble::BadKey(Box::new(error.body())))?;
             return Ok(Some(Known { visitor: Visitor { account, key: Some(key) }, by_cookie: false }));
         }
         let name = cookie_name(self.apps.secure());
@@ -161,13 +161,13 @@ impl Gateway {
 }
 
 /// Whether the way in is open to somebody now: the service is exposed so, and his key, if he came by one, still works.
-pub(crate) fn admitted<'a>(
-    view: &'a View,
+pub(crate) fn admitted(
+    view: &View,
     order: OrderId,
     service: (Kind, u16),
     visitor: Option<Visitor>,
     now_ms: u64,
-) -> Option<(&'a Order, &'a Exposure)> {
+) -> Option<(&Order, &Exposure)> {
     let state = &view.state;
     let order = state.orders.get(&order)?;
     let exposure = order.exposures().iter().find(|known| (known.kind, known.port) == service)?;

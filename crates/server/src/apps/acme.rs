@@ -223,20 +223,16 @@ impl Authority {
         };
         let path = self.dir.join("account.json");
         let kept = std::fs::read(&path).ok().and_then(|text| serde_json::from_slice::<Stored>(&text).ok());
-        let account = match kept.filter(|kept| kept.directory == self.config.directory) {
-            Some(kept) => builder()?.from_credentials(kept.credentials).await?,
-            None => {
-                let contact: Vec<_> = self.config.contact.iter().map(String::as_str).collect();
-                let new = NewAccount {
-                    contact: &contact,
-                    terms_of_service_agreed: true,
-                    only_return_existing: false,
-                };
-                let directory = self.config.directory.clone();
-                let (account, credentials) = builder()?.create(&new, directory.clone(), None).await?;
-                write_private(&path, &serde_json::to_vec(&Stored { directory, credentials })?)?;
-                account
-            }
+        let account = if let Some(kept) = kept.filter(|kept| kept.directory == self.config.directory) {
+            builder()?.from_credentials(kept.credentials).await?
+        } else {
+            let contact: Vec<_> = self.config.contact.iter().map(String::as_str).collect();
+            let new =
+                NewAccount { contact: &contact, terms_of_service_agreed: true, only_return_existing: false };
+            let directory = self.config.directory.clone();
+            let (account, credentials) = builder()?.create(&new, directory.clone(), None).await?;
+            write_private(&path, &serde_json::to_vec(&Stored { directory, credentials })?)?;
+            account
         };
         *known = Some(account.clone());
         Ok(account)

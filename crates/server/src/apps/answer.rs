@@ -39,7 +39,7 @@ pub(super) enum Trouble {
     )]
     NotYou,
     #[error("{}", .0.message)]
-    BadKey(ErrorBody),
+    BadKey(Box<ErrorBody>),
     #[error(
         "the link was used before, is older than a minute, or is not for this cluster; run 'ionet expose open' again"
     )]

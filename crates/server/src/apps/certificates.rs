@@ -38,7 +38,7 @@ pub(super) struct Files {
 }
 
 impl Certificates {
-    pub(super) async fn new(tls: &AppsTls, dir: &Path) -> Result<Option<Self>, ServerError> {
+    pub(super) fn new(tls: &AppsTls, dir: &Path) -> Result<Option<Self>, ServerError> {
         Ok(match tls {
             AppsTls::None => None,
             AppsTls::Files { cert, key } => {

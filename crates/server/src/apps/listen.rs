@@ -34,13 +34,13 @@ use crate::keys::Keys;
 
 /// How long a visitor may take to say what he wants, each time.
 const HEAD_LIMIT: Duration = Duration::from_secs(15);
-const TLS_LIMIT: Duration = Duration::from_secs(60);
+const TLS_LIMIT: Duration = Duration::from_mins(1);
 const HEADERS_MOST: usize = 100;
 const HEAD_BYTES_MOST: usize = 64 << 10;
 /// What is open is looked over this often, whatever happens.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// A machine that is gone without a word is found out after about this and as much again.
-const PROBE_AFTER: Duration = Duration::from_secs(60);
+const PROBE_AFTER: Duration = Duration::from_mins(1);
 
 /// What is bound before anything is served.
 #[derive(Debug)]
@@ -66,7 +66,7 @@ impl Bound {
         let address =
             listener.local_addr().map_err(ServerError::io("find the address of exposed services"))?;
         let dir = dir.join("apps");
-        let certificates = Certificates::new(&config.tls, &dir).await?.map(Arc::new);
+        let certificates = Certificates::new(&config.tls, &dir)?.map(Arc::new);
         let apps = Apps {
             config: config.clone(),
             address,

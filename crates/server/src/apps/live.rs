@@ -97,7 +97,9 @@ impl Live {
             }
             stays
         });
-        gone.into_iter().for_each(|order| list.less(order));
+        for order in gone {
+            list.less(order);
+        }
         before - list.going.len()
     }
 

@@ -31,7 +31,7 @@ use super::live::{Going, Pass};
 use super::{Coming, Gateway, headers, open};
 
 /// How long a service may take to begin its answer, counted from the last of the request.
-const ANSWER_LIMIT: Duration = Duration::from_secs(60);
+const ANSWER_LIMIT: Duration = Duration::from_mins(1);
 
 impl Gateway {
     /// Answers one request.
@@ -131,13 +131,15 @@ impl Gateway {
             let down = |error: hyper::Error| Trouble::Down { reason: error.to_string() };
             let (mut service, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(down)?;
             tokio::spawn(connection.with_upgrades());
-            service.send_request(request).await.map_err(said_wrong)
+            service.send_request(request).await.map_err(|error| said_wrong(&error))
         };
         let answer = tokio::select! {
             answer = in_time(&moved, asking) => answer?,
             () = going.cut() => return Err(Trouble::Cut),
         };
         let mut answer = answer?;
+        // The version is each hop's own: a service of HTTP/1.0 is answered for in 1.1.
+        *answer.version_mut() = hyper::Version::HTTP_11;
         let upgraded =
             (answer.status() == StatusCode::SWITCHING_PROTOCOLS).then(|| hyper::upgrade::on(&mut answer));
         let protocol = headers::upgrade(answer.headers());
@@ -194,8 +196,8 @@ fn outgoing(request: Request<Incoming>, moved: Arc<Mutex<Instant>>) -> Request<W
     Request::from_parts(parts, Watched { body, moved })
 }
 
-fn said_wrong(error: hyper::Error) -> Trouble {
-    let reason = std::error::Error::source(&error)
+fn said_wrong(error: &hyper::Error) -> Trouble {
+    let reason = std::error::Error::source(error)
         .map_or_else(|| error.to_string(), |cause| format!("{error}: {cause}"));
     if error.is_parse() { Trouble::Garbled { reason } } else { Trouble::Down { reason } }
 }

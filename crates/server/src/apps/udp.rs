@@ -23,7 +23,7 @@ use super::raw::Target;
 use super::{Coming, Gateway};
 
 /// A sender is forgotten after so long without a datagram either way.
-const IDLE_LIMIT: Duration = Duration::from_secs(120);
+const IDLE_LIMIT: Duration = Duration::from_mins(2);
 /// Datagrams of one sender that may wait for the tunnel.
 const WAITING_MOST: usize = 64;
 /// The longest there is.

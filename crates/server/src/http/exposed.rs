@@ -1,5 +1,7 @@
 //! Services of a cluster under the server's name: exposed, listed, taken back; and the way in for a browser.
 
+use std::collections::BTreeSet;
+
 use axum::Json;
 use axum::extract::State;
 use ionet_api::Secret;
@@ -124,7 +126,7 @@ pub(super) fn services(view: &View, order: &Order, apps: Option<&Apps>) -> Vec<E
         accounts: if exposure.kind == Kind::Http {
             view.state.guests(order.id).clone()
         } else {
-            Default::default()
+            BTreeSet::default()
         },
         url: apps.and_then(|apps| apps.url(order.id, exposure)),
         since_ms: exposure.since_ms,

@@ -276,7 +276,7 @@ fn a_tcp_port_keeps_half_closes_waits_for_a_taken_port_and_is_closed_with_its_co
         })
         .await;
         let mut stream = soon("a connection", TcpStream::connect(public)).await.expect("connect");
-        stream.write_all(&[7; 100_000]).await.expect("write");
+        stream.write_all(&vec![7; 100_000]).await.expect("write");
         stream.shutdown().await.expect("half close");
         let mut said = String::new();
         soon("the rest", stream.read_to_string(&mut said)).await.expect("read");
