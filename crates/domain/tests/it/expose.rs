@@ -79,7 +79,15 @@ fn only_the_renter_and_his_keys_that_rent_expose_and_take_back() {
         let id = KeyId::from_parts(world.now_ms, n);
         let scopes = BTreeSet::from([scope]);
         let expires_ms = world.now_ms + 1_000_000;
-        let key = ApiKey { id, scopes, cap_micro_usd: 0, spent_micro_usd: 0, expires_ms, revoked: false };
+        let key = ApiKey {
+            id,
+            scopes,
+            cap_micro_usd: 0,
+            spent_micro_usd: 0,
+            expires_ms,
+            revoked: false,
+            revoked_ms: None,
+        };
         let make = CommandBody::MakeKey { key, label: "k".into(), sha256: "00".into() };
         world.must(Actor::Wallet(RENTER), make);
         Actor::Key(RENTER, id)
