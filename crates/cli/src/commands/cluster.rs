@@ -1,6 +1,6 @@
 //! Clusters: ordered, watched, extended, ended.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ionet_api::rest::{
     ClusterFilter, ClusterView, EventFilter, ExtendRequest, LeaseView, OrderRequest, PAGE_MOST, RateRequest,
@@ -112,12 +112,21 @@ fn next_commands(out: Out, view: &ClusterView) {
 /// Watches a cluster until it is up; an ending before that is an error that says why and what came back.
 pub(crate) async fn wait_until_up(out: Out, client: &Client, id: OrderId) -> Result<ClusterView> {
     let mut progress = out.progress(&format!("{id} ordered"));
-    let view = watch(client, id, &mut progress, |view| view.stage >= Stage::Running).await?;
+    let begun = Instant::now();
+    let is_decided = |view: &ClusterView| view.stage >= Stage::Running || view.stage == Stage::Paused;
+    let view = watch(client, id, &mut progress, is_decided).await?;
     if view.stage == Stage::Running {
+        let watched_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+        // By the server's clock, unless it was resumed long after it was ordered.
         let since_order_ms =
             view.running_since_ms.unwrap_or(view.accepted_ms).saturating_sub(view.accepted_ms);
-        progress.done(&format!("{id} is up after {}", span(since_order_ms)));
+        let took_ms = since_order_ms.min(watched_ms);
+        progress.done(&format!("{id} is up after {}", span(took_ms)));
         return Ok(view);
+    }
+    if view.stage == Stage::Paused {
+        drop(progress);
+        return Err(put_off(&view));
     }
     let view = watch(client, id, &mut progress, |view| view.stage >= Stage::Settled).await?;
     drop(progress);
@@ -125,6 +134,15 @@ pub(crate) async fn wait_until_up(out: Out, client: &Client, id: OrderId) -> Res
         Some(CloseReason::Finished { exit_code: 0 }) => Ok(view),
         _ => Err(ended(&view)),
     }
+}
+
+/// The error for a cluster that was to run again and found no place.
+fn put_off(view: &ClusterView) -> CliError {
+    let message = format!("{} stays paused: others have taken what it would run on", view.id);
+    CliError::refused("no_place", message).help(format!(
+        "try again later, or 'ionet cluster set {}' asks for less; 'ionet explain {}' says what is in the way",
+        view.id, view.id
+    ))
 }
 
 /// The error for a cluster that ended too early.

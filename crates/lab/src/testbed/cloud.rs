@@ -85,9 +85,13 @@ impl Client {
         self.ask_as(&self.dir, words)
     }
 
-    fn ask_as(&self, dir: &Path, words: &[&str]) -> Result<Said> {
-        let mut command = Command::new("timeout");
-        command.args(["-s", "KILL", &COMMAND_PATIENCE_S.to_string()]);
+    /// A command of the renter's that goes on until it is ended.
+    pub fn command(&self, words: &[&str]) -> Command {
+        self.begin(Command::new("env"), &self.dir, words)
+    }
+
+    /// The command after other words.
+    fn begin(&self, mut command: Command, dir: &Path, words: &[&str]) -> Command {
         if self.isolated {
             command.args(["nsenter", "--target", &self.pid.to_string(), "--net", "--mount", "--uts", "--"]);
         }
@@ -95,6 +99,13 @@ impl Client {
         for name in ["IONET_URL", "IONET_API_KEY", "IONET_LOG", "IONET_DATA_DIR"] {
             command.env_remove(name);
         }
+        command
+    }
+
+    fn ask_as(&self, dir: &Path, words: &[&str]) -> Result<Said> {
+        let mut limit = Command::new("timeout");
+        limit.args(["-s", "KILL", &COMMAND_PATIENCE_S.to_string()]);
+        let mut command = self.begin(limit, dir, words);
         // Ctrl-C is for the lab, not for what it asks.
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
         let output = command.stdin(Stdio::null()).output().map_err(LabError::io("start 'timeout'"))?;
@@ -295,6 +306,14 @@ impl Cloud {
         let ready = |device: &&Value| device["stage"] == "pooled" && device["status"] != "unknown";
         let ready = said.json.as_array().map_or(0, |devices| devices.iter().filter(ready).count());
         Ok(ready == self.worker_names().len())
+    }
+
+    /// The renter at another machine: the same wallet and the same files.
+    ///
+    /// # Errors
+    /// If there is no such machine.
+    pub fn client_at(&self, host: &str) -> Result<Client> {
+        Ok(Client { pid: self.testbed.get(host)?.pid, ..self.client.clone() })
     }
 
     /// The machines with a worker.

@@ -6,6 +6,7 @@
 
 mod alone;
 mod apart;
+mod doors;
 mod faults;
 mod listen;
 mod pairs;
