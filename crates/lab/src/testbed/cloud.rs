@@ -93,7 +93,9 @@ impl Client {
     /// The command after other words.
     fn begin(&self, mut command: Command, dir: &Path, words: &[&str]) -> Command {
         if self.isolated {
-            command.args(["nsenter", "--target", &self.pid.to_string(), "--net", "--mount", "--uts", "--"]);
+            // With its processes too: the machine's /proc knows no others.
+            let target = self.pid.to_string();
+            command.args(["nsenter", "--target", &target, "--net", "--mount", "--uts", "--pid", "--"]);
         }
         command.arg(&self.binary).args(["--json", "--url", &self.url, "--data-dir"]).arg(dir).args(words);
         for name in ["IONET_URL", "IONET_API_KEY", "IONET_LOG", "IONET_DATA_DIR"] {

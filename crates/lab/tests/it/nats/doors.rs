@@ -6,10 +6,10 @@ use std::io::{BufRead as _, BufReader};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
-use ionet_lab::testbed::cloud::{Client, Cloud};
+use ionet_lab::testbed::cloud::{Client, Cloud, wait_for};
 use serde_json::Value;
 
-use super::{Cluster, PYTHON, SYMMETRIC, TALK, Talk, bed, up};
+use super::{Cluster, PATIENCE, PYTHON, SYMMETRIC, TALK, Talk, bed, up};
 
 const PORT: &str = "4000";
 const FILE_BYTES: usize = 12 << 20;
@@ -59,10 +59,11 @@ impl Desk {
     /// Plain ssh, scp and rsync with the printed lines.
     fn copies_arrive(&self) {
         let member = self.member();
-        let lines = self.client.ask(&["ssh", "--print-config", &self.cluster.id, &member]).unwrap().text;
-        let alias = lines.lines().find_map(|line| line.trim().strip_prefix("Host ")).unwrap();
-        let alias = alias.split_whitespace().next().unwrap().to_owned();
-        std::fs::write(self.home.join("config"), &lines).unwrap();
+        let said = self.client.must(&["ssh", "--print-config", &self.cluster.id]).unwrap();
+        let end = format!(".{member}.ionet");
+        let hosts = said["hosts"].as_array().unwrap().iter().filter_map(Value::as_str);
+        let alias = hosts.into_iter().find(|host| host.ends_with(&end)).unwrap_or_else(|| panic!("{said}"));
+        std::fs::write(self.home.join("config"), said["config"].as_str().unwrap()).unwrap();
         let bytes: Vec<u8> = (0..FILE_BYTES).map(|n| u8::try_from(n * n % 251).unwrap()).collect();
         std::fs::write(self.home.join("data"), bytes).unwrap();
         let config = self.path("config");
@@ -105,9 +106,20 @@ fn boxes_are_used_from_behind_any_nat_and_nothing_that_is_open_is_lost() {
     let mut command = desk.cloud.testbed.get("desk-1").unwrap().command(PYTHON);
     command.args(["-uc", TALK, "127.0.0.1"]);
     let mut talk = Talk::start("a tunnel", command);
+    let silence = |talk: &mut Talk, when: &str| println!("{when}, silent for {:?}", talk.goes_on(when));
     desk.cloud.testbed.change_address("desk").unwrap();
-    println!("the longest silence over another address: {:?}", talk.goes_on("from another address"));
+    silence(&mut talk, "from another address");
+    desk.cloud.testbed.keep_apart(&[["desk", "home"]]).unwrap();
+    silence(&mut talk, "with the relay as the only way");
     desk.cloud.process("relay-1").unwrap().kill();
+    // It is looked every 100 ms, and asked every 20.
+    let (mut before, mut looks) = (talk.count(), 0);
+    let still = || {
+        let now = talk.count();
+        looks = if std::mem::replace(&mut before, now) == now { looks + 1 } else { 0 };
+        Ok((looks == 10).then_some(()))
+    };
+    wait_for("silence without the relay", PATIENCE, still).unwrap();
     desk.cloud.start_role("relay-1", &BTreeMap::new()).unwrap();
-    println!("the longest silence over the relay's death: {:?}", talk.goes_on("through the relay once more"));
+    silence(&mut talk, "through the relay once more");
 }
