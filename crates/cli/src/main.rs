@@ -57,6 +57,7 @@ fn hidden() -> Option<ExitCode> {
 }
 
 fn run(cli: Cli) -> Result<u8> {
+    process::allow_many_files();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.map_err(error::io("start"))?;
     let done = runtime.block_on(dispatch(cli));

@@ -145,3 +145,11 @@ async fn input_ends() {
     let mut input = tokio::io::stdin();
     while input.read(&mut nothing).await.is_ok_and(|read| read > 0) {}
 }
+
+/// As many open files as this user may have: a connection through a tunnel, a relay or a server takes two.
+pub(crate) fn allow_many_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    // Where it is refused there are as many as before.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
+}

@@ -153,11 +153,10 @@ pub fn after(stage: Stage, wanted: Move) -> Option<Stage> {
         (S::Accepted | S::Funded | S::Placed | S::Starting | S::Running | S::Paused, M::Change) => {
             Some(stage)
         }
-        (S::Accepted | S::Funded | S::Placed | S::Starting | S::Running | S::Paused, M::Share) => Some(stage),
         (S::Placed | S::Starting | S::Running, M::Replace) => Some(stage),
         (
             S::Accepted | S::Funded | S::Placed | S::Starting | S::Running | S::Paused,
-            M::Egress | M::Expose,
+            M::Egress | M::Expose | M::Share,
         ) => Some(stage),
         (S::Accepted | S::Funded | S::Placed | S::Starting | S::Running | S::Paused, M::Close) => {
             Some(S::Closing)

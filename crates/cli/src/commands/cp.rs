@@ -69,7 +69,8 @@ pub(crate) async fn cp(context: &Context, args: &CpArgs) -> Result {
         } else {
             String::new()
         };
-        out.line(format!("{files} files copied, {}{before}{same}", units::bytes(bytes)));
+        let files = if files == 1 { "1 file".to_owned() } else { format!("{files} files") };
+        out.line(format!("{files} copied, {}{before}{same}", units::bytes(bytes)));
     });
     Ok(())
 }

@@ -41,15 +41,15 @@ fn every_stage_and_move() {
     ];
     // A row a stage, a letter a move in the order above; the letter is the stage after, '.' is refused.
     let expected = [
-        ("accepted", "F......AA......AC.."),
-        ("funded", ".P..F..FF.....WFC.."),
-        ("placed", "..S.P.PPP......PC.."),
-        ("starting", "...RS.SSS......SC.."),
-        ("running", "....RRRRRRRRW..RC.."),
-        ("paused", "....WW.WW....F.WC.."),
-        ("closing", "....C............s."),
-        ("settled", "..................p"),
-        ("paid", "..................."),
+        ("accepted", "F......AAA......AC.."),
+        ("funded", ".P..F..FFF.....WFC.."),
+        ("placed", "..S.P.PPPP......PC.."),
+        ("starting", "...RS.SSSS......SC.."),
+        ("running", "....RRRRRRRRRW..RC.."),
+        ("paused", "....WW.WWW....F.WC.."),
+        ("closing", "....C.............s."),
+        ("settled", "...................p"),
+        ("paid", "...................."),
     ];
     let letter = |stage: Option<Stage>| match stage {
         None => '.',
