@@ -2,7 +2,8 @@
 //!
 //! Always holds: a certificate is asked for only while the host's cluster exposes HTTP, by one order at a time for each
 //! name, a few in all, and so many an hour; after a failure it is not tried again for a while that doubles; keys and
-//! certificates are files that only their owner can read; one is renewed when a third of its life is left. Not here: TLS.
+//! certificates are files that only their owner can read; one is renewed when a third of its life is left, and kept until it
+//! is over, so that hiding a service and showing it again costs no order. Not here: TLS.
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
@@ -12,7 +13,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use instant_acme::{
-    Account, AccountCredentials, AuthorizationStatus, ChallengeType, Identifier, NewAccount, NewOrder,
+    Account, AccountCredentials, AuthorizationStatus, ChallengeType, Identifier, NewAccount, NewOrder, Order,
     OrderStatus, RetryPolicy,
 };
 use rustls::ServerConfig;
@@ -46,10 +47,28 @@ struct Names {
     kept: BTreeMap<String, Kept>,
     /// Orders that go on; what waits for one is told when it ends.
     going: BTreeMap<String, watch::Receiver<bool>>,
-    /// Until when it is not tried again, and how long that was.
-    failed: BTreeMap<String, (u64, u64)>,
+    failed: BTreeMap<String, Failed>,
     /// The hour that orders are counted in.
     hour: (u64, u32),
+}
+
+/// The last order of a name, which brought nothing.
+#[derive(Debug)]
+struct Failed {
+    /// Until when it is not tried again, and how long that was.
+    until_ms: u64,
+    waited_ms: u64,
+    why: String,
+}
+
+impl Failed {
+    fn says(&self, name: &str, now_ms: u64) -> String {
+        let in_s = self.until_ms.saturating_sub(now_ms).div_ceil(1000);
+        format!(
+            "there is no certificate for {name}: {}; it is tried again in {in_s} s at the earliest",
+            self.why
+        )
+    }
 }
 
 /// The authority and what came from it.
@@ -87,6 +106,13 @@ impl Authority {
 
     pub(super) fn challenge(&self, token: &str) -> Option<String> {
         open(&self.challenges).get(token).cloned()
+    }
+
+    /// Why a name has no certificate, if an order for one failed.
+    pub(super) fn trouble(&self, name: &str, now_ms: u64) -> Option<String> {
+        let names = open(&self.names);
+        let usable = names.kept.get(name).is_some_and(|kept| kept.over_ms > now_ms);
+        names.failed.get(name).filter(|_| !usable).map(|failed| failed.says(name, now_ms))
     }
 
     /// The certificate of a host name: the one there is, or a new one if the name is exposed now.
@@ -131,9 +157,12 @@ impl Authority {
         if let Some(going) = names.going.get(name) {
             return Ok(going.clone());
         }
-        if let Some((until_ms, _)) = names.failed.get(name).filter(|(until_ms, _)| *until_ms > now_ms) {
-            let in_s = (until_ms - now_ms) / 1000;
-            return Err(format!("the last order for {name} failed; it is tried again in {in_s} s").into());
+        // Another's order may have ended since it was looked for.
+        if names.kept.get(name).is_some_and(|kept| kept.renew_ms > now_ms) {
+            return Ok(watch::channel(true).1);
+        }
+        if let Some(failed) = names.failed.get(name).filter(|failed| failed.until_ms > now_ms) {
+            return Err(failed.says(name, now_ms).into());
         }
         let hour = now_ms / HOUR_MS;
         if names.hour.0 != hour {
@@ -167,13 +196,15 @@ impl Authority {
                 tracing::info!(name, "a certificate came");
             }
             Err(error) => {
-                names.failed.retain(|_, (until_ms, _)| *until_ms + AGAIN_MS_MOST > now_ms);
-                let waited_ms = names.failed.get(name).map_or(AGAIN_MS / 2, |(_, waited_ms)| *waited_ms);
-                let wait_ms = (waited_ms * 2).min(AGAIN_MS_MOST);
+                names.failed.retain(|_, failed| failed.until_ms + AGAIN_MS_MOST > now_ms);
+                let waited_ms = names.failed.get(name).map_or(AGAIN_MS / 2, |failed| failed.waited_ms);
+                let waited_ms = (waited_ms * 2).min(AGAIN_MS_MOST);
+                let why = in_full(&*error);
+                tracing::warn!(name, why, again_in_s = waited_ms / 1000, "no certificate came");
                 if names.failed.len() < FAILED_MOST {
-                    names.failed.insert(name.to_owned(), (now_ms + wait_ms, wait_ms));
+                    let failed = Failed { until_ms: now_ms + waited_ms, waited_ms, why };
+                    names.failed.insert(name.to_owned(), failed);
                 }
-                tracing::warn!(name, %error, again_in_s = wait_ms / 1000, "no certificate came");
             }
         }
     }
@@ -201,7 +232,7 @@ impl Authority {
         let patience = RetryPolicy::default();
         match order.poll_ready(&patience).await? {
             OrderStatus::Ready => {}
-            other => return Err(format!("the authority did not find the proof ({other:?})").into()),
+            _ => return Err(refused(&mut order).await),
         }
         let key = order.finalize().await?;
         let chain = order.poll_certificate(&patience).await?;
@@ -238,20 +269,21 @@ impl Authority {
         Ok(account)
     }
 
-    /// Renews what is due and still exposed, and forgets the rest.
+    /// Renews what is due and still exposed, and forgets what is over and is not.
     pub(super) async fn renew(self: &Arc<Self>, gateway: &Gateway) {
         let now_ms = gateway.now_ms();
         let names: Vec<_> = {
             let names = open(&self.names);
-            names.kept.iter().map(|(name, kept)| (name.clone(), kept.renew_ms)).collect()
+            let due = names.kept.iter().filter(|(_, kept)| kept.renew_ms <= now_ms);
+            due.map(|(name, kept)| (name.clone(), kept.over_ms)).collect()
         };
-        for (name, renew_ms) in names {
-            if !is_exposed(gateway, &name) {
-                open(&self.names).kept.remove(&name);
-                let _ = tokio::fs::remove_file(self.path(&name)).await;
-            } else if renew_ms <= now_ms {
+        for (name, over_ms) in names {
+            if is_exposed(gateway, &name) {
                 // Refused while the last failure is too recent; the old one is good meanwhile.
                 let _ = self.order_once(&name, now_ms);
+            } else if over_ms <= now_ms {
+                open(&self.names).kept.remove(&name);
+                let _ = tokio::fs::remove_file(self.path(&name)).await;
             }
         }
     }
@@ -284,6 +316,24 @@ impl Drop for Tokens<'_> {
     }
 }
 
+/// Why an order came to nothing: the authority says it at the proof.
+async fn refused(order: &mut Order) -> Wrong {
+    let mut authorizations = order.authorizations();
+    while let Some(Ok(mut authorization)) = authorizations.next().await {
+        let Ok(state) = authorization.refresh().await else { break };
+        if let Some(problem) = state.challenges.iter().find_map(|challenge| challenge.error.as_ref()) {
+            return format!("the authority did not find the proof: {problem}").into();
+        }
+    }
+    "the authority did not find the proof".into()
+}
+
+/// An error with all its causes: the first often says only that a request failed.
+fn in_full(error: &(dyn std::error::Error + 'static)) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
 /// Whether it is the host name of a cluster that exposes HTTP now.
 fn is_exposed(gateway: &Gateway, name: &str) -> bool {
     let Some(order) = gateway.apps.order_of(name).filter(|order| gateway.apps.host(*order) == name) else {
@@ -314,4 +364,47 @@ fn write_private(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     file.write_all(bytes)?;
     file.sync_all()?;
     std::fs::rename(&temporary, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn authority(dir: &Path) -> Arc<Authority> {
+        let directory = "https://127.0.0.1:1/directory".to_owned();
+        Arc::new(Authority::new(AcmeConfig { directory, contact: None, root: None }, dir).unwrap())
+    }
+
+    #[test]
+    fn a_name_that_fails_is_tried_again_after_waits_that_double_up_to_half_a_day() {
+        let dir = tempfile::tempdir().unwrap();
+        let authority = authority(dir.path());
+        let mut now_ms = 1_000_000;
+        for minutes in [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 720, 720] {
+            authority.settle("a.example.org", Err("no".into()), now_ms);
+            let until_ms = open(&authority.names).failed["a.example.org"].until_ms;
+            assert_eq!(until_ms - now_ms, minutes * 60_000);
+            let early = authority.order_once("a.example.org", until_ms - 1).unwrap_err().to_string();
+            assert!(
+                early.ends_with("a.example.org: no; it is tried again in 1 s at the earliest"),
+                "{early}"
+            );
+            assert_eq!(authority.trouble("a.example.org", until_ms - 1), Some(early));
+            now_ms = until_ms;
+        }
+        assert_eq!(authority.trouble("b.example.org", now_ms), None);
+    }
+
+    #[tokio::test]
+    async fn so_many_orders_are_begun_in_an_hour_and_one_at_a_time_for_a_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let authority = authority(dir.path());
+        for n in 0..ORDERS_AN_HOUR {
+            for _ in 0..2 {
+                authority.order_once(&format!("{n}.example.org"), HOUR_MS).unwrap();
+            }
+        }
+        assert!(authority.order_once("more.example.org", 2 * HOUR_MS - 1).is_err());
+        assert!(authority.order_once("more.example.org", 2 * HOUR_MS).is_ok());
+    }
 }

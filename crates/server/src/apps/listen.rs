@@ -48,7 +48,6 @@ pub(crate) struct Bound {
     pub(crate) apps: Arc<Apps>,
     listener: TcpListener,
     plain: Option<TcpListener>,
-    certificates: Option<Arc<Certificates>>,
 }
 
 impl Bound {
@@ -66,40 +65,35 @@ impl Bound {
         let address =
             listener.local_addr().map_err(ServerError::io("find the address of exposed services"))?;
         let dir = dir.join("apps");
-        let certificates = Certificates::new(&config.tls, &dir)?.map(Arc::new);
         let apps = Apps {
             config: config.clone(),
             address,
+            certificates: Certificates::new(&config.tls, &dir)?.map(Arc::new),
             seal: Seal::new(&keys.apps_secret()),
             tickets: super::Tickets::default(),
             live: Arc::new(Live::new(config.limits)),
             troubles: std::sync::Mutex::default(),
             noted: std::sync::Mutex::default(),
         };
-        Ok(Self { apps: Arc::new(apps), listener, plain, certificates })
+        Ok(Self { apps: Arc::new(apps), listener, plain })
     }
 }
 
 /// Serves exposed services until it is dropped.
 pub(crate) async fn run(handle: Handle, bound: Bound) {
-    let Bound { apps, listener, plain, certificates } = bound;
+    let Bound { apps, listener, plain } = bound;
     let most = Arc::new(Semaphore::new(apps.config.limits.connections));
     let gateway = Gateway { handle, apps };
     let mut parts = JoinSet::new();
-    if let Some(certificates) = &certificates {
+    if let Some(certificates) = &gateway.apps.certificates {
         parts.spawn(certificates.clone().upkeep(gateway.clone()));
     }
     if let Some(plain) = plain {
         let gateway = gateway.clone();
-        let certificates = certificates.clone();
-        parts.spawn(accept(plain, most.clone(), move |stream, _| {
-            aside(gateway.clone(), certificates.clone(), stream)
-        }));
+        parts.spawn(accept(plain, most.clone(), move |stream, _| aside(gateway.clone(), stream)));
     }
     let inner = gateway.clone();
-    parts.spawn(accept(listener, most, move |stream, from| {
-        visit(inner.clone(), certificates.clone(), stream, from)
-    }));
+    parts.spawn(accept(listener, most, move |stream, from| visit(inner.clone(), stream, from)));
     gateway.keep_as_said().await;
 }
 
@@ -145,14 +139,11 @@ pub(super) fn keep_alive(stream: &TcpStream) {
     let _ = sockopt::set_tcp_keepcnt(stream, 4);
 }
 
-async fn visit(
-    gateway: Gateway,
-    certificates: Option<Arc<Certificates>>,
-    stream: TcpStream,
-    from: SocketAddr,
-) {
+async fn visit(gateway: Gateway, stream: TcpStream, from: SocketAddr) {
     let stream = Stall::new(stream);
-    let Some(certificates) = certificates else { return talk(gateway, stream, from).await };
+    let Some(certificates) = gateway.apps.certificates.clone() else {
+        return talk(gateway, stream, from).await;
+    };
     match tokio::time::timeout(TLS_LIMIT, certificates.accept(&gateway, stream)).await {
         Ok(Ok(stream)) => talk(gateway, stream, from).await,
         Ok(Err(error)) => tracing::debug!(%from, %error, "no TLS with a visitor"),
@@ -178,22 +169,19 @@ async fn talk(
 }
 
 /// Plain HTTP beside TLS: answers an authority's challenge, and sends everybody else to TLS.
-async fn aside(gateway: Gateway, certificates: Option<Arc<Certificates>>, stream: TcpStream) {
+async fn aside(gateway: Gateway, stream: TcpStream) {
     let service = service_fn(move |request| {
-        let answer = elsewhere(&gateway, certificates.as_deref(), &request);
+        let answer = elsewhere(&gateway, &request);
         async move { Ok::<_, std::convert::Infallible>(answer) }
     });
     let _ = server().serve_connection(TokioIo::new(Stall::new(stream)), service).await;
 }
 
-fn elsewhere(
-    gateway: &Gateway,
-    certificates: Option<&Certificates>,
-    request: &Request<Incoming>,
-) -> Response<Body> {
+fn elsewhere(gateway: &Gateway, request: &Request<Incoming>) -> Response<Body> {
     let path = request.uri().path();
     if let Some(token) = path.strip_prefix("/.well-known/acme-challenge/")
-        && let Some(answer) = certificates.and_then(|certificates| certificates.challenge(token))
+        && let Some(answer) =
+            gateway.apps.certificates.as_ref().and_then(|certificates| certificates.challenge(token))
     {
         return plain(StatusCode::OK, "application/octet-stream", answer);
     }

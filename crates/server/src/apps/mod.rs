@@ -117,6 +117,7 @@ pub(crate) struct Apps {
     pub(crate) config: AppsConfig,
     /// Where visitors come in, the port known.
     address: SocketAddr,
+    certificates: Option<Arc<certificates::Certificates>>,
     seal: access::Seal,
     pub(crate) tickets: Tickets,
     live: Arc<Live>,
@@ -180,7 +181,10 @@ impl Apps {
     }
 
     /// Why a service cannot be reached here, if so.
-    pub(crate) fn trouble(&self, exposure: &Exposure) -> Option<String> {
+    pub(crate) fn trouble(&self, order: OrderId, exposure: &Exposure, now_ms: u64) -> Option<String> {
+        if exposure.kind == Kind::Http {
+            return self.certificates.as_ref()?.trouble(&self.host(order), now_ms);
+        }
         let port = exposure.public_port?;
         open(&self.troubles).get(&(exposure.kind, port)).cloned()
     }

@@ -131,7 +131,7 @@ pub(super) fn services(view: &View, order: &Order, apps: Option<&Apps>) -> Vec<E
         url: apps.and_then(|apps| apps.url(order.id, exposure)),
         since_ms: exposure.since_ms,
         live: apps.map_or(0, |apps| apps.live(order.id, exposure)),
-        trouble: apps.and_then(|apps| apps.trouble(exposure)),
+        trouble: apps.and_then(|apps| apps.trouble(order.id, exposure, crate::handle::now_ms())),
     };
     order.exposures().iter().map(show).collect()
 }

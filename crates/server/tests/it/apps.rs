@@ -1,6 +1,8 @@
 //! Services under the server's name, from a visitor's side: who gets in, what passes, what is cut, what fails how.
 
 use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
 
 use futures_util::{SinkExt as _, StreamExt as _};
 use ionet_domain::account::{ActivityKind, Scope};
@@ -13,7 +15,7 @@ use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 
-use crate::apps_kit::{Scene, counting_tcp, echoing_udp, echoing_websocket, few, web};
+use crate::apps_kit::{Scene, counting_tcp, echoing_udp, echoing_websocket, few, free_port, saying, web};
 use crate::http_kit::{run, soon, wallet};
 
 /// A browser that knows one host, follows nothing and keeps no cookies.
@@ -202,9 +204,7 @@ fn websockets_and_long_answers_pass_and_are_cut_with_their_way_in() {
 fn what_fails_fails_in_words_and_too_many_are_told_so() {
     run(async {
         let scene = Scene::start(|apps| apps.limits = few()).await;
-        let free =
-            TcpListener::bind("127.0.0.1:0").await.expect("bind").local_addr().expect("address").port();
-        scene.expose(Kind::Http, free, Access::Public, &[]).await;
+        scene.expose(Kind::Http, free_port().await, Access::Public, &[]).await;
         let place = scene.place().await;
         let (browser, url) = (browser(&place), format!("http://{}:{}", place.0, place.1.port()));
         assert_eq!(asked(browser.get(&url)).await, no(502, "service_down"));
@@ -221,12 +221,13 @@ fn what_fails_fails_in_words_and_too_many_are_told_so() {
         let upgrade = browser.get(&url).header("connection", "upgrade").header("upgrade", "h2c");
         assert_eq!(asked(upgrade).await, no(400, "wrong_upgrade"));
         // A service that closes without a word, and one that does not speak HTTP.
-        let mute = counting_tcp().await;
-        scene.expose(Kind::Http, mute, Access::Public, &[]).await;
-        let long = url.clone();
+        for (word, code) in [("", "service_down"), ("220 mail.example.org ready\r\n", "service_garbled")] {
+            scene.expose(Kind::Http, saying(word).await, Access::Public, &[]).await;
+            assert_eq!(asked(browser.get(&url)).await, no(502, code), "{word:?}");
+        }
         let port = web().await;
         scene.expose(Kind::Http, port, Access::Public, &[]).await;
-        let stream = |path: &str| browser.get(format!("{long}{path}"));
+        let stream = |path: &str| browser.get(format!("{url}{path}"));
         let going =
             [stream("/stream").send().await.expect("one"), stream("/stream").send().await.expect("two")];
         assert_eq!(asked(stream("/")).await, no(503, "too_many_connections"));
@@ -241,11 +242,6 @@ fn what_fails_fails_in_words_and_too_many_are_told_so() {
         .await;
         scene.network.stop().await;
     });
-}
-
-/// A port that was free a moment ago.
-async fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").await.expect("bind").local_addr().expect("address").port()
 }
 
 #[test]
@@ -318,7 +314,7 @@ fn datagrams_go_there_and_back() {
             let echo = async {
                 loop {
                     let _ = socket.send(word.as_bytes()).await;
-                    let limit = std::time::Duration::from_millis(200);
+                    let limit = Duration::from_millis(200);
                     if let Ok(Ok(len)) = tokio::time::timeout(limit, socket.recv(&mut buffer)).await {
                         return len;
                     }
@@ -334,12 +330,9 @@ fn datagrams_go_there_and_back() {
 #[test]
 fn tls_by_a_given_certificate() {
     run(async {
-        let made =
-            rcgen::generate_simple_self_signed(vec!["*.apps.example.org".to_owned()]).expect("certificate");
         let dir = tempfile::tempdir().expect("dir");
         let (cert, key) = (dir.path().join("cert.pem"), dir.path().join("key.pem"));
-        std::fs::write(&cert, made.cert.pem()).expect("write");
-        std::fs::write(&key, made.signing_key.serialize_pem()).expect("write");
+        let made = wildcard(&cert, &key);
         let scene = Scene::start(|apps| {
             apps.domain = "apps.example.org".into();
             apps.tls = AppsTls::Files { cert, key };
@@ -347,9 +340,8 @@ fn tls_by_a_given_certificate() {
         .await;
         scene.expose(Kind::Http, web().await, Access::Owner, &[]).await;
         let (host, address) = scene.place().await;
-        let root = reqwest::Certificate::from_pem(made.cert.pem().as_bytes()).expect("root");
         let secure = reqwest::Client::builder()
-            .tls_certs_only([root])
+            .tls_certs_only([made])
             .resolve(&host, address)
             .redirect(Policy::none());
         let secure = secure.build().expect("client");
@@ -367,6 +359,46 @@ fn tls_by_a_given_certificate() {
         assert!(said["headers"].to_string().contains(r#"["x-forwarded-proto","https"]"#), "{said}");
         let plain = reqwest::Client::new().get(format!("http://{address}/")).send();
         assert!(soon("no answer", plain).await.is_err(), "nothing is said in the clear");
+        scene.network.stop().await;
+    });
+}
+
+/// Writes a certificate of its own and its key into two files.
+fn wildcard(cert: &Path, key: &Path) -> reqwest::Certificate {
+    let made =
+        rcgen::generate_simple_self_signed(vec!["*.apps.example.org".to_owned()]).expect("certificate");
+    std::fs::write(cert, made.cert.pem()).expect("write");
+    std::fs::write(key, made.signing_key.serialize_pem()).expect("write");
+    reqwest::Certificate::from_pem(made.cert.pem().as_bytes()).expect("root")
+}
+
+#[test]
+fn a_changed_certificate_is_read_again() {
+    run(async {
+        let dir = tempfile::tempdir().expect("dir");
+        let (cert, key) = (dir.path().join("cert.pem"), dir.path().join("key.pem"));
+        let first = wildcard(&cert, &key);
+        let scene = Scene::start(|apps| {
+            apps.domain = "apps.example.org".into();
+            apps.tls = AppsTls::Files { cert: cert.clone(), key: key.clone() };
+        })
+        .await;
+        scene.expose(Kind::Http, web().await, Access::Public, &[]).await;
+        let (host, address) = scene.place().await;
+        let url = format!("https://{host}:{}/", address.port());
+        let trusts = async |root: &reqwest::Certificate| {
+            let client = reqwest::Client::builder().tls_certs_only([root.clone()]).resolve(&host, address);
+            soon("an answer", client.build().expect("client").get(&url).send()).await.is_ok()
+        };
+        assert!(trusts(&first).await);
+        let second = wildcard(&cert, &key);
+        soon("the new one", async {
+            while !trusts(&second).await {
+                tokio::time::sleep(Duration::from_millis(50)).await; // poll
+            }
+        })
+        .await;
+        assert!(!trusts(&first).await);
         scene.network.stop().await;
     });
 }

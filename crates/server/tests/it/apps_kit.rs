@@ -205,6 +205,25 @@ pub(crate) async fn counting_tcp() -> u16 {
     port
 }
 
+/// A TCP service that says one thing to whoever says something, and closes.
+pub(crate) async fn saying(word: &'static str) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+    let port = listener.local_addr().expect("address").port();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            if stream.read(&mut [0; 1024]).await.is_ok() {
+                let _ = stream.write_all(word.as_bytes()).await;
+            }
+        }
+    });
+    port
+}
+
+/// A port that was free a moment ago.
+pub(crate) async fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").await.expect("bind").local_addr().expect("address").port()
+}
+
 /// A UDP service that says everything again.
 pub(crate) async fn echoing_udp() -> u16 {
     let socket = UdpSocket::bind("127.0.0.1:0").await.expect("bind");

@@ -1,6 +1,8 @@
 //! The server from outside: the core against workers, disks and chains in memory, and the shell against real ones.
 
+mod acme_kit;
 mod apps;
+mod apps_acme;
 mod apps_kit;
 mod course;
 mod crash;
