@@ -70,13 +70,13 @@ impl Desk {
         let sum = |said: String| said.split_whitespace().next().unwrap().to_owned();
         let ours = sum(self.run(&["sha256sum", &self.path("data")]));
         self.run(&["scp", "-q", "-F", &config, &self.path("data"), &format!("{alias}:sent")]);
-        assert_eq!(sum(self.run(&["ssh", "-F", &config, &alias, "sha256sum sent"])), ours);
+        assert_eq!(sum(self.run(&["ssh", "-F", &config, alias, "sha256sum sent"])), ours);
         let shell = format!("ssh -F {config}");
         self.run(&["rsync", "-e", &shell, &format!("{alias}:sent"), &self.path("back")]);
         assert_eq!(sum(self.run(&["sha256sum", &self.path("back")])), ours);
         let there = format!("{}.{member}:copied", self.cluster.id);
         self.client.must(&["cp", &self.path("data"), &there]).unwrap();
-        assert_eq!(sum(self.run(&["ssh", "-F", &config, &alias, "sha256sum copied"])), ours);
+        assert_eq!(sum(self.run(&["ssh", "-F", &config, alias, "sha256sum copied"])), ours);
     }
 
     /// Local ports to the member's, TCP and UDP, of the same number.
