@@ -216,7 +216,8 @@ impl Decision<'_> {
                 if self.state.key(account, *key)?.revoked {
                     return Err(Refusal::NoChange { what: key.to_string() });
                 }
-                only(PublicBody::KeyRevoked { account, key: *key })
+                let void_before_ms = Some(self.now_ms);
+                only(PublicBody::KeyRevoked { account, key: *key, void_before_ms })
             }
             CommandBody::LogActivity { account, kind, key, particulars } => {
                 self.by_server()?;

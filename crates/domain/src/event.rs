@@ -95,7 +95,13 @@ pub enum PublicBody {
     /// A key was made.
     KeyMade { account: Address, key: ApiKey },
     /// A key was revoked.
-    KeyRevoked { account: Address, key: KeyId },
+    KeyRevoked {
+        account: Address,
+        key: KeyId,
+        /// Leave to open tunnels that it was given before is void; absent in what was written before there was such leave.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        void_before_ms: Option<u64>,
+    },
     /// A line of the activity log; the particulars are private.
     Active(Activity),
     /// Tokens arrived from the chain, under the chain's own reference.
@@ -304,7 +310,7 @@ impl PublicBody {
                 order.map(|id| id.to_string()).into_iter().chain(["market".into()]).collect()
             }
             Self::KeyMade { account, key } => vec![account.to_string(), key.id.to_string()],
-            Self::KeyRevoked { account, key } => vec![account.to_string(), key.to_string()],
+            Self::KeyRevoked { account, key, .. } => vec![account.to_string(), key.to_string()],
             Self::Active(activity) => vec![activity.account.to_string(), activity_of(activity.account)],
             Self::Deposited { transfer, .. } | Self::Sent { transfer } => touched(transfer).collect(),
             Self::DeviceEnrolled { enrolment } => {

@@ -244,7 +244,9 @@ impl State {
             }
             B::TermBegun { term } => self.term = *term,
             B::KeyMade { account, key } => self.fold_key(*account, key, event.private.as_ref()),
-            B::KeyRevoked { account, key } => self.fold_key_revoked(*account, *key, event.at_ms),
+            B::KeyRevoked { account, key, void_before_ms } => {
+                self.fold_key_revoked(*account, *key, *void_before_ms)
+            }
             B::Active(_) => {}
             B::CountryDeclared { .. } | B::DeviceTermsSet { .. } | B::DenyListSet { .. } => {
                 self.fold_terms(&event.public, event.private.as_ref());
@@ -318,10 +320,10 @@ impl State {
         }
     }
 
-    fn fold_key_revoked(&mut self, account: Address, key: KeyId, at_ms: u64) {
+    fn fold_key_revoked(&mut self, account: Address, key: KeyId, void_before_ms: Option<u64>) {
         if let Some(key) = self.accounts.get_mut(&account).and_then(|a| a.keys.get_mut(&key)) {
             key.revoked = true;
-            key.revoked_ms = Some(at_ms);
+            key.revoked_ms = void_before_ms;
         }
     }
 

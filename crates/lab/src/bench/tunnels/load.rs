@@ -12,7 +12,11 @@ use crate::{LabError, Result};
 /// The first byte of a connection says what it is for.
 const STREAM: u8 = b'S';
 const ECHO: u8 = b'E';
+const LARGE: u8 = b'L';
 const REQUEST_BYTES: usize = 200;
+const LARGE_BYTES: usize = 64 << 10;
+/// So many large ones make a tunnel a long one at once.
+const LARGE_COUNT: usize = 8;
 /// Until a tunnel has found its way and its windows.
 const WARM_UP: Duration = Duration::from_millis(1500);
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -41,7 +45,7 @@ fn answer(mut stream: TcpStream) -> std::io::Result<()> {
             stream.write_all(&much)?;
         }
     }
-    let mut request = [0; REQUEST_BYTES];
+    let mut request = vec![0; if kind == [LARGE] { LARGE_BYTES } else { REQUEST_BYTES }];
     loop {
         stream.read_exact(&mut request)?;
         stream.write_all(&request)?;
@@ -57,9 +61,12 @@ fn connect(at: SocketAddr, kind: u8) -> std::io::Result<TcpStream> {
 }
 
 fn ask(stream: &mut TcpStream) -> std::io::Result<()> {
-    let mut bytes = [5; REQUEST_BYTES];
-    stream.write_all(&bytes)?;
-    stream.read_exact(&mut bytes)
+    ask_for(stream, &mut [5; REQUEST_BYTES])
+}
+
+fn ask_for(stream: &mut TcpStream, bytes: &mut [u8]) -> std::io::Result<()> {
+    stream.write_all(bytes)?;
+    stream.read_exact(bytes)
 }
 
 /// Waits until the service answers through the tunnel.
@@ -139,17 +146,16 @@ pub(super) fn keep_open(
     enough: impl Fn() -> Result<bool>,
 ) -> Result<Vec<TcpStream>> {
     let failed = || LabError::io("keep connections open");
-    let open = (0..count).map(|_| connect(at, ECHO)).collect::<std::io::Result<Vec<_>>>();
+    let open = (0..count).map(|_| connect(at, LARGE)).collect::<std::io::Result<Vec<_>>>();
     let mut open = open.map_err(failed())?;
-    let begun = Instant::now();
+    let (begun, mut bytes) = (Instant::now(), vec![5; LARGE_BYTES]);
     while !enough()? {
         if begun.elapsed() > 6 * PATIENCE {
             return Err(LabError::Broken(format!("{count} tunnels did not all move to the relay")));
         }
         for stream in &mut open {
-            // Some 4 KiB each.
-            for _ in 0..12 {
-                ask(stream).map_err(failed())?;
+            for _ in 0..LARGE_COUNT {
+                ask_for(stream, &mut bytes).map_err(failed())?;
             }
         }
     }
