@@ -245,7 +245,7 @@ impl State {
             B::TermBegun { term } => self.term = *term,
             B::KeyMade { account, key } => self.fold_key(*account, key, event.private.as_ref()),
             B::KeyRevoked { account, key, void_before_ms } => {
-                self.fold_key_revoked(*account, *key, *void_before_ms)
+                self.fold_key_revoked(*account, *key, *void_before_ms);
             }
             B::Active(_) => {}
             B::CountryDeclared { .. } | B::DeviceTermsSet { .. } | B::DenyListSet { .. } => {
