@@ -2,7 +2,7 @@
 //!
 //! The kernel then does for it what QUIC does in this process, at a fraction of the time for each byte, here and at the relay.
 //! The client decides; both ends dial the relay and meet there by a token; the seal's secret and the token went from one to
-//! the other on the QUIC stream. Who finds the relay's way the slower one goes back, and stays.
+//! the other on the QUIC stream. Who finds the relay's way the slower one goes back, and stays for ten minutes.
 //!
 //! Always holds: a server dials only relays that it was told of itself. Not here: the relay (`crate::relay::splice`), how
 //! a session changes carriers (`session`).
@@ -40,9 +40,8 @@ const MEET_WAIT: Duration = Duration::from_secs(8);
 /// After a meeting that failed, doubled with each.
 const RETRY_AFTER: Duration = Duration::from_secs(10);
 const RETRY_MOST: Duration = Duration::from_mins(10);
-/// The way through the relay has this long to show what it can do.
-const TRIAL: Duration = Duration::from_secs(2);
-const NEVER: Duration = Duration::from_hours(24 * 365);
+/// The way through the relay has so many looks to show what it can do.
+const TRIAL_LOOKS: u32 = 8;
 
 /// Where and how both ends meet.
 #[derive(Serialize, Deserialize)]
@@ -173,17 +172,33 @@ impl Promoter {
         Carrier::tcp(stream, &secret, true)
     }
 
-    /// Waits until it shows that the direct way was much better; it is taken again and kept.
+    /// Waits until it shows that the direct way was much better; it is taken again and kept for a while. What passes in
+    /// bursts is judged by its bursts, and what idles not at all.
     pub(super) async fn regret(&mut self, bytes: impl Fn() -> u64) {
         let Some(before) = self.before.take() else { return std::future::pending().await };
-        let first = bytes();
-        sleep(TRIAL).await;
-        let pace = Pace { bytes: bytes() - first, over: TRIAL };
-        if !pace.is_much_less_than(before) {
+        let most = loop {
+            let most = most_in_a_look(&bytes).await;
+            if most >= BULK_BYTES {
+                break most;
+            }
+        };
+        if !(Pace { bytes: most, over: LOOK_EVERY }).is_much_less_than(before) {
             return std::future::pending().await;
         }
-        self.not_before = Instant::now() + NEVER;
+        self.not_before = Instant::now() + RETRY_MOST;
     }
+}
+
+/// The most that passes between two of some looks.
+async fn most_in_a_look(bytes: &impl Fn() -> u64) -> u64 {
+    let (mut last, mut most) = (bytes(), 0);
+    for _ in 0..TRIAL_LOOKS {
+        sleep(LOOK_EVERY).await;
+        let now = bytes();
+        most = most.max(now - last);
+        last = now;
+    }
+    most
 }
 
 /// Waits until much passes, or something for a while; how much it was.

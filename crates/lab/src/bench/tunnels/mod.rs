@@ -109,13 +109,15 @@ fn idle(running: &mut [Running]) -> Result<Vec<Figure>> {
     let Some(ours) = running.iter_mut().find(|one| one.rival == Rival::Ionet) else { return Ok(Vec::new()) };
     let at = ours.at;
     let pairs = std::cell::RefCell::new(ours);
-    let enough = || Ok(pairs.borrow_mut().relay_metrics()?.splicer.pairs >= IDLE as u64);
-    let open = load::keep_open(at, IDLE, enough)?;
+    let moved = || Ok(pairs.borrow_mut().relay_metrics()?.splicer.pairs);
+    let open = load::keep_open(at, IDLE, || Ok(moved()? >= IDLE as u64))?;
+    let moved =
+        Figure::new("idle_tunnels_at_the_relay", moved()? as f64, "").target(Target::AtLeast(IDLE as f64));
     let pid = pairs.borrow().relay_pid().unwrap_or_default();
     let figure =
         Figure::new("relay_with_1000_idle_tunnels", resident_mb(pid), "MB").target(Target::Below(50.0));
     drop(open);
-    Ok(vec![figure])
+    Ok(vec![moved, figure])
 }
 
 /// The middle one of a figure of all rounds' turns.
